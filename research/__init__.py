@@ -1,0 +1,1 @@
+"""A laboratory for adapting, compressing, aligning and deploying transformers in JAX."""

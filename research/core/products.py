@@ -1,0 +1,43 @@
+"""Matrix products: operands as they are, float32 accumulation, on layouts that run fast.
+
+float32 operands multiply in full float32 on every backend (a TPU would otherwise round them
+to bfloat16). bfloat16 operands with a float32 result are the native mode of matrix units.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def matmul(a: jax.Array, b: jax.Array, contract: tuple[int, int], batch: int = 0) -> jax.Array:
+  """Contracts axis `contract[0]` of `a` with `contract[1]` of `b` -> float32.
+
+  The first `batch` axes of both are batch axes. The result has the batch axes, then the
+  other axes of `a`, then those of `b`.
+  """
+  axes = tuple(range(batch))
+  return jax.lax.dot_general(
+    a,
+    b,
+    ((contract[:1], contract[1:]), (axes, axes)),
+    precision=jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None,
+    preferred_element_type=jnp.float32,
+  )
+
+
+def outer(a: jax.Array, b: jax.Array, batch: int = 0) -> jax.Array:
+  """`a^T b`, as in weight gradients: `[..., n, p]`, `[..., n, q]` -> float32 `[..., p, q]`.
+
+  CPUs run a bfloat16 product that contracts the first axes of both operands by way of
+  float32, several times slower; there the thinner operand is transposed in memory first.
+  """
+
+  def thin_first(a, b):
+    # The barriers keep the compiler from folding the transposes back into the product.
+    if a.shape[-1] > b.shape[-1]:
+      return jnp.swapaxes(jax.lax.optimization_barrier(thin_first(b, a)), -1, -2)
+    turned = jax.lax.optimization_barrier(jnp.swapaxes(a, -1, -2))
+    return matmul(turned, b, (batch + 1, batch), batch)
+
+  return jax.lax.platform_dependent(
+    a, b, cpu=thin_first, default=lambda a, b: matmul(a, b, (batch, batch), batch)
+  )

@@ -1,0 +1,1 @@
+"""Data: tokenizers, chat templates, sources, row formats, packing and the input pipeline."""

@@ -1,0 +1,191 @@
+"""From a data config to batches: training without end and resumed exactly, evaluation once.
+
+Batches are the next `batch_size` rows of the windows that `windows` plans; the state of the
+iterator is where the window began and how many of its rows are gone. Every host plans the
+same rows and takes its share of each batch: the number of hosts does not change a batch.
+
+A config has `source` (see `sources`), `length` (tokens a row), `packing` (`best_fit`, or
+`none`: a document a row), `buckets` (the lengths that `none` pads to; `length` is always
+one), `completion_only`, `on_bad_row` (`drop`, `stop`), `on_long_row` (`drop`, `truncate`,
+`split`, `stop`), `shuffle` and `window` (examples planned at a time, and so in memory).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import grain
+
+from research.data.formats import Example
+from research.data.windows import Batch, Place, Planner
+
+if TYPE_CHECKING:
+  from research.data.tokenizer import Tokenizer
+
+# Enough to keep training while the next window is tokenized.
+_PREFETCHED_BATCHES = 16
+
+
+class _Batches(grain.IterDataset):
+  """The endless batches of a planner."""
+
+  def __init__(self, planner: Planner):
+    super().__init__()
+    self._planner = planner
+
+  def __iter__(self) -> _BatchesIterator:
+    return _BatchesIterator(self._planner)
+
+
+class _BatchesIterator(grain.DatasetIterator):
+  """Batches of the rows of one window after another."""
+
+  def __init__(self, planner: Planner):
+    super().__init__()
+    self._planner = planner
+    self._start = Place()
+    self._row = 0
+
+  def __next__(self) -> Batch:
+    rows: list[list[Example]] = []
+    while need := self._planner.batch_size - len(rows):
+      window = self._planner.window(self._start)
+      taken = window.rows[self._row : self._row + need]
+      rows.extend(taken)
+      self._row += len(taken)
+      if self._row == len(window.rows):
+        self._start, self._row = window.end, 0
+    return self._planner.batch(rows)
+
+  def get_state(self) -> dict[str, int]:
+    return {"position": self._start.position, "piece": self._start.piece, "row": self._row}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    self._start, self._row = Place(state["position"], state["piece"]), state["row"]
+
+
+class BatchIterator:
+  """Endless training batches, prefetched in a thread; made by `train_batches`.
+
+  Attributes:
+    report: the rows dropped or changed so far. It is complete when the stream has been
+      through an epoch, at once if the rows fit in a window.
+  """
+
+  def __init__(self, planner: Planner):
+    self._planner = planner
+    self.report = planner.report
+    batches = _Batches(planner)
+    self._iterator = iter(
+      grain.experimental.ThreadPrefetchIterDataset(
+        batches, prefetch_buffer_size=_PREFETCHED_BATCHES
+      )
+    )
+    # Grain stops the thread when its iterator is deleted, which fails noisily once the
+    # interpreter is going down; this deletes it before.
+    weakref.finalize(self, vars(self).pop, "_iterator", None)
+
+  def __iter__(self) -> BatchIterator:
+    return self
+
+  def __next__(self) -> Batch:
+    """This host's rows of the next batch, `[batch_size / shard_count, S]`."""
+    return next(self._iterator)
+
+  def get_state(self) -> dict[str, Any]:
+    """Where the next batch begins: a small dict that JSON holds."""
+    return {**self._iterator.get_state(), "settings": self._planner.settings}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Goes to where `get_state` was called, in this process or another.
+
+    Raises:
+      ValueError: the state is of other data or settings, where it means another place.
+    """
+    ours, theirs = self._planner.settings, state["settings"]
+    if changed := [key for key in ours if ours[key] != theirs.get(key)]:
+      told = ", ".join(f"{key} was {theirs.get(key)!r}, is {ours[key]!r}" for key in changed)
+      raise ValueError(f"the saved place in the data is of other data: {told}")
+    self._iterator.set_state({key: state[key] for key in ("position", "piece", "row")})
+
+  def description(self) -> str:
+    """One line: rows, tokens, share of padding. Before the first batch it plans a window."""
+    state = self._iterator.get_state()
+    return self._planner.description(Place(state["position"], state["piece"]))
+
+  def close(self) -> None:
+    """Ends the thread; no more batches."""
+    self._iterator.close()
+
+
+class EvalBatches:
+  """Finite batches that hold every usable example once, each time it is iterated over.
+
+  Attributes:
+    report: the rows dropped or changed; complete after one pass.
+  """
+
+  def __init__(self, planner: Planner):
+    self._planner = planner
+    self.report = planner.report
+
+  def __iter__(self) -> Iterator[Batch]:
+    place = Place()
+    rows: list[list[Example]] = []
+    size = self._planner.batch_size
+    while (window := self._planner.window(place)).rows:
+      place = window.end
+      rows += window.rows
+      while len(rows) >= size:
+        yield self._planner.batch(rows[:size])
+        del rows[:size]
+    if rows:
+      yield self._planner.batch(rows)
+
+  def description(self) -> str:
+    """One line: rows, tokens, share of padding."""
+    return self._planner.description(Place())
+
+
+def train_batches(
+  config: Any,
+  tokenizer: Tokenizer,
+  *,
+  batch_size: int,
+  seed: int,
+  shard_index: int = 0,
+  shard_count: int = 1,
+) -> BatchIterator:
+  """Endless batches (docs/architecture.md) of a data config, as this module describes it.
+
+  Args:
+    config: the data section.
+    tokenizer: the model's.
+    batch_size: rows of the global batch, over all hosts.
+    seed: of the order.
+    shard_index, shard_count: this host takes rows `shard_index::shard_count` of each batch.
+
+  Raises:
+    ValueError: the config is wrong, or rows are and `config.on_bad_row` says stop; what
+      comes later in the stream raises when it is reached.
+  """
+  shard = (shard_index, shard_count)
+  return BatchIterator(Planner(config, tokenizer, batch_size=batch_size, shard=shard, seed=seed))
+
+
+def eval_batches(
+  config: Any,
+  tokenizer: Tokenizer,
+  *,
+  batch_size: int,
+  shard_index: int = 0,
+  shard_count: int = 1,
+) -> EvalBatches:
+  """Batches of every usable example of a data config once, the last filled with padding.
+
+  Arguments and errors are those of `train_batches`; there is no shuffling.
+  """
+  shard = (shard_index, shard_count)
+  return EvalBatches(Planner(config, tokenizer, batch_size=batch_size, shard=shard, seed=None))

@@ -1,0 +1,273 @@
+"""The stream of examples, its order, and the windows it is planned in.
+
+The stream is endless in training: each source is shuffled anew each epoch as a function of
+the seed and the epoch alone, sources are mixed by weight, and rows are tokenized as the
+stream reaches them. A window is the next `config.window` examples of it, ended early by the
+end of an epoch; it is packed (or sorted by length) into rows as a whole. So memory holds a
+window, and a place in the rows is where their window began and a number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import grain
+import numpy as np
+import tqdm
+
+from research.core import tree
+from research.data import formats, packing, sources
+from research.data.formats import BadRow, Example, Report
+
+if TYPE_CHECKING:
+  from research.data.tokenizer import Tokenizer
+
+Batch = dict[str, np.ndarray]
+
+
+class _Examples(grain.sources.RandomAccessDataSource):
+  """Row `i` of a source as its examples, none if it is dropped; all kept if `keep`."""
+
+  def __init__(
+    self, source: sources.Source, tokenizer: Tokenizer, config: Any, report: Report, keep: bool
+  ):
+    self._source = source
+    self._tokenizer = tokenizer
+    self._length = config.length
+    self._completion_only = config.completion_only
+    self._stop_on_bad = config.on_bad_row == "stop"
+    self._on_long_row = config.on_long_row
+    self._report = report
+    self._kept: dict[int, tuple[Example, ...]] | None = {} if keep else None
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: Any) -> tuple[Example, ...]:
+    index = int(index)
+    if self._kept is None:
+      return self._read(index)
+    if index not in self._kept:
+      self._kept[index] = self._read(index)
+    return self._kept[index]
+
+  def _read(self, index: int) -> tuple[Example, ...]:
+    try:
+      example = formats.tokenize(
+        self._source[index], self._tokenizer, completion_only=self._completion_only
+      )
+    except BadRow as error:
+      return self._drop(index, error, "on_bad_row", self._stop_on_bad)
+    try:
+      pieces = formats.fit(example, self._length, self._on_long_row)
+    except BadRow as error:
+      return self._drop(index, error, "on_long_row", self._on_long_row == "stop")
+    if len(example) > self._length:
+      verb = "truncated" if self._on_long_row == "truncate" else "split"
+      self._count(index, f"{verb} to {self._length} tokens", f"it has {len(example)}")
+    return pieces
+
+  def _drop(self, index: int, error: BadRow, setting: str, stop: bool) -> tuple[Example, ...]:
+    if stop:
+      raise ValueError(
+        f"{self._source.name} row {self._source.origin(index)} is {error} "
+        f"(data.{setting}='drop' leaves such rows out and counts them)"
+      ) from error
+    self._count(index, f"dropped, {error.reason}", error.detail)
+    return ()
+
+  def _count(self, index: int, reason: str, detail: str) -> None:
+    self._report.add(self._source.name, reason, self._source.origin(index), detail)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """A place in the stream: the row at `position`, and of its examples the one at `piece`."""
+
+  position: int = 0
+  piece: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+  """Rows planned together. Invariant: they hold the examples from `start` to before `end`."""
+
+  start: Place
+  end: Place
+  rows: list[list[Example]]
+
+
+class Planner:
+  """Cuts the stream into windows and plans the rows of each."""
+
+  def __init__(
+    self,
+    config: Any,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    shard: tuple[int, int],
+    seed: int | None,
+  ):
+    _check_config(config)
+    index, count = shard
+    if not 0 <= index < count or batch_size % count:
+      raise ValueError(
+        f"shard {index} of {count} of a batch of {batch_size}: the shard is from 0 to below the "
+        "count, and the count divides the batch"
+      )
+    self._packed = config.packing == "best_fit"
+    self._buckets = sorted({*config.buckets, config.length})
+    self._length = config.length
+    self._pad_id = tokenizer.pad_id or 0
+    self.batch_size = batch_size
+    self._shard = slice(index, batch_size, count)
+    # Rows of one document are whole batches of like length, so a window is whole batches.
+    self._unit = 1 if self._packed else batch_size
+    self._target = math.ceil(config.window / self._unit) * self._unit
+    self._seed = seed
+    self._shuffle = config.shuffle
+    source = sources.build(config.source)
+    self._name = source.name
+    self.report = Report()
+    self.report.merge(source.report)
+    if self.report and config.on_bad_row == "stop":
+      raise ValueError(f"{self.report} (data.on_bad_row='drop' leaves such rows out)")
+    self.epoch_rows = len(source)
+    if not self.epoch_rows:
+      raise ValueError(f"{source.name} has no rows")
+    keep = self.epoch_rows <= config.window
+    parts, weights = [source], [1.0]
+    if isinstance(source, sources.Mixture):
+      parts, weights = source.parts, source.weights
+    streams = [
+      grain.MapDataset.source(_Examples(part, tokenizer, config, self.report, keep))
+      for part in parts
+    ]
+    if seed is not None:
+      if config.shuffle:
+        seeds = np.random.SeedSequence(seed).generate_state(len(parts))
+        streams = [s.shuffle(seed=int(n)) for s, n in zip(streams, seeds, strict=True)]
+      streams = [stream.repeat() for stream in streams]
+    if len(streams) == 1:
+      self._stream = streams[0]
+    elif seed is None:
+      self._stream = grain.MapDataset.concatenate(streams)
+    else:
+      self._stream = grain.MapDataset.mix(streams, weights)
+    self.settings = {
+      "source": source.fingerprint,
+      "seed": seed,
+      "batch_size": batch_size,
+      "length": config.length,
+      "packing": config.packing,
+      "buckets": list(config.buckets),
+      "completion_only": config.completion_only,
+      "on_long_row": config.on_long_row,
+      "shuffle": config.shuffle,
+      "window": config.window,
+      "vocab_size": tokenizer.vocab_size,
+    }
+    self._window: Window | None = None
+
+  def window(self, start: Place, progress: bool = False) -> Window:
+    """The window that begins at `start`, with no rows at the end of a finite stream.
+
+    Args:
+      start: where the last one ended, or `Place()`.
+      progress: show a bar if it takes seconds.
+
+    Raises:
+      ValueError: a whole epoch holds no usable row, or a row is bad and shall stop.
+    """
+    if self._window is None or self._window.start != start:
+      examples, end = self._read(start, progress)
+      self._window = Window(start, end, self._plan(examples, start))
+    return self._window
+
+  def _read(self, start: Place, progress: bool) -> tuple[list[Example], Place]:
+    examples: list[Example] = []
+    place, barren = start, 0
+    limit = self._target
+    bar = tqdm.tqdm(
+      total=min(limit, self.epoch_rows),
+      desc="tokenizing",
+      unit=" rows",
+      delay=2,
+      leave=False,
+      disable=not progress,
+    )
+    with bar:
+      while len(examples) < limit and place.position < len(self._stream):
+        pieces = self._stream[place.position]
+        taken = pieces[place.piece :][: limit - len(examples)]
+        examples.extend(taken)
+        if place.piece + len(taken) < len(pieces):
+          place = Place(place.position, place.piece + len(taken))
+          break
+        place = Place(place.position + 1, 0)
+        bar.update()
+        barren = 0 if pieces else barren + 1
+        if barren >= self.epoch_rows:
+          raise ValueError(f"none of {self.epoch_rows} rows can be used\n{self.report}")
+        if place.position % self.epoch_rows == 0 and examples:
+          # The epoch is over: fill the last batch and leave the rest to the next window.
+          limit = min(limit, math.ceil(len(examples) / self._unit) * self._unit)
+    return examples, place
+
+  def _plan(self, examples: list[Example], start: Place) -> list[list[Example]]:
+    rng = None
+    if self._seed is not None and self._shuffle:
+      rng = np.random.default_rng([self._seed, start.position, start.piece])
+    if self._packed:
+      return packing.packed_rows(examples, self._length, rng)
+    if self._seed is not None and not self._shuffle:
+      return [[example] for example in examples]
+    return packing.rows_by_length(examples, self.batch_size, rng)
+
+  def _width(self, rows: list[list[Example]]) -> int:
+    """The length of a batch of these rows, the same on every host."""
+    if self._packed:
+      return self._length
+    return packing.bucket(max(sum(map(len, row)) for row in rows), self._buckets)
+
+  def batch(self, rows: list[list[Example]]) -> Batch:
+    """This host's share of the batch of `rows`, with empty rows to fill it up."""
+    padded = rows + [[] for _ in range(self.batch_size - len(rows))]
+    return packing.assemble(padded[self._shard], self._width(rows), self._pad_id)
+
+  def description(self, start: Place) -> str:
+    """A line on the window planned last, or if there is none on the one at `start`."""
+    window = self._window or self.window(start, progress=True)
+    rows = window.rows
+    batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+    slots = sum(len(batch) * self._width(batch) for batch in batches)
+    documents = sum(map(len, rows))
+    tokens = sum(len(example) for row in rows for example in row)
+    how = f"packed to {self._length}" if self._packed else f"padded to {self._buckets}"
+    return (
+      f"{self._name}: {self.epoch_rows:,} rows; a window of {documents:,} has {tokens:,} tokens, "
+      f"{how} with {1 - tokens / slots:.1%} padding"
+    )
+
+
+def _check_config(config: Any) -> None:
+  choices = {
+    "packing": ("best_fit", "none"),
+    "on_bad_row": ("drop", "stop"),
+    "on_long_row": formats.ON_LONG_ROW,
+  }
+  for key, known in choices.items():
+    value = getattr(config, key)
+    if value not in known:
+      raise ValueError(
+        f"data.{key} {value!r} is none of {', '.join(known)}{tree.nearest(str(value), known)}"
+      )
+  if config.length < 2 or config.window < 1:
+    raise ValueError(
+      f"data.length is at least 2 and data.window at least 1, not {config.length}, {config.window}"
+    )
+  if any(not 1 < bucket <= config.length for bucket in config.buckets):
+    raise ValueError(f"data.buckets {config.buckets} are not all from 2 to {config.length}")

@@ -1,0 +1,1 @@
+"""Losses of arrays; they never see parameters."""

@@ -1,0 +1,7 @@
+"""Whole models, their configs, and the checkpoints of the families they come from."""
+
+from research.models.config import DecoderConfig
+from research.models.decoder import Cache, Decoder
+from research.models.load import build, load, save
+
+__all__ = ["Cache", "Decoder", "DecoderConfig", "build", "load", "save"]

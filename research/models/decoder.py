@@ -1,0 +1,148 @@
+"""The decoder: embeddings, a stack of blocks, a norm and a head.
+
+B batch, S sequence, T cache slots, D model, V vocabulary, L layers, N kv heads, K head size.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from research.models.config import DecoderConfig
+from research.nn import mask as masks
+from research.nn.block import Block, Context
+from research.nn.embed import Embed
+from research.nn.linear import Linear
+from research.nn.norm import Norm
+from research.nn.positions import rotation
+
+
+@struct.dataclass
+class Cache:
+  """Keys and values of the tokens so far.
+
+  layers: `(keys, values)`, each `[L, B, T, N, K]`, keys after rotation.
+  positions: int32 `[B, T]`: the position of the token in each slot, -1 where none is.
+  used: the number of slots written; the next call writes from there.
+  """
+
+  layers: Any
+  positions: jax.Array
+  used: jax.Array
+
+  def expand(self, copies: int, slots: int) -> "Cache":
+    """Each row `copies` times in a row, with room for `slots` tokens."""
+    more = slots - self.positions.shape[1]
+
+    def grow(array, axis, fill):
+      array = jnp.repeat(array, copies, axis=axis)
+      padding = [(0, 0)] * array.ndim
+      padding[axis + 1] = (0, more)
+      return jnp.pad(array, padding, constant_values=fill)
+
+    layers = jax.tree.map(lambda kept: grow(kept, kept.ndim - 4, 0), self.layers)
+    return Cache(layers, grow(self.positions, 0, -1), self.used)
+
+
+class Decoder(nn.Module):
+  """A decoder-only transformer; methods bind at its taps and are unknown to it.
+
+  dtype: the type of activations; products accumulate in float32.
+  remat: recompute each layer in the backward pass instead of keeping its activations.
+  unroll: layers in one iteration of the compiled loop over layers; `num_layers` makes
+    straight-line code, which CPUs run faster and which takes longer to compile.
+  """
+
+  config: DecoderConfig
+  dtype: Any = jnp.float32
+  remat: bool = False
+  unroll: int = 1
+
+  def setup(self):
+    c = self.config
+    self.embed = Embed(c.vocab_size, c.hidden_size, self.dtype)
+    if c.rope is None:
+      self.position_embed = Embed(c.max_positions, c.hidden_size, self.dtype, name="positions")
+    self.layers = self._stack()
+    self.final_norm = Norm(c.norm, c.norm_eps)
+    if not c.tied_head:
+      self.lm_head = Linear(c.vocab_size)
+
+  def _stack(self):
+    """All layers as one module: `(x, context, caches)` -> `x` and the caches."""
+    block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+    return nn.scan(
+      block,
+      variable_axes={"params": 0, "adapters": 0},
+      split_rngs={"params": True, "dropout": True},
+      in_axes=(nn.broadcast, 0),
+      length=self.config.num_layers,
+      unroll=self.unroll,
+    )(self.config)
+
+  def __call__(self, tokens, positions=None, segments=None, cache=None):
+    """Logits `[B, S, V]` in float32; with a cache, `(logits, cache)`.
+
+    Args and errors: see `hidden`.
+    """
+    out = self.hidden(tokens, positions, segments, cache)
+    if cache is None:
+      return self.head(out)
+    return self.head(out[0]), out[1]
+
+  def hidden(self, tokens, positions=None, segments=None, cache=None):
+    """The last layer's normed output `[B, S, D]`; with a cache, `(output, cache)`.
+
+    Args:
+      tokens: int32 `[B, S]`.
+      positions: int32 `[B, S]`, by default 0, 1, ... in each row (from `cache.used` with
+        a cache). With a cache, position -1 marks a padding token, which no one will see.
+      segments: int32 `[B, S]`: tokens see earlier tokens of the same number, 0 being
+        padding; by default a row is one document. Not used with a cache.
+      cache: a `Cache` with at least S free slots.
+    """
+    if cache is not None and segments is not None:
+      raise ValueError("segments are for whole rows; with a cache mark padding by position -1")
+    start = 0 if cache is None else cache.used
+    if positions is None:
+      positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
+    x = self.embed(tokens)
+    c = self.config
+    turn = None
+    if c.rope is None:
+      x = x + self.position_embed(jnp.maximum(positions, 0))
+    else:
+      turn = rotation(c.rope, positions, c.head_size)
+    if cache is None:
+      segments = jnp.ones_like(tokens) if segments is None else segments
+      x, _ = self.layers(x, Context(turn, masks.causal(segments)), None)
+      return self.final_norm(x)
+    slots = jax.lax.dynamic_update_slice_in_dim(cache.positions, positions, start, axis=1)
+    context = Context(turn, masks.cached(positions, slots), start)
+    x, layers = self.layers(x, context, cache.layers)
+    cache = Cache(layers, slots, start + tokens.shape[1])
+    return self.final_norm(x), cache
+
+  @property
+  def head_names(self) -> tuple[str, ...]:
+    """The top-level names of the variables that `head` reads."""
+    return ("embed",) if self.config.tied_head else ("lm_head",)
+
+  def head(self, hidden):
+    """`[..., D]` -> float32 logits `[..., V]`."""
+    if self.config.tied_head:
+      return self.embed.attend(hidden)
+    return self.lm_head(hidden).astype(jnp.float32)
+
+  def init_cache(self, batch: int, slots: int, dtype: Any = None) -> Cache:
+    """An empty cache of `slots` tokens a row."""
+    c = self.config
+    shape = (c.num_layers, batch, slots, c.num_kv_heads, c.head_size)
+    dtype = dtype or self.dtype
+    return Cache(
+      (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)),
+      jnp.full((batch, slots), -1, jnp.int32),
+      jnp.zeros((), jnp.int32),
+    )

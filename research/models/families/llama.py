@@ -1,0 +1,201 @@
+"""Llama and its like: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+Touvron et al. 2023 (arXiv:2307.09288); Llama 3, arXiv:2407.21783.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from research.models.config import DecoderConfig
+from research.models.families.weights import Weight
+from research.nn.positions import Rope
+
+NAME = "llama"
+ARCHITECTURE = "LlamaForCausalLM"
+IGNORED = (r".*rotary_emb\.inv_freq", r"rope_freqs\.weight")
+
+_MODULES = {
+  "attention/q_proj": "self_attn.q_proj",
+  "attention/k_proj": "self_attn.k_proj",
+  "attention/v_proj": "self_attn.v_proj",
+  "attention/o_proj": "self_attn.o_proj",
+  "mlp/gate_proj": "mlp.gate_proj",
+  "mlp/up_proj": "mlp.up_proj",
+  "mlp/down_proj": "mlp.down_proj",
+}
+
+
+def read_config(hf: Mapping[str, Any]) -> DecoderConfig:
+  """From `config.json`, with the key names of any generation of `transformers`."""
+  heads = hf["num_attention_heads"]
+  bias = hf.get("attention_bias", False)
+  return DecoderConfig(
+    family=NAME,
+    vocab_size=hf["vocab_size"],
+    num_layers=hf["num_hidden_layers"],
+    hidden_size=hf["hidden_size"],
+    mlp_size=hf["intermediate_size"],
+    num_heads=heads,
+    num_kv_heads=hf.get("num_key_value_heads") or heads,
+    head_size=hf.get("head_dim") or hf["hidden_size"] // heads,
+    max_positions=hf.get("max_position_embeddings", 2048),
+    norm="rms",
+    norm_eps=hf.get("rms_norm_eps", 1e-6),
+    activation=_activation(hf.get("hidden_act", "silu")),
+    gated_mlp=True,
+    qkv_bias=bias,
+    out_bias=bias,
+    mlp_bias=hf.get("mlp_bias", False),
+    tied_head=hf.get("tie_word_embeddings", False),
+    rope=read_rope(hf),
+  )
+
+
+def read_rope(hf: Mapping[str, Any]) -> Rope:
+  """Rotary settings from `rope_parameters` (v5), or `rope_theta` with `rope_scaling`."""
+  found = {"rope_theta": hf.get("rope_theta", 10_000.0)}
+  found |= hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+  return Rope(
+    theta=float(found["rope_theta"]),
+    kind=found.get("rope_type", found.get("type", "default")),
+    factor=float(found.get("factor", 1.0)),
+    low_freq_factor=float(found.get("low_freq_factor", 1.0)),
+    high_freq_factor=float(found.get("high_freq_factor", 4.0)),
+    original_max_positions=int(
+      found.get("original_max_position_embeddings", hf.get("max_position_embeddings", 8192))
+    ),
+  )
+
+
+def write_config(config: DecoderConfig) -> dict[str, Any]:
+  """The `config.json` that `transformers` reads."""
+  rope = config.rope
+  parameters: dict[str, Any] = {"rope_type": rope.kind, "rope_theta": rope.theta}
+  if rope.kind != "default":
+    parameters["factor"] = rope.factor
+  if rope.kind == "llama3":
+    parameters |= {
+      "low_freq_factor": rope.low_freq_factor,
+      "high_freq_factor": rope.high_freq_factor,
+      "original_max_position_embeddings": rope.original_max_positions,
+    }
+  return {
+    "architectures": [ARCHITECTURE],
+    "model_type": NAME,
+    "vocab_size": config.vocab_size,
+    "num_hidden_layers": config.num_layers,
+    "hidden_size": config.hidden_size,
+    "intermediate_size": config.mlp_size,
+    "num_attention_heads": config.num_heads,
+    "num_key_value_heads": config.num_kv_heads,
+    "head_dim": config.head_size,
+    "max_position_embeddings": config.max_positions,
+    "rms_norm_eps": config.norm_eps,
+    "hidden_act": config.activation,
+    "attention_bias": config.qkv_bias,
+    "mlp_bias": config.mlp_bias,
+    "tie_word_embeddings": config.tied_head,
+    "rope_parameters": parameters,
+    # The keys that transformers 4 and most other readers look for.
+    "rope_theta": rope.theta,
+    "rope_scaling": None if rope.kind == "default" else parameters,
+  }
+
+
+def weights(config: DecoderConfig) -> list[Weight]:
+  """Hugging Face's tensors."""
+  found = [
+    Weight("embed/embedding", "model.embed_tokens.weight"),
+    Weight("layers/attention_norm/scale", "model.layers.{}.input_layernorm.weight"),
+    Weight("layers/mlp_norm/scale", "model.layers.{}.post_attention_layernorm.weight"),
+    Weight("final_norm/scale", "model.norm.weight"),
+    Weight("lm_head/kernel", "lm_head.weight", transposed=True),
+  ]
+  for ours, theirs in _MODULES.items():
+    name = f"model.layers.{{}}.{theirs}"
+    found.append(Weight(f"layers/{ours}/kernel", f"{name}.weight", transposed=True))
+    found.append(Weight(f"layers/{ours}/bias", f"{name}.bias"))
+  return [w for w in found if not (config.tied_head and w.path.startswith("lm_head"))]
+
+
+def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> DecoderConfig:
+  """From a GGUF file's metadata (architecture `llama`)."""
+  get = {key.removeprefix("llama."): value for key, value in metadata.items()}
+  heads = get["attention.head_count"]
+  hidden = get["embedding_length"]
+  size = get.get("rope.dimension_count", hidden // heads)
+  if get.get("attention.key_length", size) != size:
+    raise ValueError("partial rotation (rope.dimension_count below key_length) is not of llama")
+  scaling = get.get("rope.scaling.type", "none")
+  return DecoderConfig(
+    family=NAME,
+    vocab_size=get.get("vocab_size") or len(metadata["tokenizer.ggml.tokens"]),
+    num_layers=get["block_count"],
+    hidden_size=hidden,
+    mlp_size=get["feed_forward_length"],
+    num_heads=heads,
+    num_kv_heads=get.get("attention.head_count_kv", heads),
+    head_size=size,
+    max_positions=get["context_length"],
+    norm="rms",
+    # Stored as float32; the shortest decimal that rounds to it is what the model's config said.
+    norm_eps=_shortest(get["attention.layer_norm_rms_epsilon"]),
+    activation="silu",
+    gated_mlp=True,
+    qkv_bias="blk.0.attn_q.bias" in tensors,
+    out_bias="blk.0.attn_output.bias" in tensors,
+    mlp_bias="blk.0.ffn_up.bias" in tensors,
+    tied_head="output.weight" not in tensors,
+    rope=Rope(
+      theta=float(get.get("rope.freq_base", 10_000.0)),
+      kind="default" if scaling == "none" else scaling,
+      factor=float(get.get("rope.scaling.factor", 1.0)),
+    ),
+  )
+
+
+def gguf_weights(config: DecoderConfig) -> list[Weight]:
+  """llama.cpp's tensors."""
+  names = {
+    "attention/q_proj": ("attn_q", config.num_heads),
+    "attention/k_proj": ("attn_k", config.num_kv_heads),
+    "attention/v_proj": ("attn_v", 0),
+    "attention/o_proj": ("attn_output", 0),
+    "mlp/gate_proj": ("ffn_gate", 0),
+    "mlp/up_proj": ("ffn_up", 0),
+    "mlp/down_proj": ("ffn_down", 0),
+  }
+  found = [
+    Weight("embed/embedding", "token_embd.weight"),
+    Weight("layers/attention_norm/scale", "blk.{}.attn_norm.weight"),
+    Weight("layers/mlp_norm/scale", "blk.{}.ffn_norm.weight"),
+    Weight("final_norm/scale", "output_norm.weight"),
+    Weight("lm_head/kernel", "output.weight", transposed=True),
+  ]
+  for ours, (theirs, heads) in names.items():
+    name = f"blk.{{}}.{theirs}"
+    found.append(Weight(f"layers/{ours}/kernel", f"{name}.weight", transposed=True, heads=heads))
+    found.append(Weight(f"layers/{ours}/bias", f"{name}.bias", heads=heads))
+  return [w for w in found if not (config.tied_head and w.path.startswith("lm_head"))]
+
+
+def modules(config: DecoderConfig) -> dict[str, tuple[str, tuple[int, int]]]:
+  """Our projection's kernel -> PEFT's module name and the part of it that we hold."""
+  del config
+  found = {
+    f"layers/{ours}/kernel": (f"model.layers.{{}}.{theirs}", (0, 1))
+    for ours, theirs in _MODULES.items()
+  }
+  return found | {"lm_head/kernel": ("lm_head", (0, 1))}
+
+
+def _activation(name: str) -> str:
+  return {"swish": "silu"}.get(name, name)
+
+
+def _shortest(value: float) -> float:
+  for digits in range(1, 10):
+    text = float(f"{value:.{digits}g}")
+    if abs(text - value) <= 1e-7 * abs(value):
+      return text
+  return value

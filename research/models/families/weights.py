@@ -1,0 +1,134 @@
+"""How a checkpoint's tensors map onto our parameters, as data."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from research.core import tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+  """One parameter of ours, and the tensor that holds it or a part of it.
+
+  path: our parameter, as in `layers/attention/q_proj/kernel`.
+  name: the tensor, with `{}` for the layer's number if the parameter is stacked.
+  transposed: the tensor is `[out, in]` where ours is `[in, out]`.
+  part: `(i, n)`: the i-th of n equal parts along our last axis; the parts are fused in one
+    tensor, in the order i = 0 .. n-1.
+  heads: for GGUF's llama, whose query and key rows are reordered for rotation of adjacent
+    pairs: the number of heads along our last axis. 0 means no reordering.
+  """
+
+  path: str
+  name: str
+  transposed: bool = False
+  part: tuple[int, int] = (0, 1)
+  heads: int = 0
+
+  @property
+  def stacked(self) -> bool:
+    return "{}" in self.name
+
+  def read(self, tensor: np.ndarray) -> np.ndarray:
+    """Our array of one layer from the checkpoint's tensor."""
+    if self.transposed:
+      tensor = tensor.T
+    index, count = self.part
+    if count > 1:
+      tensor = np.split(tensor, count, axis=-1)[index]
+    if self.heads:
+      pairs = tensor.reshape(*tensor.shape[:-1], self.heads, -1, 2)
+      tensor = np.moveaxis(pairs, -1, -2).reshape(tensor.shape)
+    return tensor
+
+  def write(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The checkpoint's tensor from our arrays of one layer, one a part."""
+    if self.heads:
+      raise ValueError(f"{self.name}: reordered heads are read, not written")
+    tensor = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+    return np.ascontiguousarray(tensor.T if self.transposed else tensor)
+
+
+def load(
+  weights: Sequence[Weight],
+  tensors: Mapping[str, np.ndarray],
+  shapes: Mapping[str, tuple[int, ...]],
+  *,
+  dtype: np.dtype,
+  ignore: Sequence[str] = (),
+) -> dict[str, np.ndarray]:
+  """`path -> array` in `dtype`, stacks allocated once and filled a layer at a time.
+
+  Args:
+    weights: the map; together it must cover `shapes`.
+    tensors: the checkpoint, maybe lazy.
+    shapes: our shape at every path.
+    ignore: regular expressions of tensors that may be left over (buffers).
+
+  Raises:
+    ValueError: tensors are missing, left over, or of another shape; the message lists them.
+  """
+  uncovered = sorted(set(shapes) - {weight.path for weight in weights})
+  if uncovered:
+    raise ValueError(f"the checkpoint's family has no tensor for {', '.join(uncovered)}")
+  weights = [weight for weight in weights if weight.path in shapes]
+  needed = {name for weight in weights for name in _names(weight, shapes)}
+  missing = sorted(needed - set(tensors))
+  extra = sorted(
+    name
+    for name in set(tensors) - needed
+    if not any(re.fullmatch(pattern, name) for pattern in ignore)
+  )
+  if missing or extra:
+    raise ValueError(
+      "; ".join(
+        f"{len(names)} tensors {what}: {_few(names)}"
+        for what, names in (("missing", missing), ("left over", extra))
+        if names
+      )
+    )
+  found, wrong = {}, []
+  for weight in weights:
+    shape = shapes[weight.path]
+    array = np.empty(shape, dtype)
+    for index, name in enumerate(_names(weight, shapes)):
+      value, target = weight.read(tensors[name]), array[index] if weight.stacked else array
+      if value.shape != target.shape:
+        wrong.append(f"{name} gives {value.shape} for {weight.path} {target.shape}")
+      else:
+        target[...] = value
+    found[weight.path] = array
+  if wrong:
+    raise ValueError(f"{len(wrong)} tensors do not fit: {_few(wrong)}")
+  return found
+
+
+def save(weights: Sequence[Weight], params: tree.Tree) -> dict[str, np.ndarray]:
+  """The checkpoint's tensors from our parameters; the inverse of `load`."""
+  flat = {path: np.asarray(leaf) for path, leaf in tree.flatten(params).items()}
+  shapes = {path: leaf.shape for path, leaf in flat.items()}
+  grouped: dict[str, list[Weight]] = {}
+  for weight in weights:
+    if weight.path in flat:
+      grouped.setdefault(weight.name, []).append(weight)
+  tensors = {}
+  for group in grouped.values():
+    group = sorted(group, key=lambda weight: weight.part[0])
+    for index, name in enumerate(_names(group[0], shapes)):
+      parts = [flat[w.path][index] if w.stacked else flat[w.path] for w in group]
+      tensors[name] = group[0].write(parts)
+  return tensors
+
+
+def _names(weight, shapes):
+  if not weight.stacked:
+    return [weight.name]
+  return [weight.name.format(i) for i in range(shapes[weight.path][0])]
+
+
+def _few(names, most=6):
+  more = f" and {len(names) - most} more" if len(names) > most else ""
+  return ", ".join(names[:most]) + more

@@ -1,0 +1,126 @@
+"""Models in and out: Hugging Face directories, GGUF files, named models."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.core import tree
+from research.data.tokenizer import Tokenizer
+from research.io import gguf, safetensors
+from research.models import families, named
+from research.models.config import DecoderConfig
+from research.models.decoder import Decoder
+from research.models.families import weights
+
+Tree = Any
+
+
+def load(source: str | Path, *, dtype: Any = jnp.float32, param_dtype: Any = None, **options):
+  """`(model, params, tokenizer)` of a checkpoint.
+
+  Args:
+    source: a Hugging Face directory, a GGUF file, or a name of `research.models.named`.
+    dtype: the type of activations and of products' operands.
+    param_dtype: the type of parameters, by default `dtype`.
+    options: further fields of `Decoder` (`remat`, `unroll`).
+
+  Raises:
+    ValueError: the architecture is unknown, or tensors are missing, left over or misshapen.
+    FileNotFoundError: there is no such file, directory or name.
+  """
+  path = Path(source)
+  if not path.exists():
+    if path.suffix or "/" in str(source):
+      raise FileNotFoundError(f"no model at {str(source)!r}")
+    path = named.fetch(str(source))
+  param_dtype = np.dtype(dtype if param_dtype is None else param_dtype)
+  if path.is_dir():
+    config, table, tensors, ignore, tokenizer = _open_directory(path)
+  else:
+    config, table, tensors, ignore, tokenizer = _open_gguf(path)
+  model = Decoder(config, dtype=dtype, **options)
+  flat = weights.load(table, tensors, _shapes(model), dtype=param_dtype, ignore=ignore)
+  return model, tree.unflatten({key: jnp.asarray(value) for key, value in flat.items()}), tokenizer
+
+
+def save(
+  directory: str | Path, model: Decoder, params: Tree, tokenizer: Tokenizer | None = None
+) -> None:
+  """Writes a Hugging Face directory that `transformers` loads."""
+  directory = Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  family = families.find(model.config.family)
+  config = family.write_config(model.config)
+  config["dtype"] = config["torch_dtype"] = str(params["embed"]["embedding"].dtype)
+  if tokenizer is not None:
+    eos = list(tokenizer.eos_ids)
+    config |= {
+      "bos_token_id": tokenizer.bos_id,
+      "eos_token_id": eos[0] if len(eos) == 1 else eos,
+      "pad_token_id": tokenizer.pad_id,
+    }
+    tokenizer.save(directory)
+  tensors = weights.save(family.weights(model.config), jax.device_get(params))
+  safetensors.write_sharded(directory, tensors)
+  (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def build(hf_config: Mapping[str, Any], *, dtype: Any = jnp.float32, **options) -> Decoder:
+  """A model of the shape that a Hugging Face `config.json` describes, without weights."""
+  return Decoder(read_config(hf_config), dtype=dtype, **options)
+
+
+def read_config(hf_config: Mapping[str, Any]) -> DecoderConfig:
+  """The decoder's shape from the contents of a `config.json`.
+
+  Raises:
+    ValueError: no family has that `model_type`, or it lacks a key.
+  """
+  if "model_type" not in hf_config:
+    raise ValueError("config.json has no model_type")
+  family = families.find(hf_config["model_type"])
+  try:
+    return family.read_config(hf_config)
+  except KeyError as error:
+    raise ValueError(f"config.json of a {family.NAME} lacks {error.args[0]!r}") from None
+
+
+def _shapes(model: Decoder) -> dict[str, tuple[int, ...]]:
+  token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), token)
+  return {path: leaf.shape for path, leaf in tree.flatten(variables["params"]).items()}
+
+
+def _open_directory(path):
+  file = path / "config.json"
+  if not file.exists():
+    raise FileNotFoundError(f"{path} has no config.json; a model directory needs one")
+  hf = json.loads(file.read_text())
+  config = read_config(hf)
+  family = families.find(config.family)
+  tensors = safetensors.read(path)
+  prefix = f"{family.weights(config)[0].name.split('.')[0]}."
+  if not any(name.startswith(prefix) for name in tensors):
+    # Checkpoints of the bare backbone leave the prefix out.
+    tensors = {prefix + name: tensors[name] for name in tensors}
+  ignore = list(family.IGNORED)
+  if config.tied_head:
+    ignore.append(r"lm_head\.weight")  # a copy of the embedding, which some tools store
+  # Weights alone are a model too; whatever needs text says so when the tokenizer is None.
+  has_tokenizer = any(path.glob("tokenizer*"))
+  tokenizer = Tokenizer.from_directory(path) if has_tokenizer else None
+  return config, family.weights(config), tensors, ignore, tokenizer
+
+
+def _open_gguf(path):
+  file = gguf.read(path)
+  architecture = file.metadata.get("general.architecture", "")
+  family = families.find(architecture, families.GGUF_FAMILIES)
+  config = family.gguf_config(file.metadata, file.tensors)
+  tokenizer = Tokenizer.from_gguf(file.metadata)
+  return config, family.gguf_weights(config), file.tensors, family.IGNORED, tokenizer

@@ -1,0 +1,49 @@
+"""Lookup tables of tokens and positions."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from research.core.products import matmul, outer
+from research.nn.tap import tap
+
+
+class Embed(nn.Module):
+  """Rows of a table: ids `[B, S]` -> `[B, S, D]` in `dtype`."""
+
+  rows: int
+  features: int
+  dtype: jnp.dtype
+
+  def setup(self):
+    self.embedding = self.param(
+      "embedding", nn.initializers.normal(0.02), (self.rows, self.features)
+    )
+
+  def __call__(self, ids: jax.Array) -> jax.Array:
+    looked_up = jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+    return tap(self, "prompt", looked_up, ids=ids)
+
+  def attend(self, x: jax.Array) -> jax.Array:
+    """`[..., D]` -> float32 logits `[..., rows]` against the table's rows (tied head)."""
+    return _attend(x, self.embedding)
+
+
+@jax.custom_vjp
+def _attend(x, table):
+  return matmul(x, table.astype(x.dtype), (x.ndim - 1, 1))
+
+
+def _forward(x, table):
+  return _attend(x, table), (x, table)
+
+
+def _backward(residuals, g):
+  x, table = residuals
+  g = g.astype(x.dtype)
+  dx = matmul(g, table.astype(x.dtype), (g.ndim - 1, 0)).astype(x.dtype)
+  dtable = outer(g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])).astype(table.dtype)
+  return dx, dtable
+
+
+_attend.defvjp(_forward, _backward)

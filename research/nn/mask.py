@@ -1,0 +1,26 @@
+"""Which key each query may see, as a boolean array: True is visible.
+
+B batch, S queries, T keys.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def causal(segments: jax.Array) -> jax.Array:
+  """Earlier tokens of the same document: `segments [B, S]` -> `[B, S, S]`.
+
+  Padding (segment 0) sees earlier padding, so that no row is empty.
+  """
+  index = jnp.arange(segments.shape[1])
+  same = segments[:, :, None] == segments[:, None, :]
+  return same & (index[:, None] >= index[None, :])
+
+
+def cached(query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+  """Slots that are filled and not later: `[B, S]`, `[B, T]` -> `[B, S, T]`.
+
+  An empty or padding slot has position -1.
+  """
+  keys = key_positions[:, None, :]
+  return (keys >= 0) & (keys <= query_positions[:, :, None])

@@ -1,0 +1,61 @@
+"""Feed-forward sub-layers: plain, and gated (SwiGLU, Shazeer 2020)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from research.nn.linear import Linear
+
+ACTIVATIONS = {
+  "silu": jax.nn.silu,
+  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+  "relu": jax.nn.relu,
+}
+
+
+@jax.custom_vjp
+def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+  """`silu(gate) * up` in float32, to the type of `gate`; keeps only its two inputs."""
+  wide = gate.astype(jnp.float32)
+  return (jax.nn.silu(wide) * up.astype(jnp.float32)).astype(gate.dtype)
+
+
+def _forward(gate, up):
+  return swiglu(gate, up), (gate, up)
+
+
+def _backward(residuals, g):
+  # Without the barrier the compiler would store the forward pass's sigmoid in float32.
+  gate, up = jax.lax.optimization_barrier(residuals)
+  wide, g = gate.astype(jnp.float32), g.astype(jnp.float32)
+  s = jax.nn.sigmoid(wide)
+  dup = g * wide * s
+  dgate = g * up.astype(jnp.float32) * s * (1 + wide * (1 - s))
+  return dgate.astype(gate.dtype), dup.astype(up.dtype)
+
+
+swiglu.defvjp(_forward, _backward)
+
+
+class MLP(nn.Module):
+  """`[..., D]` -> `[..., D]` through `hidden` features."""
+
+  hidden: int
+  activation: str
+  gated: bool
+  use_bias: bool
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    features = x.shape[-1]
+    up = Linear(self.hidden, self.use_bias, name="up_proj")(x)
+    if self.gated:
+      gate = Linear(self.hidden, self.use_bias, name="gate_proj")(x)
+      if self.activation == "silu":
+        hidden = swiglu(gate, up)
+      else:
+        hidden = ACTIVATIONS[self.activation](gate) * up
+    else:
+      hidden = ACTIVATIONS[self.activation](up)
+    return Linear(features, self.use_bias, name="down_proj")(hidden)

@@ -1,0 +1,20 @@
+"""The one place where models and adapters meet."""
+
+from typing import Any
+
+import flax.linen as nn
+
+
+def tap(module: nn.Module, site: str, value: Any, **context: Any) -> Any:
+  """Returns `value` as the adapter bound at `site` transforms it, if one is.
+
+  The adapter is the variable `site` of `module` in the `adapters` collection: a
+  pytree with `__call__(value, *, rng, **context)`. `rng` is a key while the caller
+  gives the model a `dropout` key, else None. What a site's context holds is the
+  site's contract (docs/architecture.md).
+  """
+  adapter = module.get_variable("adapters", site)
+  if adapter is None:
+    return value
+  rng = module.make_rng("dropout") if module.has_rng("dropout") else None
+  return adapter(value, rng=rng, **context)

@@ -1,0 +1,260 @@
+"""LoRA in PEFT's own format: `adapter_config.json` and `adapter_model.safetensors`.
+
+Where a checkpoint fuses projections that we keep apart (GPT-2's `c_attn`), PEFT holds one
+adapter for the fused module. Reading gives each part the shared `lora_A` and its rows of
+`lora_B`; writing stacks the parts' factors block-diagonally, which multiplies the rank,
+unless the parts still share one `lora_A`.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.core import tree
+from research.io import safetensors
+from research.peft.adapter import sites
+from research.peft.lora import LoRA
+
+Tree = Any
+# path of a kernel -> (module's name in the checkpoint, `{}` for the layer; (part, parts))
+Modules = Mapping[str, tuple[str, tuple[int, int]]]
+
+_PREFIX = "base_model.model."
+# Keys that change what the adapter computes and the values with which they change nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+  "alora_invocation_tokens": (None,),
+  "arrow_config": (None,),
+  "bias": ("none",),
+  "layer_replication": (None,),
+  "lora_bias": (False, None),
+  "modules_to_save": (None, []),
+  "target_parameters": (None, []),
+  "trainable_token_indices": (None,),
+  "use_dora": (False, None),
+  "use_qalora": (False, None),
+}
+
+
+def save(
+  directory: str | Path, adapters: Tree, modules: Modules, *, base_model: str | None = None
+) -> None:
+  """Writes LoRA adapters as PEFT does, in float32.
+
+  Args:
+    directory: made if need be; the two files in it are replaced.
+    adapters: from `attach` or `load`.
+    modules: `research.models.families` tells it for a model.
+    base_model: what to write as `base_model_name_or_path`.
+
+  Raises:
+    ValueError: an adapter is no LoRA, or its site is no module of the checkpoint.
+  """
+  grouped: dict[str, dict[int, LoRA]] = {}
+  parts: dict[str, int] = {}
+  for path, adapter in sites(jax.device_get(adapters)):
+    if path not in modules:
+      raise ValueError(f"PEFT knows no module for {path!r}{tree.nearest(path, modules)}")
+    if not isinstance(adapter, LoRA):
+      raise ValueError(f"{path!r} holds a {type(adapter).__name__}, not a LoRA")
+    module, (part, count) = modules[path]
+    grouped.setdefault(module, {})[part] = adapter
+    parts[module] = count
+
+  tensors: dict[str, np.ndarray] = {}
+  shapes: dict[str, tuple[int, float]] = {}  # module with its layer -> rank, alpha
+  for module, group in grouped.items():
+    for layer in range(_layers(next(iter(group.values())))):
+      factors = [_factors(group[i], layer) if i in group else None for i in range(parts[module])]
+      a, b, scale = _fuse(factors)
+      if not len(a):
+        continue
+      name = module.format(layer)
+      tensors[f"{_PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(a)
+      tensors[f"{_PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(b)
+      shapes[name] = (len(a), float(f"{scale * len(a):.7g}"))
+
+  config = _config(shapes, modules, grouped, base_model)
+  directory = Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  safetensors.write(directory / "adapter_model.safetensors", tensors, {"format": "pt"})
+  text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+  (directory / "adapter_config.json").write_text(text)
+
+
+def load(directory: str | Path, params: Tree, modules: Modules) -> Tree:
+  """Reads a LoRA adapter that PEFT or `save` wrote, for the base `params`.
+
+  Raises:
+    FileNotFoundError: a file is missing.
+    ValueError: the config asks for what we cannot honour, or a tensor has no place in
+      `params` or does not fit.
+  """
+  directory = Path(directory)
+  file = directory / "adapter_config.json"
+  if not file.exists():
+    raise FileNotFoundError(f"{directory} holds no adapter_config.json")
+  config = json.loads(file.read_text())
+  _check(config)
+  kernels = tree.flatten(params)
+  by_module: dict[str, list[tuple[str, int, tuple[int, int]]]] = {}
+  for path, (module, part) in modules.items():
+    if path in kernels:
+      stack = kernels[path].shape[:-2]
+      for layer in range(stack[0] if stack else 1):
+        by_module.setdefault(module.format(layer), []).append((path, layer, part))
+
+  found: dict[str, dict[int, tuple[np.ndarray, np.ndarray, float]]] = {}
+  tensors = dict(safetensors.read(directory / "adapter_model.safetensors"))
+  names = sorted(name for name in tensors if name.endswith(".lora_A.weight"))
+  for name in names:
+    module = name.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+    if module not in by_module:
+      raise ValueError(
+        f"the adapter has {module!r}, the model does not{tree.nearest(module, by_module)}"
+      )
+    a = np.asarray(tensors.pop(name), np.float32).T  # [in, r]
+    b = np.asarray(tensors.pop(name.replace("lora_A", "lora_B")), np.float32).T  # [r, out]
+    scale = _scale(config, module, a.shape[1])
+    for path, layer, (part, count) in by_module[module]:
+      piece = np.split(b, count, axis=-1)[part]
+      kernel = kernels[path].shape
+      if (a.shape[0], piece.shape[1]) != kernel[-2:]:
+        raise ValueError(f"{module}: {a.shape} x {b.shape} does not fit {path} {kernel}")
+      found.setdefault(path, {})[layer] = (a, piece, scale)
+  if tensors:
+    raise ValueError(f"tensors that are no LoRA factors: {', '.join(sorted(tensors)[:6])}")
+  dropout = float(config.get("lora_dropout") or 0.0)
+  return tree.unflatten(
+    {path: _stack(layers, kernels[path].shape, dropout) for path, layers in found.items()}
+  )
+
+
+def _layers(adapter: LoRA) -> int:
+  return len(adapter.ranks)
+
+
+def _factors(adapter: LoRA, layer: int):
+  """`A [r, in]`, `B [out, r]` and the scale of one layer, in PEFT's orientation."""
+  stacked = adapter.a.ndim == 3
+  a, b, scale = (
+    np.asarray(v[layer] if stacked else v, np.float32)
+    for v in (adapter.a, adapter.b, adapter.scale)
+  )
+  rank = adapter.ranks[layer]
+  return a[:, :rank].T, b[:rank].T, float(scale)
+
+
+def _fuse(factors):
+  """One `(A, B, scale)` for a module of which each of `factors` holds an equal part."""
+  held = [f for f in factors if f is not None]
+  if len(factors) == 1:
+    return held[0]
+  scale = next((f[2] for f in held if len(f[0])), 1.0)
+  out = held[0][1].shape[0]
+  shared = len(held) == len(factors) and all(
+    np.array_equal(f[0], held[0][0]) and f[2] == held[0][2] for f in held
+  )
+  if shared:
+    return held[0][0], np.concatenate([f[1] for f in held]), scale
+  rank = sum(len(f[0]) for f in held)
+  b = np.zeros((out * len(factors), rank), np.float32)
+  start = 0
+  for index, f in enumerate(factors):
+    if f is not None:
+      stop = start + len(f[0])
+      b[index * out : (index + 1) * out, start:stop] = f[1] * (f[2] / scale)
+      start = stop
+  return np.concatenate([f[0] for f in held]), b, scale
+
+
+def _config(shapes, modules, grouped, base_model):
+  common = Counter(shapes.values()).most_common(1)[0][0]
+  rank_pattern = {name: rank for name, (rank, _) in shapes.items() if rank != common[0]}
+  alpha_pattern = {name: alpha for name, (_, alpha) in shapes.items() if alpha != common[1]}
+  return {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": base_model,
+    "r": common[0],
+    "lora_alpha": int(common[1]) if common[1].is_integer() else common[1],
+    "rank_pattern": rank_pattern,
+    "alpha_pattern": alpha_pattern,
+    "target_modules": _targets(shapes, modules, grouped),
+    "lora_dropout": max(a.dropout for group in grouped.values() for a in group.values()),
+    "fan_in_fan_out": any(".c_attn" in m or ".c_fc" in m or ".c_proj" in m for m in grouped),
+    "bias": "none",
+    "use_rslora": False,
+    "use_dora": False,
+    "init_lora_weights": True,
+    "inference_mode": True,
+    "modules_to_save": None,
+    "layers_to_transform": None,
+    "layers_pattern": None,
+  }
+
+
+def _targets(shapes, modules, grouped):
+  """The shortest names that match exactly the modules in `shapes`."""
+  every = {module for module, _ in modules.values()}
+  targets = []
+  for module in grouped:
+    layers = _layers(next(iter(grouped[module].values())))
+    names = [module.format(i) for i in range(layers)]
+    tail = module.rsplit("{}.", 1)[-1]
+    short = tail.rsplit(".", 1)[-1]
+    if not all(name in shapes for name in names):
+      targets += [name for name in names if name in shapes]
+    elif sum(other.endswith(f".{short}") or other == short for other in every) == 1:
+      targets.append(short)
+    else:
+      targets.append(tail)
+  return sorted(targets)
+
+
+def _check(config):
+  kind = config.get("peft_type")
+  if kind != "LORA":
+    raise ValueError(f"peft_type {kind!r} is not supported; only LORA")
+  for key, neutral in _NEUTRAL.items():
+    if key in config and config[key] not in neutral:
+      raise ValueError(f"adapter_config.json: {key}={config[key]!r} cannot be honoured")
+  init = config.get("init_lora_weights", True)
+  if isinstance(init, str) and init.startswith(("pissa", "olora", "corda", "loftq")):
+    raise ValueError(
+      f"init_lora_weights={init!r} changes the base model; convert the adapter to plain LoRA"
+      " with PEFT's path_initial_model_for_weight_conversion first"
+    )
+
+
+def _scale(config, module, rank):
+  alpha = config.get("lora_alpha", 8)
+  for pattern, value in (config.get("alpha_pattern") or {}).items():
+    if re.match(rf"(.*\.)?({pattern})$", module):
+      alpha = value
+      break
+  return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _stack(layers, shape, dropout):
+  """A LoRA for a kernel of `shape` from `layer -> (a [in, r], b [r, out], scale)`."""
+  stack = shape[:-2]
+  count = stack[0] if stack else 1
+  width = max(a.shape[1] for a, _, _ in layers.values())
+  a = np.zeros((count, shape[-2], width), np.float32)
+  b = np.zeros((count, width, shape[-1]), np.float32)
+  scale = np.zeros((count,), np.float32)
+  ranks = [0] * count
+  for layer, (low, high, factor) in layers.items():
+    ranks[layer] = low.shape[1]
+    a[layer, :, : ranks[layer]], b[layer, : ranks[layer]], scale[layer] = low, high, factor
+  if not stack:
+    a, b, scale = a[0], b[0], scale[0]
+  return LoRA(jnp.asarray(a), jnp.asarray(b), jnp.asarray(scale), tuple(ranks), dropout)

@@ -1,0 +1,137 @@
+"""LoRA: low-rank updates of projections (Hu et al. 2021, arXiv:2106.09685, eq. 3)."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from research.core.products import matmul, outer
+from research.peft.adapter import Adapter
+
+
+@struct.dataclass
+class LoRA(Adapter):
+  """`y + scale * (x a) b` at a projection's `kernel [..., in, out]`.
+
+  Leading axes are stacks, as the kernel's are. `ranks` are the ranks along the stack in
+  row-major order; a rank below R is held by zeros in the last columns of `a` and rows of
+  `b`, whose gradients vanish, so that they stay zero. Rank 0 is no adapter.
+  """
+
+  constants: ClassVar[frozenset[str]] = frozenset({"scale"})
+
+  a: jax.Array  # [..., in, R]
+  b: jax.Array  # [..., R, out]
+  scale: jax.Array  # [...]
+  ranks: tuple[int, ...] = struct.field(pytree_node=False)
+  dropout: float = struct.field(pytree_node=False, default=0.0)
+
+  def __call__(self, value, *, x, rng=None, **_):
+    """`value [..., out]` float32, `x [..., in]` -> float32 `[..., out]`."""
+    if self.dropout and rng is not None:
+      keep = jax.random.bernoulli(rng, 1 - self.dropout, x.shape)
+      x = jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
+    return value + low_rank(x, self.a, self.b, self.scale)
+
+  def merge(self, kernel):
+    """`kernel + scale * a b`, computed in float32, in the type of `kernel`."""
+    update = jnp.matmul(self.a.astype(jnp.float32), self.b.astype(jnp.float32), precision="highest")
+    scale = self.scale.astype(jnp.float32)[..., None, None]
+    return (kernel.astype(jnp.float32) + scale * update).astype(kernel.dtype)
+
+
+def init(
+  path: str,
+  kernel: jax.Array,
+  rng: jax.Array,
+  *,
+  rank: int = 8,
+  alpha: float = 8,
+  dropout: float = 0.0,
+  rank_stabilized: bool = False,
+  rank_pattern: Mapping[str, int] | None = None,
+  alpha_pattern: Mapping[str, float] | None = None,
+) -> LoRA:
+  """A LoRA that changes nothing yet: `a` Kaiming-uniform (gain of sqrt(5)), `b` zero.
+
+  Args:
+    path: where `kernel` lies, as in `layers/attention/q_proj/kernel`.
+    kernel: `[in, out]` or `[stack, in, out]`.
+    rng: key of `a`.
+    rank, alpha: the scale is `alpha / rank`, or `alpha / sqrt(rank)` if `rank_stabilized`
+      (Kalajdzievski 2023, arXiv:2312.03732).
+    dropout: share of the inputs of `a` dropped in training.
+    rank_pattern, alpha_pattern: regular expressions of whole paths with the layer's number
+      in them (`layers/3/attention/q_proj/kernel`) to values that replace rank and alpha.
+
+  Raises:
+    ValueError: the leaf is no matrix, a rank is below 1, or a pattern matches nothing.
+  """
+  if kernel.ndim not in (2, 3):
+    raise ValueError(f"LoRA needs a matrix at {path!r}; its shape is {kernel.shape}")
+  *stack, features, out = kernel.shape
+  names = numbered(path, stack)
+  ranks = [_choose(rank_pattern, name, rank) for name in names]
+  alphas = [_choose(alpha_pattern, name, alpha) for name in names]
+  if min(ranks) < 1:
+    raise ValueError(f"rank {min(ranks)} at {path!r}: ranks start at 1")
+  scales = [
+    s / (math.sqrt(r) if rank_stabilized else r) for r, s in zip(ranks, alphas, strict=True)
+  ]
+  width = max(ranks)
+  bound = 1 / math.sqrt(features)
+  a = jax.random.uniform(rng, (*stack, features, width), jnp.float32, -bound, bound)
+  live = jnp.asarray(np.arange(width) < np.reshape(ranks, (*stack, 1)))  # [..., R]
+  return LoRA(
+    a=jnp.where(live[..., None, :], a, 0.0),
+    b=jnp.zeros((*stack, width, out), jnp.float32),
+    scale=jnp.asarray(np.reshape(scales, stack), jnp.float32),
+    ranks=tuple(ranks),
+    dropout=dropout,
+  )
+
+
+def numbered(path: str, stack: list[int]) -> list[str]:
+  """`layers/x/kernel` with a stack of 2 -> `layers/0/x/kernel`, `layers/1/x/kernel`."""
+  if not stack:
+    return [path]
+  head, tail = path.split("/", 1)
+  return [f"{head}/{i}/{tail}" for i in range(stack[0])]
+
+
+def _choose(patterns, name, default):
+  for pattern, value in (patterns or {}).items():
+    if re.fullmatch(pattern, name):
+      return value
+  return default
+
+
+@jax.custom_vjp
+def low_rank(x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+  """`scale * (x a) b` -> float32; products on operands of the type of `x`."""
+  return _forward(x, a, b, scale)[0]
+
+
+def _forward(x, a, b, scale):
+  kind = x.dtype
+  low = (matmul(x, a.astype(kind), (x.ndim - 1, 0)) * scale).astype(kind)  # [..., R]
+  return matmul(low, b.astype(kind), (low.ndim - 1, 0)), (x, a, b, scale, low)
+
+
+def _backward(residuals, g):
+  x, a, b, scale, low = residuals
+  kind = x.dtype
+  g = g.astype(kind)
+  dlow = (matmul(g, b.astype(kind), (g.ndim - 1, 1)) * scale).astype(kind)  # [..., R]
+  dx = matmul(dlow, a.astype(kind), (dlow.ndim - 1, 1)).astype(kind)
+  rows, drows = (v.reshape(-1, v.shape[-1]) for v in (x, dlow))
+  low, g = (v.reshape(-1, v.shape[-1]) for v in (low, g))
+  return dx, outer(rows, drows).astype(a.dtype), outer(low, g).astype(b.dtype), None
+
+
+low_rank.defvjp(_forward, _backward)

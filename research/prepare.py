@@ -1,0 +1,76 @@
+"""`python -m research.prepare --path data.jsonl`: a local file to ArrayRecord, ahead of time.
+
+Training prepares what it needs by itself; this does it before, for instance once on a
+shared disk, and shows what is in the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from research.data import formats, prepare
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    prog="python -m research.prepare",
+    description="Prepares a JSONL or text file as ArrayRecord; a second run finds it there.",
+  )
+  parser.add_argument("--path", required=True, help="the file")
+  parser.add_argument(
+    "--format",
+    choices=prepare.FORMATS,
+    help="by default jsonl for .jsonl and .json, text for anything else",
+  )
+  parser.add_argument(
+    "--split-by",
+    choices=prepare.SPLITS,
+    default="document",
+    help="what a row of a text file is: all of it (the default), a paragraph or a line",
+  )
+  parser.add_argument("--name", help="begins the directory's name (default: the file's)")
+  parser.add_argument(
+    "--cache", help="where to (default: datasets in $RESEARCH_CACHE or ~/.cache/research)"
+  )
+  return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit status: 1, with one line, if the file is no use."""
+  args = _arguments(argv)
+  by_suffix = "jsonl" if Path(args.path).suffix in (".jsonl", ".json") else "text"
+  try:
+    prepared = prepare.prepare(
+      args.path,
+      file_format=args.format or by_suffix,
+      split_by=args.split_by,
+      name=args.name,
+      cache=args.cache,
+    )
+  except (OSError, ValueError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  print(f"{'prepared' if prepared.fresh else 'already there'}: {prepared.directory}")
+  print(f"rows: {prepared.rows:,}")
+  for columns, count in sorted(prepared.columns.items(), key=lambda item: -item[1]):
+    print(f"columns in {count:,} of them: {', '.join(columns)}{_misfit(columns)}")
+  print(f"bad rows: {prepared.report.count():,}")
+  if prepared.report:
+    print(prepared.report)
+  return 0
+
+
+def _misfit(columns: Sequence[str]) -> str:
+  """What to say of columns that cannot be trained on."""
+  try:
+    formats.format_of(columns)
+  except formats.BadRow as error:
+    return f" (not for training: {error.detail})"
+  return ""
+
+
+if __name__ == "__main__":
+  sys.exit(main())

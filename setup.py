@@ -1,0 +1,46 @@
+"""Installs the `research` package; extras: quickstart, test, lint."""
+
+from setuptools import find_packages, setup
+
+CORE = [
+  "absl-py>=2.1",
+  "flax>=0.10",
+  "gguf>=0.17",
+  "grain>=0.2.10",
+  "importlib_resources>=6",
+  "jax>=0.6",
+  "jinja2>=3.1",
+  "ml_collections>=1.0",
+  "numpy>=2",
+  "optax>=0.2.4",
+  "orbax-checkpoint>=0.11",
+  "safetensors>=0.5",
+  "tensorboardX>=2.6",
+  "tensorflow-datasets>=4.9.7",
+  "tokenizers>=0.21",
+  "tqdm>=4.66",
+]
+QUICKSTART = ["reasoning-gym>=0.1.20"]
+LINT = ["mypy==2.4.1", "ruff==0.17.6"]
+
+setup(
+  name="research",
+  version="0.1.0",
+  description="A JAX/Flax laboratory for adapting, compressing and deploying transformers",
+  python_requires=">=3.11",
+  packages=find_packages(include=["research", "research.*", "configs"]),
+  install_requires=CORE,
+  extras_require={
+    "quickstart": QUICKSTART,
+    "lint": LINT,
+    "test": [
+      *QUICKSTART,
+      *LINT,
+      "hypothesis>=6",
+      "peft>=0.18",
+      "pytest>=8",
+      "torch==2.13.0",
+      "transformers>=5",
+    ],
+  },
+)

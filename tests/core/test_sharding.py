@@ -1,0 +1,72 @@
+"""Paths to mesh axes, told as whole tables."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from research.core import sharding, tree
+
+F, T = ("fsdp",), ("tensor",)
+SPECS = {
+  "params/embed/embedding": ((8, 4), (T, F)),
+  "params/positions/embedding": ((6, 4), (None, F)),
+  "params/lm_head/kernel": ((4, 8), (F, T)),
+  "params/final_norm/scale": ((4,), (None,)),
+  "params/layers/attention_norm/scale": ((3, 4), (None, None)),
+  "params/layers/mlp_norm/bias": ((3, 4), (None, None)),
+  "params/layers/attention/q_proj/kernel": ((3, 4, 4), (None, F, T)),
+  "params/layers/attention/k_proj/bias": ((3, 4), (None, T)),
+  "params/layers/attention/o_proj/kernel": ((3, 4, 4), (None, T, F)),
+  "params/layers/attention/o_proj/bias": ((3, 4), (None, None)),
+  "params/layers/mlp/gate_proj/kernel": ((3, 4, 6), (None, F, T)),
+  "params/layers/mlp/up_proj/bias": ((3, 6), (None, T)),
+  "params/layers/mlp/down_proj/kernel": ((3, 6, 4), (None, T, F)),
+  "params/layers/mlp/down_proj/bias": ((3, 4), (None, None)),
+  "adapters/layers/attention/q_proj/kernel/a": ((3, 4, 1), (None, F, None)),
+  "adapters/layers/attention/q_proj/kernel/b": ((3, 1, 4), (None, None, T)),
+  "adapters/layers/attention/q_proj/kernel/scale": ((3,), (None,)),
+  "adapters/layers/mlp/down_proj/kernel/a": ((3, 6, 1), (None, T, None)),
+  "adapters/layers/mlp/down_proj/kernel/b": ((3, 1, 4), (None, None, F)),
+}
+MESH = AbstractMesh((1, 2, 2, 1), sharding.MESH_AXES)
+
+
+def _shapes(specs):
+  return tree.unflatten(
+    {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, (shape, _) in specs.items()}
+  )
+
+
+def test_parameters_adapters_and_their_moments():
+  shapes = _shapes(SPECS)
+  whole = {"trainable": shapes, "opt_state": {"adam": {"mu": shapes}}, "step": shapes["params"]}
+  whole["step"] = jax.ShapeDtypeStruct((), jnp.int32)
+  found = {p: s.spec for p, s in tree.flatten(sharding.shardings(MESH, whole)).items()}
+  expected = {path: PartitionSpec(*spec) for path, (_, spec) in SPECS.items()}
+  assert found == {
+    "step": PartitionSpec(),
+    **{f"trainable/{path}": spec for path, spec in expected.items()},
+    **{f"opt_state/adam/mu/{path}": spec for path, spec in expected.items()},
+  }
+
+
+def test_an_unknown_parameter_and_an_uneven_split_are_errors():
+  with pytest.raises(ValueError, match="no sharding rule for params/conv/kernel"):
+    sharding.shardings(MESH, _shapes({"params/conv/kernel": ((2, 2), None)}))
+  with pytest.raises(ValueError, match=r"params/lm_head/kernel \(4, 7\): 7 does not divide"):
+    sharding.shardings(MESH, _shapes({"params/lm_head/kernel": ((4, 7), None)}))
+
+
+def test_meshes():
+  devices = jax.device_count()
+  ones = dict.fromkeys(sharding.MESH_AXES, 1)
+  assert dict(sharding.make_mesh({**ones, "fsdp": -1}).shape) == {**ones, "fsdp": devices}
+  for wrong in ({"data": 3 * devices}, {"data": -1, "fsdp": -1}, {"data": -1, "fsdp": 5 * devices}):
+    with pytest.raises(ValueError, match=f"does not fit {devices} devices"):
+      sharding.make_mesh({**ones, **wrong})
+
+
+def test_batches_are_split_by_rows_and_positions():
+  spec = sharding.batch_sharding(sharding.make_mesh(dict.fromkeys(sharding.MESH_AXES, 1)), 2).spec
+  assert spec == PartitionSpec(("data", "fsdp"), ("sequence",))

@@ -1,0 +1,94 @@
+"""Hand-written derivatives and masks against plain formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.nn import mask
+from research.nn.attention import attend
+from research.nn.dot import dot
+from research.nn.embed import _attend as attend_table
+from research.nn.mlp import swiglu
+from research.nn.norm import layer_norm, rms_norm
+
+KEY = jax.random.key(0)
+
+
+def _random(*shape, seed=0, dtype=jnp.float32):
+  return jax.random.normal(jax.random.fold_in(KEY, seed), shape, dtype)
+
+
+def _plain_attention(q, k, v, visible):
+  group = q.shape[2] // k.shape[2]
+  k, v = jnp.repeat(k, group, axis=2), jnp.repeat(v, group, axis=2)
+  scores = jnp.einsum("bshk,bthk->bhst", q, k) / jnp.sqrt(q.shape[-1])
+  scores = jnp.where(visible[:, None], scores, -jnp.inf)
+  return jnp.einsum("bhst,bthk->bshk", jax.nn.softmax(scores, axis=-1), v)
+
+
+def _visible(b=2, s=5, t=7):
+  visible = np.random.default_rng(0).random((b, s, t)) < 0.6
+  visible[..., 0] = True
+  return jnp.asarray(visible)
+
+
+CASES = {
+  "dot": (dot, lambda x, w: x @ w, (_random(2, 3, 4), _random(4, 5, seed=1))),
+  "tied head": (attend_table, lambda x, w: x @ w.T, (_random(2, 3, 4), _random(6, 4, seed=1))),
+  "rms_norm": (
+    lambda x, s: rms_norm(x, s, 1e-5),
+    lambda x, s: x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * s,
+    (_random(2, 3, 8), _random(8, seed=1)),
+  ),
+  "layer_norm": (
+    lambda x, s, b: layer_norm(x, s, b, 1e-5),
+    lambda x, s, b: (
+      (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5) * s + b
+    ),
+    (_random(2, 3, 8), _random(8, seed=1), _random(8, seed=2)),
+  ),
+  "swiglu": (swiglu, lambda g, u: jax.nn.silu(g) * u, (_random(3, 8), _random(3, 8, seed=1))),
+  "attention": (
+    lambda q, k, v: attend(q, k, v, _visible()),
+    lambda q, k, v: _plain_attention(q, k, v, _visible()),
+    (_random(2, 5, 6, 4), _random(2, 7, 3, 4, seed=1), _random(2, 7, 3, 4, seed=2)),
+  ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_derivative(name):
+  ours, plain, args = CASES[name]
+  np.testing.assert_allclose(ours(*args), plain(*args), atol=1e-5)
+  weights = _random(*plain(*args).shape, seed=9)
+  every = tuple(range(len(args)))
+  got = jax.grad(lambda *a: (ours(*a) * weights).sum(), every)(*args)
+  want = jax.grad(lambda *a: (plain(*a) * weights).sum(), every)(*args)
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bfloat16_runs_and_is_near(name):
+  """Some layouts of bfloat16 products fail on CPUs only when they run."""
+  ours, plain, args = CASES[name]
+  half = tuple(a.astype(jnp.bfloat16) for a in args)
+  value, pullback = jax.vjp(jax.jit(ours), *half)
+  grads = pullback(jnp.ones_like(value))
+  want, plain_pullback = jax.vjp(plain, *args)
+  np.testing.assert_allclose(value.astype(jnp.float32), want, atol=0.1)
+  for a, b in zip(grads, plain_pullback(jnp.ones_like(want)), strict=True):
+    assert a.dtype == jnp.bfloat16
+    np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.25)
+
+
+def test_causal_mask_keeps_documents_apart():
+  segments = jnp.array([[1, 1, 2, 2, 0]])
+  want = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
+  np.testing.assert_array_equal(mask.causal(segments)[0], np.array(want, bool))
+
+
+def test_cached_mask_hides_empty_padding_and_later_slots():
+  visible = mask.cached(jnp.array([[1, -1]]), jnp.array([[-1, 0, 1, 2, -1]]))
+  np.testing.assert_array_equal(visible[0], np.array([[0, 1, 1, 0, 0], [0] * 5], bool))

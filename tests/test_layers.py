@@ -1,0 +1,57 @@
+"""Imports go downward only: docs/architecture.md's table of layers, enforced."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "research"
+
+# From the top down; packages on one line do not import each other, except as ALLOWED says.
+LAYERS = [
+  {"train", "evaluate", "generate", "prepare"},
+  {"loop"},
+  {"objectives", "evals"},
+  {"generation"},
+  {"models"},
+  {"nn", "peft", "losses", "data", "optim"},
+  {"io"},
+  {"core"},
+]
+ALLOWED: set[tuple[str, str]] = set()
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def _modules():
+  return sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def _room(path: Path) -> str:
+  return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"{path}: relative import"
+      names = [f"{node.module}.{alias.name}" for alias in node.names]
+    else:
+      continue
+    for name in names:
+      parts = name.split(".")
+      if parts[0] == "research" and len(parts) > 1:
+        yield parts[1]
+
+
+def test_every_room_has_its_layer():
+  assert {_room(path) for path in _modules()} == set(LEVEL)
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_downward(path):
+  room = _room(path)
+  for other in _imports(path):
+    downward = LEVEL[other] > LEVEL[room] or other == room or (room, other) in ALLOWED
+    assert downward, f"{room} ({path.name}) imports {other}, which is not below it"

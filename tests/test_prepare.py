@@ -1,0 +1,60 @@
+"""The command `python -m research.prepare`, in process and as racing processes."""
+
+import subprocess
+import sys
+
+from research import prepare
+from research.data import sources
+
+GOOD = '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n'
+
+
+def test_prepares_once_and_tells_what_is_there(tmp_path, capsys):
+  path = tmp_path / "talks.jsonl"
+  path.write_text(GOOD + '{"answer": "e"}\n{"prompt"\n')
+  args = ["--path", str(path), "--cache", str(tmp_path / "cache"), "--name", "mine"]
+  assert prepare.main(args) == 0
+  first = capsys.readouterr().out
+  assert prepare.main(args) == 0
+  second = capsys.readouterr().out
+  (directory,) = (tmp_path / "cache").iterdir()
+  assert directory.name.startswith("mine-")
+  lines = first.splitlines()
+  assert lines[:3] == [
+    f"prepared: {directory}",
+    "rows: 3",
+    "columns in 2 of them: completion, prompt",
+  ]
+  assert lines[3].startswith("columns in 1 of them: answer (not for training: columns ['answer']")
+  assert lines[4] == "bad rows: 1"
+  assert lines[5].startswith(f"{path}: 1 row not JSON (row 3): ")
+  assert second == first.replace("prepared:", "already there:")
+
+
+def test_text_files_and_errors(tmp_path, capsys):
+  path = tmp_path / "book.txt"
+  path.write_text("one\n\ntwo\n")
+  args = ["--path", str(path), "--cache", str(tmp_path / "cache")]
+  assert prepare.main([*args, "--split-by", "paragraph"]) == 0
+  assert "rows: 2\n" in capsys.readouterr().out
+  assert prepare.main([*args, "--format", "jsonl"]) == 1
+  error = capsys.readouterr().err
+  assert error.startswith(f"error: {path} has no usable row; ")
+  assert prepare.main(["--path", str(tmp_path / "none.txt")]) == 1
+  assert capsys.readouterr().err == f"error: no data file at {tmp_path / 'none.txt'}\n"
+
+
+def test_racing_processes_leave_one_good_directory(tmp_path):
+  path = tmp_path / "talks.jsonl"
+  path.write_text(GOOD * 500)
+  command = [sys.executable, "-m", "research.prepare", "--path", str(path), "--cache"]
+  processes = [
+    subprocess.Popen([*command, str(tmp_path / "cache")], stdout=subprocess.PIPE, text=True)
+    for _ in range(2)
+  ]
+  outputs = [process.communicate()[0] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0]
+  (directory,) = (tmp_path / "cache").iterdir()
+  assert all(f": {directory}\nrows: 1,000\n" in output for output in outputs)
+  source = sources.build({"name": "jsonl", "path": str(path), "cache": str(tmp_path / "cache")})
+  assert len(source) == 1000 and source[999] == {"prompt": "c", "completion": "d"}
