@@ -87,6 +87,14 @@ class Config(Mapping[str, Any]):
     """Plain dicts and lists, ready for JSON; reads nothing."""
     return {key: _thaw(value) for key, value in self._fields.items()}
 
+  def take(self) -> dict[str, Any]:
+    """`to_dict`, and all of it counts as read: for a component that checks its keys itself."""
+    self._read.update(self._fields)
+    for value in self._fields.values():
+      for section in _sections(value):
+        section.take()
+    return self.to_dict()
+
   def unread(self) -> list[str]:
     """The dotted keys that were never read; a section that was never opened counts as one."""
     found = []

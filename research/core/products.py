@@ -27,15 +27,19 @@ def matmul(a: jax.Array, b: jax.Array, contract: tuple[int, int], batch: int = 0
 def outer(a: jax.Array, b: jax.Array, batch: int = 0) -> jax.Array:
   """`a^T b`, as in weight gradients: `[..., n, p]`, `[..., n, q]` -> float32 `[..., p, q]`.
 
-  CPUs run a bfloat16 product that contracts the first axes of both operands by way of
-  float32, several times slower; there the thinner operand is transposed in memory first.
+  CPUs have no bfloat16 product that contracts the first axes of both operands, and would
+  convert both to float32; there the thinner operand is transposed first, by a product with
+  the identity, exact and cheap, since the compiler would fold a plain transpose back in.
   """
 
   def thin_first(a, b):
-    # The barriers keep the compiler from folding the transposes back into the product.
     if a.shape[-1] > b.shape[-1]:
+      # The barrier keeps the product from being turned back into the one to avoid.
       return jnp.swapaxes(jax.lax.optimization_barrier(thin_first(b, a)), -1, -2)
-    turned = jax.lax.optimization_barrier(jnp.swapaxes(a, -1, -2))
+    eye = jnp.broadcast_to(
+      jnp.eye(a.shape[-1], dtype=a.dtype), (*a.shape[:-2], a.shape[-1], a.shape[-1])
+    )
+    turned = matmul(eye, a, (batch + 1, batch + 1), batch).astype(a.dtype)
     return matmul(turned, b, (batch + 1, batch), batch)
 
   return jax.lax.platform_dependent(
