@@ -166,9 +166,13 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
     a, b = first.get(key), second.get(key)
     if isinstance(a, Mapping) and isinstance(b, Mapping):
       found += [f"{key}.{name}" for name in differences(a, b)]
-    elif (key in first) != (key in second) or json.dumps(a) != json.dumps(b):
+    elif (key in first) != (key in second) or _json(a) != _json(b):
       found.append(key)
   return found
+
+
+def _json(value: Any) -> str:
+  return json.dumps(value, sort_keys=True)
 
 
 def call(

@@ -23,7 +23,7 @@ from research.nn.positions import rotation
 class Cache:
   """Keys and values of the tokens so far.
 
-  layers: `(keys, values)`, each `[L, B, T, N, K]`, keys after rotation.
+  layers: `(keys, values)`, each `[L, B, N, T, K]`, keys after rotation.
   positions: int32 `[B, T]`: the position of the token in each slot, -1 where none is.
   used: the number of slots written; the next call writes from there.
   """
@@ -36,14 +36,13 @@ class Cache:
     """Each row `copies` times in a row, with room for `slots` tokens."""
     more = slots - self.positions.shape[1]
 
-    def grow(array, axis, fill):
-      array = jnp.repeat(array, copies, axis=axis)
+    def grow(array, rows, slots, fill):
       padding = [(0, 0)] * array.ndim
-      padding[axis + 1] = (0, more)
-      return jnp.pad(array, padding, constant_values=fill)
+      padding[slots] = (0, more)
+      return jnp.pad(jnp.repeat(array, copies, axis=rows), padding, constant_values=fill)
 
-    layers = jax.tree.map(lambda kept: grow(kept, kept.ndim - 4, 0), self.layers)
-    return Cache(layers, grow(self.positions, 0, -1), self.used)
+    layers = jax.tree.map(lambda kept: grow(kept, kept.ndim - 4, kept.ndim - 2, 0), self.layers)
+    return Cache(layers, grow(self.positions, 0, 1, -1), self.used)
 
 
 class Decoder(nn.Module):
@@ -51,14 +50,14 @@ class Decoder(nn.Module):
 
   dtype: the type of activations; products accumulate in float32.
   remat: recompute each layer in the backward pass instead of keeping its activations.
-  unroll: layers in one iteration of the compiled loop over layers; `num_layers` makes
-    straight-line code, which CPUs run faster and which takes longer to compile.
+  unroll: layers in one iteration of the compiled loop over layers. 0 is all of them on a CPU,
+    which runs straight-line code faster at the price of compilation, and 1 elsewhere.
   """
 
   config: DecoderConfig
   dtype: Any = jnp.float32
   remat: bool = False
-  unroll: int = 1
+  unroll: int = 0
 
   def setup(self):
     c = self.config
@@ -79,7 +78,7 @@ class Decoder(nn.Module):
       split_rngs={"params": True, "dropout": True},
       in_axes=(nn.broadcast, 0),
       length=self.config.num_layers,
-      unroll=self.unroll,
+      unroll=self.unroll or (self.config.num_layers if jax.default_backend() == "cpu" else 1),
     )(self.config)
 
   def __call__(self, tokens, positions=None, segments=None, cache=None):
@@ -139,7 +138,7 @@ class Decoder(nn.Module):
   def init_cache(self, batch: int, slots: int, dtype: Any = None) -> Cache:
     """An empty cache of `slots` tokens a row."""
     c = self.config
-    shape = (c.num_layers, batch, slots, c.num_kv_heads, c.head_size)
+    shape = (c.num_layers, batch, c.num_kv_heads, slots, c.head_size)
     dtype = dtype or self.dtype
     return Cache(
       (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)),

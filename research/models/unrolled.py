@@ -11,15 +11,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from research.core import tree
 from research.models.config import DecoderConfig
 from research.models.decoder import Cache, Decoder
 from research.nn.block import Block
+from research.nn.dot import Transposed
 
 
 class Unrolled(Decoder):
   """A `Decoder` whose `layers` are a tuple of trees, a tree a layer; `unroll` makes both.
 
-  Its cache's `layers` is a tuple with the `(keys, values)` of each layer.
+  Its cache's `layers` is a tuple with the `(keys, values)` of each layer, by default float32:
+  CPUs update and read a bfloat16 array in place of which only a slot changes by converting
+  all of it.
   """
 
   def _stack(self):
@@ -27,6 +31,7 @@ class Unrolled(Decoder):
 
   def _run(self, x, context, caches):
     stacks = [(name, tree["layers"]) for name, tree in self.variables.items() if "layers" in tree]
+    context = context.replace(in_chunks=caches is not None and x.shape[1] == 1)
     filled = []
     for i in range(self.config.num_layers):
       variables = {name: layers[i] for name, layers in stacks}
@@ -36,7 +41,7 @@ class Unrolled(Decoder):
 
   def init_cache(self, batch: int, slots: int, dtype: Any = None) -> Cache:
     """See `Decoder.init_cache`."""
-    cache = super().init_cache(batch, slots, dtype)
+    cache = super().init_cache(batch, slots, dtype or jnp.float32)
     keys, values = cache.layers
     return cache.replace(layers=tuple(zip(jnp.unstack(keys), jnp.unstack(values), strict=True)))
 
@@ -48,17 +53,28 @@ def _block(config: DecoderConfig, variables, x, context, cache):
 
 
 def unroll(model: Decoder, variables: Any) -> tuple[Unrolled, Any]:
-  """The same model with an array a layer, and its variables, of which the layers are copies."""
-  stacks = {name: tree["layers"] for name, tree in variables.items() if "layers" in tree}
-  split = _split(stacks, model.config.num_layers)
-  layered = {name: {**variables[name], "layers": layers} for name, layers in split.items()}
-  return Unrolled(model.config, model.dtype), {**variables, **layered}
+  """The same model with an array a layer, and its variables, of which kernels are copies."""
+  return Unrolled(model.config, model.dtype), _split(variables, model.config.num_layers)
 
 
 @partial(jax.jit, static_argnums=1)
-def _split(stacks: Any, count: int) -> Any:
-  """`count` trees of layers in place of each tree of stacks."""
-  return {
-    name: tuple(jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count))
-    for name, tree in stacks.items()
-  }
+def _split(variables: Any, count: int) -> Any:
+  """Collections with `count` trees of layers in place of each tree of stacks."""
+
+  def form(path, leaf):
+    # Which is faster differs: a float32 vector times a kernel wants it as it is.
+    flip = path.endswith("/kernel") and leaf.dtype == jnp.bfloat16
+    return Transposed(leaf.T) if flip else leaf
+
+  def split(collection):
+    parts = dict(collection)
+    stacks = parts.pop("layers", None)
+    parts = tree.map_with_path(form, parts)
+    if stacks is not None:
+      parts["layers"] = tuple(
+        tree.map_with_path(lambda path, leaf, i=i: form(path, leaf[i]), stacks)
+        for i in range(count)
+      )
+    return parts
+
+  return {name: split(collection) for name, collection in variables.items()}

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from research.core.products import matmul, outer
+from research.nn.incremental import MASKED, attend_one
 from research.nn.linear import Linear
 from research.nn.positions import rotate
 from research.nn.tap import tap
-
-MASKED = -1e30  # finite: a row that sees nothing becomes a mean, not a NaN
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
@@ -88,14 +87,15 @@ class Attention(nn.Module):
   out_bias: bool
 
   @nn.compact
-  def __call__(self, x, rotation, mask, cache=None):
+  def __call__(self, x, rotation, mask, cache=None, in_chunks=False):
     """`x [B, S, D]` -> `[B, S, D]`, and the cache with this call's keys and values.
 
     Args:
       rotation: the tables of `positions.rotation`, or None for no rotation.
       mask: bool `[B, S, T]`; T is S without a cache, else the cache's length.
-      cache: None or a `(keys, values, start)`: arrays `[B, T, N, K]` and the first slot
+      cache: None or a `(keys, values, start)`: arrays `[B, N, T, K]` and the first slot
         to write.
+      in_chunks: reads the cache by `incremental.attend_one`; needs a cache and one query.
     """
     batch, length, features = x.shape
     q = Linear(self.num_heads * self.head_size, self.qkv_bias, name="q_proj")(x)
@@ -106,11 +106,19 @@ class Attention(nn.Module):
     v = v.reshape(batch, length, self.num_kv_heads, self.head_size)
     if rotation is not None:
       q, k = rotate(q, *rotation), rotate(k, *rotation)
-    if cache is not None:
-      keys, values, start = cache
-      k = jax.lax.dynamic_update_slice_in_dim(keys, k.astype(keys.dtype), start, axis=1)
-      v = jax.lax.dynamic_update_slice_in_dim(values, v.astype(values.dtype), start, axis=1)
-      cache = (k, v)
-    k, v, mask = tap(self, "kv", (k.astype(q.dtype), v.astype(q.dtype), mask))
-    out = attend(q, k, v, mask).reshape(batch, length, -1)
+    if cache is None:
+      keys, values = k, v
+    else:
+      *filled, start = cache
+      cache = tuple(
+        jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2).astype(old.dtype), start, 2)
+        for old, new in zip(filled, (k, v), strict=True)
+      )
+      keys, values = (slots.swapaxes(1, 2) for slots in cache)
+    if in_chunks and not self.has_variable("adapters", "kv"):
+      out = attend_one(q, *cache, mask, start + 1)
+    else:
+      sites = tap(self, "kv", (keys.astype(q.dtype), values.astype(q.dtype), mask))
+      out = attend(q, *sites)
+    out = out.reshape(batch, length, -1)
     return Linear(features, self.out_bias, name="o_proj")(out), cache

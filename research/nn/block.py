@@ -1,9 +1,10 @@
 """One transformer layer."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
+from flax import struct
 
 from research.nn.attention import Attention
 from research.nn.mlp import MLP
@@ -11,17 +12,20 @@ from research.nn.norm import Norm
 from research.nn.tap import tap
 
 
-class Context(NamedTuple):
+@struct.dataclass
+class Context:
   """What every layer of a forward pass shares.
 
   rotation: tables of `positions.rotation`, or None.
   mask: bool `[B, S, T]`.
   start: the cache's first slot to write, or None without a cache.
+  in_chunks: how attention reads the cache, see `Attention`.
   """
 
   rotation: Any
   mask: jax.Array
   start: Any = None
+  in_chunks: bool = struct.field(pytree_node=False, default=False)
 
 
 class Block(nn.Module):
@@ -43,7 +47,7 @@ class Block(nn.Module):
 
     normed = Norm(c.norm, c.norm_eps, name="attention_norm")(x)
     cache = None if cache is None else (*cache, context.start)
-    out, cache = attention(normed, context.rotation, context.mask, cache)
+    out, cache = attention(normed, context.rotation, context.mask, cache, context.in_chunks)
     x = x + tap(self, "attention_out", out, x=normed)
 
     normed = Norm(c.norm, c.norm_eps, name="mlp_norm")(x)

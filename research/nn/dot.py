@@ -7,18 +7,35 @@ hence the custom derivative: cotangents are rounded to the operands' type first.
 """
 
 import jax
+from flax import struct
 
 from research.core.products import matmul, outer
 
 
-@jax.custom_vjp
-def dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
+@struct.dataclass
+class Transposed:
+  """A kernel `[in, out]` held as `[out, in]`.
+
+  With few rows a CPU multiplies bfloat16 by it in half the time: nothing needs packing.
+  """
+
+  values: jax.Array
+
+
+def dot(x: jax.Array, kernel: jax.Array | Transposed) -> jax.Array:
   """`x [..., in]` times `kernel [in, out]` in the type of `x` -> float32 `[..., out]`."""
+  if isinstance(kernel, Transposed):
+    return matmul(x, kernel.values.astype(x.dtype), (x.ndim - 1, 1))
+  return _dot(x, kernel)
+
+
+@jax.custom_vjp
+def _dot(x, kernel):
   return matmul(x, kernel.astype(x.dtype), (x.ndim - 1, 0))
 
 
 def _forward(x, kernel):
-  return dot(x, kernel), (x, kernel)
+  return _dot(x, kernel), (x, kernel)
 
 
 def _backward(residuals, g):
@@ -29,4 +46,4 @@ def _backward(residuals, g):
   return dx, dkernel
 
 
-dot.defvjp(_forward, _backward)
+_dot.defvjp(_forward, _backward)

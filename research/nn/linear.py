@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 
-from research.nn.dot import dot
+from research.nn.dot import Transposed, dot
 from research.nn.tap import tap
 
 
@@ -18,7 +18,9 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
+    kernel = self.get_variable("params", "kernel")
+    if not isinstance(kernel, Transposed):
+      kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
     y = tap(self, "kernel", dot(x, kernel), x=x, kernel=kernel)
     if self.use_bias:
       y = y + self.param("bias", nn.initializers.zeros, (self.features,))

@@ -99,7 +99,9 @@ def test_a_run_that_departs_from_the_base_is_told_the_line(write, change, told):
 
 
 def test_reading_is_tracked_by_key():
-  config = Config({"a": 1, "b": {"c": 2, "d": 3}, "e": [{"f": 4}, {"f": 5}], "g": {"h": 6}, "i": {}})
+  config = Config(
+    {"a": 1, "b": {"c": 2, "d": 3}, "e": [{"f": 4}, {"f": 5}], "g": {"h": 6}, "i": {}}
+  )
   assert config.unread() == ["a", "b", "e", "g", "i"]
   assert config.a == 1 and config["b"].c == 2 and config.e[0].f == 4
   assert "g" in config and list(config) == ["a", "b", "e", "g", "i"]  # neither reads
@@ -108,6 +110,12 @@ def test_reading_is_tracked_by_key():
   assert dict(config.b) == {"c": 2, "d": 3} and config.e[1].f == 5 and not config.i
   assert dict(**config.g) == {"h": 6}
   config.require_all_read()
+
+
+def test_what_is_taken_counts_as_read():
+  config = Config({"rules": [{"x": {"y": 1}}], "rest": 2})
+  assert [rule.take() for rule in config.rules] == [{"x": {"y": 1}}]
+  assert config.unread() == ["rest"]
 
 
 def test_a_key_that_nothing_reads_names_what_is_read():
@@ -131,6 +139,7 @@ def test_a_config_is_frozen_and_its_absent_keys_say_what_is_near():
 def test_differences():
   first = {"a": 1, "b": {"c": [1, 2], "d": None}, "e": {"f": 1}}
   assert config_lib.differences(first, {"a": 1, "b": {"c": (1, 2), "d": None}, "e": {"f": 1}}) == []
+  assert config_lib.differences({"r": [{"x": 1, "y": 2}]}, {"r": [{"y": 2, "x": 1}]}) == []
   assert config_lib.differences(first, {"a": 1.5, "b": {"c": [1], "x": 0}, "e": 3}) == [
     "a",
     "b.c",

@@ -1,0 +1,1 @@
+"""Speed and memory of this project against its peers, from one invocation."""

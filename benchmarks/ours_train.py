@@ -1,0 +1,155 @@
+"""Our side of training: the step that `research.train` runs, on `benchmarks/config.py`.
+
+Two works: `lora_step` on random tokens, and `sft` on packed GSM8K through our data pipeline.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks import config as settings
+from benchmarks import worker, workloads
+from research import models, objectives, peft
+from research.core import config as config_lib
+from research.core import rng, sharding, tree
+from research.loop import state as state_lib
+from research.loop import step as step_lib
+from research.optim import build as optim
+
+# Packed rows hold about as many examples a step as the peer's padded batch of eight.
+SFT_ROWS, SFT_LENGTH = 2, 1024
+
+
+class Training:
+  """A model with adapters, its training state and its step, which compiles at first use.
+
+  losses: of each step so far. compile_seconds: how long tracing and compiling took.
+  """
+
+  def __init__(self, source: Path, config: config_lib.Config):
+    section = dict(config.model)
+    del section["source"]
+    dtype = jnp.dtype(section.pop("dtype"))
+    model, params, self.tokenizer = models.load(source, dtype=dtype, **section)
+    adapters = peft.attach(config.adapters, params, rng.root(config.seed, "adapters"))
+    learnt = peft.trainable_paths(adapters)
+    variables = {"params": params, "adapters": adapters}
+    trains = state_lib.trains(config.trainable, variables, lambda path, _: path in learnt)
+    trainable, self._frozen = tree.partition(variables, trains)
+    optimizer, schedule = optim.build(config.optimizer, trainable, config.train.steps)
+    step = step_lib.make_step(
+      model,
+      objectives.build(config.objective),
+      optimizer,
+      schedule,
+      accumulate_steps=config.train.accumulate_steps,
+      seed=config.seed,
+    )
+    self._step = jax.jit(step, donate_argnums=0)
+    self._compiled = None
+    self._state = state_lib.create(trainable, optimizer, sharding.make_mesh(config.mesh))
+    self.trainable = tree.count(trainable)
+    self.losses: list[float] = []
+    self.compile_seconds = 0.0
+
+  def advance(self, batch: dict[str, Any]) -> int:
+    """One step, waited for; returns the number of tokens in it that are no padding."""
+    if self._compiled is None:
+      started = time.perf_counter()
+      self._compiled = self._step.lower(self._state, self._frozen, batch).compile()
+      self.compile_seconds = time.perf_counter() - started
+    self._state, metrics = self._compiled(self._state, self._frozen, batch)
+    jax.block_until_ready(self._state)
+    total, weight = metrics["sums"]["loss"]
+    self.losses.append(float(total) / float(weight))
+    return int(metrics["counts"]["useful_tokens"])
+
+
+def lora_step(args: Any) -> tuple[dict[str, Any], Training]:
+  """The same batch again and again."""
+  training = Training(args.model, config_lib.Config(settings.get_config()))
+  batch = _random_batch()
+  seconds = worker.time_steps(lambda: training.advance(batch), warmup=args.warmup, steps=args.steps)
+  measured = {
+    "tokens_per_second": worker.median_rate(seconds, batch["tokens"].size),
+    "seconds": seconds,
+    "first_loss": training.losses[0],
+  }
+  return measured, training
+
+
+def sft(args: Any) -> tuple[dict[str, Any], Training]:
+  """Fresh packed batches; taking a batch from the pipeline is part of the step."""
+  # Here, so that the LoRA step's memory is that of the step.
+  from research.data import pipeline
+
+  rows = workloads.gsm8k_rows(args.gsm8k, workloads.gsm8k_count(args.warmup + args.steps))
+  with tempfile.TemporaryDirectory() as scratch:
+    file = Path(scratch) / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    section = settings.get_config()
+    section.data.train.source = ConfigDict({"name": "jsonl", "path": str(file), "cache": scratch})
+    section.data.train.length = SFT_LENGTH
+    config = config_lib.Config(section)
+    training = Training(args.model, config)
+    batches = pipeline.train_batches(
+      config.data.train, training.tokenizer, batch_size=SFT_ROWS, seed=config.seed
+    )
+    useful: list[int] = []
+    try:
+      seconds = worker.time_steps(
+        lambda: useful.append(training.advance(next(batches))),
+        warmup=args.warmup,
+        steps=args.steps,
+      )
+    finally:
+      batches.close()
+  useful = useful[args.warmup :]
+  measured = {
+    "tokens_per_second": worker.total_rate(seconds, useful),
+    "seconds": seconds,
+    "padding_fraction": 1 - sum(useful) / (args.steps * SFT_ROWS * SFT_LENGTH),
+  }
+  return measured, training
+
+
+def _random_batch() -> dict[str, jax.Array]:
+  """The LoRA step's batch: `[4, 256]` ordinary tokens, one document a row."""
+  tokens = workloads.random_tokens(workloads.STEP_BATCH, workloads.STEP_TOKENS)
+  weights = np.ones(tokens.shape, np.float32)
+  weights[:, -1] = 0
+  batch = {
+    "tokens": tokens,
+    "targets": np.roll(tokens, -1, axis=1),
+    "weights": weights,
+    "segments": np.ones_like(tokens),
+    "positions": np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape),
+  }
+  return {name: jnp.asarray(rows) for name, rows in batch.items()}
+
+
+def main() -> None:
+  parser = worker.parser(__doc__)
+  parser.add_argument("work", choices=("lora_step", "sft"))
+  parser.add_argument("--gsm8k", type=Path, help="train.jsonl of GSM8K; sft needs it")
+  args = parser.parse_args()
+  measured, training = {"lora_step": lora_step, "sft": sft}[args.work](args)
+  worker.report(
+    ("jax", "flax", "optax"),
+    **measured,
+    compile_seconds=training.compile_seconds,
+    trainable=training.trainable,
+  )
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,1 @@
+"""The peers' sides of the benchmarks; each runs in its own virtual environment."""

@@ -1,0 +1,64 @@
+"""The LoRA step of transformers and PEFT: bfloat16 throughout, eager or under torch.compile."""
+
+from __future__ import annotations
+
+import peft
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
+
+from benchmarks import worker, workloads
+
+
+def main() -> None:
+  parser = worker.parser(__doc__)
+  parser.add_argument("--compile", action="store_true", help="run the loss under torch.compile")
+  args = parser.parse_args()
+  torch.manual_seed(0)
+  base = AutoModelForCausalLM.from_pretrained(
+    args.model, dtype=torch.bfloat16, attn_implementation="sdpa"
+  )
+  config = peft.LoraConfig(
+    r=workloads.LORA_RANK,
+    lora_alpha=workloads.LORA_ALPHA,
+    target_modules=list(workloads.LORA_MODULES),
+    task_type="CAUSAL_LM",
+  )
+  # By default PEFT holds adapters in float32, which adds two casts and a slow dot to each layer.
+  model = peft.get_peft_model(base, config, autocast_adapter_dtype=False)
+  trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+  optimizer = torch.optim.AdamW(trained, lr=workloads.LEARNING_RATE, weight_decay=0.0, fused=True)
+  tokens = torch.from_numpy(
+    workloads.random_tokens(workloads.STEP_BATCH, workloads.STEP_TOKENS)
+  ).long()
+  targets = tokens.roll(-1, dims=1)
+  targets[:, -1] = -100
+
+  def loss_of(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    # Passing `labels` instead would copy the logits to float32 first.
+    logits = model(input_ids=tokens, use_cache=False).logits
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+  forward = torch.compile(loss_of) if args.compile else loss_of
+  losses = []
+
+  def step() -> None:
+    loss = forward(tokens, targets)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(trained, workloads.MAX_GRADIENT_NORM)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    losses.append(loss.item())
+
+  seconds = worker.time_steps(step, warmup=args.warmup, steps=args.steps)
+  worker.report(
+    ("torch", "transformers", "peft"),
+    tokens_per_second=worker.median_rate(seconds, tokens.numel()),
+    seconds=seconds,
+    first_loss=losses[0],
+    trainable=sum(parameter.numel() for parameter in trained),
+  )
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,180 @@
+"""The benchmarks: who takes part in each, for how many steps, and the bars."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+Measure = Literal["tokens_per_second", "peak_bytes", "compile_seconds", "startup_seconds"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+  """One worker of a benchmark.
+
+  environment: a peer environment, or None for the interpreter that runs the benchmarks.
+  model: what it loads: `gguf`, or the Hugging Face directory in that type.
+  """
+
+  name: str
+  module: str
+  arguments: tuple[str, ...]
+  environment: str | None
+  model: Literal["gguf", "bfloat16", "float32"]
+  warmup: int
+  steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """The same work for our side and every peer."""
+
+  name: str
+  title: str
+  ours: Side
+  peers: tuple[Side, ...] = ()
+  needs_gsm8k: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+  """A row of the table: `measure` of a work, as a ratio to `peer` or, without one, itself.
+
+  `required` and `aim` are lower limits for tokens per second, upper limits for the rest; a row
+  with neither is there for information.
+  """
+
+  work: str
+  peer: str | None
+  measure: Measure
+  required: float | None
+  aim: float | None
+
+  @property
+  def more_is_better(self) -> bool:
+    return self.measure == "tokens_per_second"
+
+  def verdict(self, value: float) -> str:
+    """Which of the limits `value` keeps; empty where there are none."""
+    if self.aim is not None and self._keeps(value, self.aim):
+      return "aim met"
+    if self.required is not None:
+      return "met" if self._keeps(value, self.required) else "missed"
+    return "" if self.aim is None else "aim missed"
+
+  def _keeps(self, value: float, limit: float) -> bool:
+    return value >= limit if self.more_is_better else value <= limit
+
+
+def _ours(module: str, *arguments: str, warmup: int, steps: int) -> Side:
+  return Side("ours", f"benchmarks.{module}", arguments, None, "gguf", warmup, steps)
+
+
+def _peer(
+  name: str, module: str, *arguments: str, environment: str, model: str, warmup: int, steps: int
+) -> Side:
+  return Side(name, f"benchmarks.peers.{module}", arguments, environment, model, warmup, steps)
+
+
+WORKS = {
+  work.name: work
+  for work in (
+    Work(
+      "lora_step",
+      "LoRA step, rank 16, 4x256 tokens",
+      _ours("ours_train", "lora_step", warmup=2, steps=8),
+      (
+        _peer(
+          "torch", "lora_transformers", environment="torch", model="bfloat16", warmup=2, steps=8
+        ),
+        _peer(
+          "compile",
+          "lora_transformers",
+          "--compile",
+          environment="torch",
+          model="bfloat16",
+          warmup=3,
+          steps=8,
+        ),
+        _peer("tunix", "lora_tunix", environment="tunix", model="float32", warmup=2, steps=4),
+      ),
+    ),
+    Work(
+      "sft",
+      "fine-tuning on GSM8K, useful tokens",
+      _ours("ours_train", "sft", warmup=2, steps=8),
+      tuple(
+        _peer(
+          name,
+          "sft_trl",
+          f"--layout={layout}",
+          environment="trl",
+          model="bfloat16",
+          warmup=2,
+          steps=8,
+        )
+        for name, layout in (
+          ("trl", "padded"),
+          ("trl_grouped", "grouped"),
+          ("trl_padding_free", "padding_free"),
+        )
+      ),
+      needs_gsm8k=True,
+    ),
+    Work(
+      "generation",
+      "generation, batch 32, 64 + 128 tokens",
+      _ours("ours_generate", "--batch=32", warmup=1, steps=3),
+      (
+        _peer(
+          "torch",
+          "generate_transformers",
+          "--batch=32",
+          "--dtype=bfloat16",
+          environment="torch",
+          model="bfloat16",
+          warmup=1,
+          steps=3,
+        ),
+      ),
+    ),
+    Work(
+      "generation_one",
+      "generation, batch 1, 64 + 128 tokens",
+      _ours("ours_generate", "--batch=1", warmup=1, steps=3),
+      (
+        _peer(
+          "torch",
+          "generate_transformers",
+          "--batch=1",
+          "--dtype=float32",
+          environment="torch",
+          model="float32",
+          warmup=1,
+          steps=3,
+        ),
+      ),
+    ),
+    Work(
+      "startup",
+      "start to the end of the first step, second run",
+      _ours("startup", warmup=1, steps=1),
+    ),
+  )
+}
+
+PEERS = tuple(dict.fromkeys(peer.name for work in WORKS.values() for peer in work.peers))
+
+BARS = (
+  Bar("lora_step", "torch", "tokens_per_second", 1.4, None),
+  Bar("lora_step", "compile", "tokens_per_second", None, 1.0),
+  Bar("lora_step", "tunix", "tokens_per_second", 3.0, 4.0),
+  Bar("sft", "trl", "tokens_per_second", 2.5, 4.0),
+  Bar("sft", "trl_grouped", "tokens_per_second", None, None),
+  Bar("sft", "trl_padding_free", "tokens_per_second", None, None),
+  Bar("generation", "torch", "tokens_per_second", 1.2, 1.6),
+  Bar("generation_one", "torch", "tokens_per_second", 0.9, 1.1),
+  Bar("lora_step", "torch", "peak_bytes", 0.9, 0.6),
+  Bar("lora_step", None, "compile_seconds", 30.0, 15.0),
+  Bar("startup", None, "startup_seconds", 20.0, 10.0),
+)

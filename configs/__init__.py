@@ -1,0 +1,1 @@
+"""One file a run; each tells its differences from `base`."""

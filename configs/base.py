@@ -1,0 +1,122 @@
+"""The defaults of every run, told once.
+
+A run's file starts from these and tells its differences:
+
+  from configs import base
+
+  def get_config():
+    config = base.get_config()
+    config.directory = "runs/mine"
+    config.model.source = "smollm2-135m-instruct"
+    ...
+    return config
+
+The config is locked: a key that is not here is an error. A section with a `name` chooses a
+component, and its other keys are that component's arguments; replace such a section as a whole.
+Durations end in `_steps`, `_tokens`, `_examples` or `_fraction`; 0 means never where it can.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """Everything but what to train on what, which only a run can say."""
+  config = ConfigDict()
+  config.seed = 0
+  # Where the run lives. The same command with the same directory goes on with the run in it.
+  config.directory = ""
+  # Compiled programs are kept here between runs; "" is jax/ in $RESEARCH_CACHE or
+  # ~/.cache/research, "off" keeps none.
+  config.compilation_cache = ""
+
+  config.model = ConfigDict()
+  # A Hugging Face directory, a GGUF file, or a name that research.models knows.
+  config.model.source = ""
+  # The type of activations, of products' operands and of what is frozen; what trains is float32.
+  config.model.dtype = "bfloat16"
+  # Compute each layer again in the backward pass, instead of keeping its activations.
+  config.model.remat = False
+  # Layers in one iteration of the compiled loop; 0: all of them on a CPU, one elsewhere.
+  config.model.unroll = 0
+
+  # Rules {"target": path regex, "name": method, ...}; a parameter takes the first that matches.
+  config.adapters = ()
+  # What the optimizer changes: "adapters", "all", or regexes of parameters' paths (".*/bias").
+  config.trainable = ("adapters",)
+
+  config.objective = ConfigDict({"name": "causal"})
+
+  config.data = ConfigDict()
+  config.data.train = ConfigDict()
+  # What research.data.sources reads: {"name": "jsonl", "path": ...} and the like.
+  config.data.train.source = ConfigDict()
+  # Tokens in a row.
+  config.data.train.length = 512
+  # "best_fit" puts several documents in a row, none of which sees another; "none" puts one, padded
+  # to the nearest of `buckets` or to `length`.
+  config.data.train.packing = "best_fit"
+  config.data.train.buckets = ()
+  # Loss on completions and assistant turns only, or on all tokens.
+  config.data.train.completion_only = True
+  # "drop" (and count) or "stop".
+  config.data.train.on_bad_row = "drop"
+  # "drop", "truncate", "split" or "stop".
+  config.data.train.on_long_row = "truncate"
+  config.data.train.shuffle = True
+  # Examples that are packed together.
+  config.data.train.window = 1024
+  # Held-out rows on which the objective is measured, a section like `train`; empty: none.
+  config.data.eval = ConfigDict()
+
+  config.optimizer = ConfigDict()
+  config.optimizer.learning_rate = 1e-4
+  # One of research.optim.schedules, with its arguments.
+  config.optimizer.schedule = ConfigDict({"name": "warmup_cosine", "warmup_fraction": 0.03})
+  config.optimizer.b1 = 0.9
+  config.optimizer.b2 = 0.999
+  config.optimizer.eps = 1e-8
+  config.optimizer.weight_decay = 0.0
+  # Rules (path regex, whether it decays), first match wins; empty: matrices decay, and biases,
+  # norms and embeddings do not.
+  config.optimizer.weight_decay_mask = ()
+  # The most that the norm of all gradients may be; 0: no limit.
+  config.optimizer.clip_norm = 1.0
+  # An update whose gradient is not finite is skipped; after so many in a row the run stops.
+  config.optimizer.max_nonfinite_steps = 5
+
+  config.train = ConfigDict()
+  config.train.steps = 1000
+  # Rows in an update, over all devices and slices.
+  config.train.batch_size = 16
+  # Slices of the batch that are taken one after the other, to save memory.
+  config.train.accumulate_steps = 1
+
+  config.eval = ConfigDict()
+  # Evaluations come before the first step, after the last and every so many between; 0: none.
+  config.eval.every_steps = 0
+  # Sections {"name": ..., ...} of research.evals.
+  config.eval.evaluators = ()
+
+  config.checkpoint = ConfigDict()
+  # A killed run loses at most so many steps; 0: only the last step is saved.
+  config.checkpoint.every_steps = 100
+  config.checkpoint.keep_last = 2
+  # How many more to keep, of those at an evaluation, by `best_metric`
+  # ("eval/held_out/loss").
+  config.checkpoint.keep_best = 0
+  config.checkpoint.best_metric = ""
+  # "max" or "min".
+  config.checkpoint.best_mode = "max"
+
+  # Devices along each axis (research.core.sharding); one may be -1, which takes what is left.
+  config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})
+
+  config.log = ConfigDict()
+  # Steps between points in TensorBoard, and between lines where there is no terminal.
+  config.log.every_steps = 10
+  config.log.tensorboard = True
+  # FLOP/s of all devices that utilisation is a share of; 0: from a table, or measured.
+  config.log.peak_flops = 0.0
+
+  config.lock()
+  return config

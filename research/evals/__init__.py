@@ -1,0 +1,50 @@
+"""Evaluators: `(model, variables, tokenizer) -> Result`, made from config sections by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from research.core import config as config_lib
+from research.evals.perplexity import Perplexity
+from research.evals.result import (
+  Difference,
+  Evaluator,
+  Result,
+  compare,
+  comparison_table,
+  table,
+)
+from research.evals.verifiable import Verifiable
+
+EVALUATORS: dict[str, Callable[..., Evaluator]] = {
+  "perplexity": Perplexity,
+  "verifiable": Verifiable,
+}
+
+
+def build(sections: Iterable[Mapping[str, Any]]) -> list[Evaluator]:
+  """An evaluator for each section: its `name` in `EVALUATORS`, and that one's arguments.
+
+  Raises:
+    ConfigError: an unknown name or argument, or two evaluators of one label.
+    ValueError: an argument's value cannot be.
+  """
+  evaluators = [config_lib.call(EVALUATORS, section) for section in sections]
+  labels = [evaluator.label for evaluator in evaluators]
+  for label in labels:
+    if labels.count(label) > 1:
+      raise config_lib.ConfigError(f"two evaluators are labelled {label!r}; give them a `label`")
+  return evaluators
+
+
+__all__ = [
+  "EVALUATORS",
+  "Difference",
+  "Evaluator",
+  "Result",
+  "build",
+  "compare",
+  "comparison_table",
+  "table",
+]

@@ -1,0 +1,204 @@
+"""How well a model predicts text, every token of it once.
+
+B windows of a batch, S tokens of a window, D model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from research.core import tree
+from research.data import packing, sources
+from research.evals import bootstrap
+from research.evals.result import Result
+from research.losses.cross_entropy import token_losses
+
+_LENGTH = 1024  # of a window, unless told or unless the model has fewer positions
+_SHORTEST = 64  # tokens that a batch of short documents is padded to
+_CHUNK_TOKENS = 512  # whose logits are held at a time
+
+
+class Window(NamedTuple):
+  """Tokens `first` to `stop` of a document are scored; the model is shown `start` to `stop - 1`."""
+
+  start: int
+  first: int
+  stop: int
+
+
+def windows(tokens: int, length: int, context: int) -> Iterator[Window]:
+  """Windows that score each of the tokens 1 … `tokens - 1` of a document exactly once.
+
+  A scored token has at least `context` tokens before it in its window, or all there are, and a
+  window shows at most `length`. Windows advance by `length - context + 1` tokens; the last one
+  reaches back as far as it can. `context` equal to `length` gives every token the full length,
+  at the price of a window a token.
+  """
+  first = 1
+  while first < tokens:
+    stop = min(tokens, max(0, first - context) + length + 1)
+    yield Window(max(0, stop - 1 - length), first, stop)
+    first = stop
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity:
+  """Negative log-likelihood of documents, in rolling windows.
+
+  Metrics: `nll_per_token` (nats), `perplexity` (its exponential), `bits_per_byte` (of UTF-8;
+  comparable across tokenizers), and the counts `tokens` (scored), `bytes`, `documents`. A record
+  is a window: its `nll` and `tokens`.
+
+  data: the config of a source whose rows have `text` (`research.data.sources`).
+  length: tokens that a window shows; by default 1024, or all the positions of a smaller model.
+  context: tokens before each scored token, at least, where there are as many; by default half of
+    the length.
+  batch_size: windows at a time.
+  bos: a document begins with BOS (EOS where the tokenizer has no BOS), which is not scored, so
+    that all of its tokens are. Without it the first token is shown and not scored.
+  label: the result's name.
+  """
+
+  data: Mapping[str, Any]
+  length: int | None = None
+  context: int | None = None
+  batch_size: int = 4
+  bos: bool = True
+  label: str = "perplexity"
+
+  def __call__(self, model: Any, variables: Any, tokenizer: Any) -> Result:
+    """Scores all documents.
+
+    Raises:
+      ValueError: a window is longer than the model's positions, or the context is longer than it;
+        a row has no `text`, or there is no token to score.
+    """
+    positions = model.config.max_positions
+    length = min(_LENGTH, positions) if self.length is None else self.length
+    context = max(1, length // 2) if self.context is None else self.context
+    if length > positions:
+      raise ValueError(
+        f"{self.label}: length {length} is more than the model's {positions} positions"
+      )
+    if not 1 <= context <= length:
+      raise ValueError(f"{self.label}: context {context} is not within 1 and the length, {length}")
+    documents, ids, size = self._documents(tokenizer)
+    jobs = [
+      (document, window)
+      for document, tokens in enumerate(documents)
+      for window in windows(len(tokens), length, context)
+    ]
+    if not jobs:
+      raise ValueError(f"{self.label}: no token to score in {len(documents)} documents")
+    sums = self._score(model, variables, documents, jobs, length)
+    records = [
+      {"id": f"{ids[d]}:{w.first}", "nll": nll, "tokens": w.stop - w.first}
+      for (d, w), nll in zip(jobs, sums, strict=True)
+    ]
+    return self._result(records, size, len(documents))
+
+  def _documents(self, tokenizer: Any) -> tuple[list[np.ndarray], list[str], int]:
+    """Tokens and id of each document, and the bytes of what is scored of them."""
+    source = sources.build(self.data)
+    if source.report:
+      logging.warning("%s", source.report)
+    begin: list[int] = []
+    if self.bos:
+      bos = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
+      begin = [*bos, *tokenizer.eos_ids][:1]
+      if not begin:
+        raise ValueError(f"{self.label}: the tokenizer has neither BOS nor EOS; set bos=False")
+    documents, ids, size = [], [], 0
+    for index in range(len(source)):
+      row = source[index]
+      if not isinstance(row.get("text"), str):
+        raise ValueError(
+          f"{source.name}: row {source.origin(index)} has no 'text'{tree.nearest('text', row)}"
+        )
+      tokens = tokenizer.encode(row["text"], add_special=False)
+      size += len(row["text"].encode())
+      if not self.bos:
+        size -= len(tokenizer.decode(tokens[:1]).encode())
+      documents.append(np.asarray(begin + tokens, np.int32))
+      ids.append(f"{index}:{hashlib.sha256(row['text'].encode()).hexdigest()[:12]}")
+    return documents, ids, size
+
+  def _score(
+    self,
+    model: Any,
+    variables: Any,
+    documents: Sequence[np.ndarray],
+    jobs: Sequence[tuple[int, Window]],
+    longest: int,
+  ) -> list[float]:
+    """The nats of each window's scored tokens."""
+    sums = [0.0] * len(jobs)
+    lengths = [window.stop - window.start - 1 for _, window in jobs]
+    # Like lengths share a batch, the longest first, so that few tokens are padding.
+    order = sorted(range(len(jobs)), key=lambda i: -lengths[i])
+    buckets = [longest]
+    while buckets[0] > _SHORTEST:
+      buckets.insert(0, max(_SHORTEST, buckets[0] // 2))
+    with tqdm.tqdm(total=sum(lengths), desc=self.label, unit="token", leave=False) as progress:
+      for at in range(0, len(jobs), self.batch_size):
+        chosen = order[at : at + self.batch_size]
+        shape = (self.batch_size, packing.bucket(lengths[chosen[0]], buckets))
+        tokens, targets, segments = (np.zeros(shape, np.int32) for _ in range(3))
+        for row, i in enumerate(chosen):
+          document, window = documents[jobs[i][0]], jobs[i][1]
+          tokens[row, : lengths[i]] = document[window.start : window.stop - 1]
+          targets[row, : lengths[i]] = document[window.start + 1 : window.stop]
+          segments[row, : lengths[i]] = 1
+        losses = np.asarray(_token_losses(model, variables, tokens, targets, segments), np.float64)
+        for row, i in enumerate(chosen):
+          window = jobs[i][1]
+          sums[i] = float(losses[row, window.first - window.start - 1 : lengths[i]].sum())
+        progress.update(sum(lengths[i] for i in chosen))
+    return sums
+
+  def _result(self, records: list[dict[str, Any]], size: int, documents: int) -> Result:
+    nats = [record["nll"] for record in records]
+    counts = [record["tokens"] for record in records]
+    total, tokens = math.fsum(nats), sum(counts)
+    metrics = {
+      "nll_per_token": total / tokens,
+      "perplexity": math.exp(total / tokens),
+      "bits_per_byte": total / math.log(2) / size,
+      "tokens": tokens,
+      "bytes": size,
+      "documents": documents,
+    }
+    intervals = {}
+    if len(records) > 1:
+      low, high = bootstrap.interval(nats, counts)
+      intervals["nll_per_token"] = (low, high)
+      intervals["perplexity"] = (math.exp(low), math.exp(high))
+    means = {"nll_per_token": ("nll", "tokens")}
+    return Result(self.label, metrics, records, means, intervals)
+
+
+@partial(jax.jit, static_argnums=0)
+def _token_losses(model, variables, tokens, targets, segments):
+  """Nats of `targets [B, S]` after `tokens [B, S]` -> float32 `[B, S]`."""
+  hidden = model.apply(variables, tokens, segments=segments, method="hidden")  # [B, S, D]
+
+  def of_chunk(chunk):
+    return token_losses(model.apply(variables, chunk[0], method="head"), chunk[1])[0]
+
+  size = targets.size
+  padding = -size % _CHUNK_TOKENS
+  hidden = jnp.pad(hidden.reshape(size, -1), ((0, padding), (0, 0)))
+  targets = jnp.pad(targets.reshape(size), (0, padding))
+  chunks = (hidden.reshape(-1, _CHUNK_TOKENS, hidden.shape[-1]), targets.reshape(-1, _CHUNK_TOKENS))
+  return jax.lax.map(of_chunk, chunks).reshape(-1)[:size].reshape(tokens.shape)

@@ -1,0 +1,162 @@
+"""How many problems with a known answer a model solves, by letting it write."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tqdm
+
+from research import generation
+from research.core import config as config_lib
+from research.core import tree
+from research.data import chat, sources
+from research.evals import bootstrap
+from research.evals.result import Result
+from research.evals.scorers import SCORERS
+
+
+@dataclasses.dataclass(frozen=True)
+class Verifiable:
+  """The share of right answers, as a scorer finds them.
+
+  Metrics: `accuracy`, `accuracy/TASK` where there are several tasks, the shares `unparsable`
+  (nothing that could be an answer; never right) and `unfinished` (cut off at `max_new_tokens`;
+  scored as far as they got), and the count `problems`. Intervals are Wilson's. A record is a
+  problem: its `task`, `answer`, `completion`, the `value` read in it, and `correct`, `unparsable`
+  and `unfinished`, each 0 or 1.
+
+  data: the config of a source (`research.data.sources`) whose rows have `answer`, maybe `task`,
+    and `prompt` (a text to go on with, or messages) or `messages` that end with a user's.
+  scorer: a key of `research.evals.scorers.SCORERS`.
+  max_new_tokens: of an answer.
+  batch_size: problems at a time.
+  sampler: a section, its name in `research.generation.SAMPLERS`; by default greedy.
+  seed: of the sampler.
+  shown: how many problems the result's `samples` spell out.
+  label: the result's name.
+  """
+
+  data: Mapping[str, Any]
+  scorer: str = "last_number"
+  max_new_tokens: int = 256
+  batch_size: int = 32
+  sampler: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "greedy"})
+  seed: int = 0
+  shown: int = 3
+  label: str = "verifiable"
+
+  def __post_init__(self):
+    if self.scorer not in SCORERS:
+      raise ValueError(
+        f"{self.label}: there is no scorer {self.scorer!r}{tree.nearest(self.scorer, SCORERS)}; "
+        f"there are {', '.join(SCORERS)}"
+      )
+
+  def __call__(self, model: Any, variables: Any, tokenizer: Any) -> Result:
+    """Generates and scores an answer to every problem.
+
+    Raises:
+      ValueError: there are no problems, or a row lacks a column or an answer that the scorer
+        can use.
+    """
+    source = sources.build(self.data)
+    if source.report:
+      logging.warning("%s", source.report)
+    problems = [_problem(source, index) for index in range(len(source))]
+    if not problems:
+      raise ValueError(f"{self.label}: {source.name} has no problems")
+    prompts = [_encode(tokenizer, problem["prompt"]) for problem in problems]
+    with tqdm.tqdm(total=len(prompts), desc=self.label, unit="problem", leave=False) as bar:
+      completions = generation.generate(
+        model,
+        variables,
+        prompts,
+        config_lib.call(generation.SAMPLERS, self.sampler),
+        max_new_tokens=self.max_new_tokens,
+        eos_ids=tokenizer.eos_ids,
+        batch_size=self.batch_size,
+        seed=self.seed,
+        progress=bar.update,
+      )
+    records = []
+    for index, (problem, completion) in enumerate(zip(problems, completions, strict=True)):
+      text = tokenizer.decode(completion.tokens)
+      verdict = SCORERS[self.scorer](text, problem)
+      records.append(
+        {
+          "id": f"{index}:{_digest(problem)}",
+          "task": problem.get("task", ""),
+          "answer": problem["answer"],
+          "completion": text,
+          "value": verdict.value,
+          "correct": int(verdict.correct),
+          "unparsable": int(verdict.value is None),
+          "unfinished": int(not completion.finished),
+        }
+      )
+    return self._result(records, problems)
+
+  def _result(
+    self, records: Sequence[dict[str, Any]], problems: Sequence[Mapping[str, Any]]
+  ) -> Result:
+    outcomes: dict[str, list[int]] = collections.defaultdict(list)
+    for record in records:
+      outcomes["accuracy"].append(record["correct"])
+      if record["task"]:
+        outcomes[f"accuracy/{record['task']}"].append(record["correct"])
+    if len(outcomes) == 2:  # One task: its accuracy is the accuracy.
+      outcomes = {"accuracy": outcomes["accuracy"]}
+    for share in ("unparsable", "unfinished"):
+      outcomes[share] = [record[share] for record in records]
+    metrics = {name: sum(counted) / len(counted) for name, counted in outcomes.items()}
+    intervals = {
+      name: bootstrap.wilson(sum(counted), len(counted)) for name, counted in outcomes.items()
+    }
+    means = {"accuracy": ("correct", None)}
+    means |= {share: (share, None) for share in ("unparsable", "unfinished")}
+    samples = [_shown(problem, record) for problem, record in zip(problems, records, strict=True)][
+      : self.shown
+    ]
+    metrics["problems"] = len(records)
+    return Result(self.label, metrics, list(records), means, intervals, samples)
+
+
+def _problem(source: Any, index: int) -> dict[str, Any]:
+  """The row with its `prompt`, a string or messages, and its `answer`, a string."""
+  row = source[index]
+  where = f"{source.name}: row {source.origin(index)}"
+  prompt = row.get("prompt", row.get("messages"))
+  if prompt is None:
+    raise ValueError(f"{where} has neither 'prompt' nor 'messages'{tree.nearest('prompt', row)}")
+  if row.get("answer") is None:
+    raise ValueError(f"{where} has no 'answer'{tree.nearest('answer', row)}")
+  if not isinstance(prompt, str) and (not prompt or prompt[-1].get("role") == "assistant"):
+    raise ValueError(f"{where}: its messages end with an answer, or there are none")
+  return {**row, "prompt": prompt, "answer": str(row["answer"])}
+
+
+def _encode(tokenizer: Any, prompt: Any) -> list[int]:
+  return (
+    tokenizer.encode(prompt) if isinstance(prompt, str) else chat.encode_prompt(tokenizer, prompt)
+  )
+
+
+def _digest(problem: Mapping[str, Any]) -> str:
+  asked = json.dumps([problem["prompt"], problem["answer"]], sort_keys=True)
+  return hashlib.sha256(asked.encode()).hexdigest()[:12]
+
+
+def _shown(problem: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+  """A problem, what was answered and how that was judged, in words."""
+  prompt = problem["prompt"]
+  asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+  verdict = "right" if record["correct"] else f"wrong: {record['answer']} was expected"
+  read = "nothing" if record["value"] is None else record["value"]
+  cut = " (cut off)" if record["unfinished"] else ""
+  return f"> {asked}\n{record['completion'].strip()}{cut}\n[read {read}; {verdict}]"

@@ -1,0 +1,303 @@
+"""Measures a model, an adapter or a run, and the difference between two.
+
+  python -m research.evaluate --model=smollm2-135m-instruct --perplexity=book.txt
+  python -m research.evaluate --model=smollm2-135m-instruct --reasoning-gym=chain_sum,products
+  python -m research.evaluate --run=runs/quickstart --compare=base
+  python -m research.evaluate --model=MODEL --config=configs/quickstart.py --compare=saved.json
+
+What is measured is the `eval.evaluators` of a config, or what the flags name; a run without
+either is measured by its own config's. Figures go to the terminal with 95 % intervals, and with
+every item to a JSON file, which --compare reads. A difference is the first minus the second, with
+a paired bootstrap interval over the items. Keys of the config can be set as in training:
+--config.KEY=VALUE.
+
+Exit codes: 0 done, 2 something asked for cannot be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from research.core import config as config_lib
+
+
+@dataclasses.dataclass
+class Subject:
+  """What is measured: a model and its variables, under a name for people.
+
+  base: the source of the model that it was made from.
+  """
+
+  name: str
+  model: Any
+  variables: dict[str, Any]
+  tokenizer: Any
+  base: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command with these arguments (by default the process's), and returns its code."""
+  args = _arguments(list(sys.argv[1:] if argv is None else argv))
+  try:
+    _evaluate(args)
+  except (ValueError, FileNotFoundError) as error:
+    if args.traceback:
+      raise
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  return 0
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+  summary, _, more = (__doc__ or "").partition("\n")
+  parser = argparse.ArgumentParser(
+    prog="python -m research.evaluate",
+    description=summary,
+    epilog=more,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  subject = parser.add_argument_group("what is measured")
+  subject.add_argument(
+    "--model", metavar="MODEL", help="a Hugging Face directory, a GGUF file or a known name"
+  )
+  subject.add_argument(
+    "--adapter", type=Path, metavar="DIR", help="an adapter of --model, in PEFT's format"
+  )
+  subject.add_argument(
+    "--run", type=Path, metavar="DIR", help="a run's directory, in place of --model"
+  )
+  subject.add_argument(
+    "--dtype", choices=("bfloat16", "float32"), help="default: the config's, or bfloat16"
+  )
+  subject.add_argument(
+    "--compare",
+    metavar="OTHER",
+    help="a second one on the same items: 'base' (the model without its adapter), an adapter, a "
+    "model, a run, or the JSON file of an earlier evaluation",
+  )
+  measures = parser.add_argument_group("by what")
+  measures.add_argument(
+    "--config", type=Path, metavar="FILE", help="a config file with eval.evaluators"
+  )
+  measures.add_argument(
+    "--perplexity",
+    action="append",
+    default=[],
+    metavar="FILE",
+    help="perplexity of a text, or of the `text` of a JSONL file's rows; may be repeated",
+  )
+  measures.add_argument(
+    "--problems",
+    action="append",
+    default=[],
+    metavar="FILE",
+    help="accuracy on a JSONL file with `prompt` or `messages` and `answer`; may be repeated",
+  )
+  measures.add_argument(
+    "--reasoning-gym", metavar="TASKS", help="accuracy on held-out problems of these, by commas"
+  )
+  measures.add_argument(
+    "--size", type=int, default=200, metavar="N", help="problems of --reasoning-gym (200)"
+  )
+  measures.add_argument(
+    "--scorer", default="last_number", help="of problems: last_number, exact or reasoning_gym"
+  )
+  measures.add_argument(
+    "--max-new-tokens", type=int, default=256, metavar="N", help="of an answer (256)"
+  )
+  parser.add_argument(
+    "--output", type=Path, metavar="FILE", help="the JSON file (evaluation.json of --run)"
+  )
+  parser.add_argument("--traceback", action="store_true", help="on an error, where it was found")
+  args, rest = parser.parse_known_args(argv)
+  for argument in rest:
+    if not argument.startswith("--config."):
+      parser.error(f"unknown argument {argument}")
+  if rest and not args.config:
+    parser.error(f"{rest[0]} needs --config=FILE")
+  if args.run and (args.model or args.adapter):
+    parser.error("--run names its model and adapter itself; leave --model and --adapter out")
+  if not (args.run or args.model or args.config):
+    parser.error("what is to be measured? give --model, --run or --config")
+  args.overrides = rest
+  return args
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+  config = _config(args)
+  # Imported when the command line is known to be good: JAX takes a second or two.
+  from research import evals
+
+  evaluators = evals.build(_sections(args, config))
+  if not evaluators:
+    raise config_lib.ConfigError(
+      "nothing to measure: give --perplexity, --problems, --reasoning-gym, or a --config with "
+      "eval.evaluators"
+    )
+  subject = _subject(args, config)
+  report: dict[str, Any] = {"name": subject.name}
+  results = _measure(evaluators, subject)
+  report["results"] = [result.to_json() for result in results]
+  print(f"{subject.name}\n\n{evals.table(results)}\n")
+  for result in results:
+    for sample in result.samples:
+      print(f"{sample}\n")
+  if args.compare:
+    other, others = _other(args.compare, subject, evaluators, args.dtype)
+    differences = _differences(results, others)
+    report["compared"] = {"name": other, "results": [result.to_json() for result in others]}
+    report["differences"] = [dataclasses.asdict(difference) for difference in differences]
+    print(f"first: {subject.name}\nsecond: {other}\n\n{evals.comparison_table(differences)}\n")
+  output = args.output or (args.run / "evaluation.json" if args.run else None)
+  if output:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"saved {output}")
+
+
+def _config(args: argparse.Namespace) -> config_lib.Config | None:
+  """The config of `--config`, else the run's own, else None."""
+  if args.config:
+    return config_lib.from_command_line([f"--config={args.config}", *args.overrides])
+  return _run_config(args.run) if args.run else None
+
+
+def _sections(args: argparse.Namespace, config: config_lib.Config | None) -> list[Any]:
+  """The sections of the evaluators that the flags ask for, or else those of the config."""
+  sections: list[dict[str, Any]] = []
+  for file in args.perplexity:
+    label = "perplexity" if len(args.perplexity) == 1 else f"perplexity {file}"
+    sections.append({"name": "perplexity", "data": _file_source(file), "label": label})
+  scoring = {"name": "verifiable", "scorer": args.scorer, "max_new_tokens": args.max_new_tokens}
+  for file in args.problems:
+    sections.append({**scoring, "data": {"name": "jsonl", "path": file}, "label": file})
+  if args.reasoning_gym:
+    tasks = [{"name": task} for task in args.reasoning_gym.split(",")]
+    data = {"name": "reasoning_gym", "tasks": tasks, "size": args.size, "split": "test"}
+    sections.append({**scoring, "data": data, "label": "reasoning_gym"})
+  if sections or config is None:
+    return sections
+  return list(config.eval.evaluators)
+
+
+def _file_source(file: str) -> dict[str, Any]:
+  return {"name": "jsonl" if file.endswith(".jsonl") else "text", "path": file}
+
+
+def _subject(args: argparse.Namespace, config: config_lib.Config | None) -> Subject:
+  if args.run:
+    return _load_run(args.run, args.dtype)
+  source, dtype = args.model, args.dtype or "bfloat16"
+  if config is not None:
+    source, dtype = source or config.model.source, args.dtype or config.model.dtype
+  subject = _load_model(source, dtype)
+  return _with_adapter(subject, args.adapter) if args.adapter else subject
+
+
+def _load_model(source: str, dtype: str) -> Subject:
+  import jax.numpy as jnp
+
+  from research import models
+
+  model, params, tokenizer = models.load(source, dtype=jnp.dtype(dtype))
+  if tokenizer is None:
+    raise ValueError(f"{source} has no tokenizer")
+  return Subject(source, model, {"params": params}, tokenizer, source)
+
+
+def _with_adapter(subject: Subject, directory: Path) -> Subject:
+  """The base of `subject` with the adapter in `directory`."""
+  from research import peft
+  from research.models import families
+
+  config = subject.model.config
+  params = subject.variables["params"]
+  adapters = peft.load(directory, params, families.find(config.family).modules(config))
+  variables = {"params": params, "adapters": adapters}
+  return dataclasses.replace(subject, name=str(directory), variables=variables)
+
+
+def _run_config(directory: Path) -> config_lib.Config:
+  file = directory / "config.json"
+  if not file.is_file():
+    raise FileNotFoundError(f"{directory} is no run: it has no config.json")
+  saved = json.loads(file.read_text())
+  if not _is_run_config(saved):
+    raise ValueError(f"{file} is not a run's config; a model's directory goes to --model")
+  return config_lib.Config(saved)
+
+
+def _is_run_config(saved: Mapping[str, Any]) -> bool:
+  return isinstance(saved.get("model"), Mapping) and "source" in saved["model"]
+
+
+def _load_run(directory: Path, dtype: str | None) -> Subject:
+  """A run's model as it ended: its base with `adapter/`, or the whole of `model/`."""
+  config = _run_config(directory)
+  dtype = dtype or config.model.dtype
+  if (directory / "adapter").is_dir():
+    subject = _with_adapter(_load_model(config.model.source, dtype), directory / "adapter")
+  elif (directory / "model").is_dir():
+    subject = _load_model(str(directory / "model"), dtype)
+    subject.base = config.model.source
+  else:
+    raise FileNotFoundError(f"{directory} holds neither adapter/ nor model/; is the run complete?")
+  return dataclasses.replace(subject, name=str(directory))
+
+
+def _other(
+  what: str, first: Subject, evaluators: Sequence[Any], dtype: str | None
+) -> tuple[str, list[Any]]:
+  """The name and the results of what `--compare` names."""
+  from research import evals
+
+  path = Path(what)
+  if what == "base":
+    if first.name == first.base:
+      raise ValueError(f"{first.name} is the base; compare it to something else")
+    second = _load_model(first.base, first.model.dtype)
+  elif path.is_file() and path.suffix == ".json":
+    saved = json.loads(path.read_text())
+    if "results" not in saved or "name" not in saved:
+      raise ValueError(f"{path} is not the file of an evaluation")
+    return f"{saved['name']} ({path})", [evals.Result.from_json(r) for r in saved["results"]]
+  elif (path / "adapter_config.json").is_file():
+    second = _with_adapter(first, path)
+  elif (path / "config.json").is_file() and _is_run_config(
+    json.loads((path / "config.json").read_text())
+  ):
+    second = _load_run(path, dtype)
+  else:
+    second = _load_model(what, dtype or first.model.dtype)
+  return second.name, _measure(evaluators, second)
+
+
+def _measure(evaluators: Sequence[Any], subject: Subject) -> list[Any]:
+  return [
+    evaluator(subject.model, subject.variables, subject.tokenizer) for evaluator in evaluators
+  ]
+
+
+def _differences(results: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+  from research import evals
+
+  found = {other.name: other for other in others}
+  differences = []
+  for result in results:
+    if result.name not in found:
+      raise ValueError(
+        f"the other evaluation has no {result.name!r}, only {', '.join(map(repr, found))}"
+      )
+    differences += evals.compare(result, found[result.name])
+  return differences
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,7 @@
+"""Text from a model: samplers, batches of prompts in one compiled loop, and streams."""
+
+from research.generation.engine import Completion, generate
+from research.generation.samplers import SAMPLERS, Sampler
+from research.generation.stream import Stream
+
+__all__ = ["SAMPLERS", "Completion", "Sampler", "Stream", "generate"]

@@ -1,0 +1,65 @@
+"""One token at a time: the steps that whole batches and streams share.
+
+B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from research.core import rng
+from research.core import tree as trees
+from research.generation.samplers import Sampler
+from research.models.decoder import Cache, Decoder
+from research.models.unrolled import unroll
+
+
+def prepare(model: Decoder, variables: Any, unrolled: bool | None) -> tuple[Decoder, Any]:
+  """Model and variables in the form in which decoding is fastest, with the same results.
+
+  Args:
+    unrolled: an array a layer (`research.models.unrolled`); by default on CPUs.
+  """
+
+  def cast(path, leaf):
+    # What a product would cast at every token is cast once.
+    return leaf.astype(model.dtype) if path.endswith(("/kernel", "/embedding")) else leaf
+
+  variables = {**variables, "params": trees.map_with_path(cast, variables["params"])}
+  unrolled = jax.default_backend() == "cpu" if unrolled is None else unrolled
+  return unroll(model, variables) if unrolled else (model, variables)
+
+
+def advance(
+  model: Decoder, variables: Any, cache: Cache, tokens: jax.Array, positions: jax.Array
+) -> tuple[Cache, jax.Array]:
+  """Puts `tokens [B, S]` into the cache -> the cache, and logits `[B, V]` after the last.
+
+  positions: int32 `[B, S]`, -1 at padding.
+  """
+  hidden, cache = model.apply(variables, tokens, positions, cache=cache, method="hidden")
+  return cache, model.apply(variables, hidden[:, -1], method="head")
+
+
+def row_keys(seed: int, prompts: jax.Array, samples: jax.Array) -> jax.Array:
+  """A random key a row, which knows nothing of the batch it is in.
+
+  Args:
+    prompts, samples: int32 `[B]`: the prompt's number, and the sample's among its prompt's.
+  """
+  root = rng.root(seed, "generation")
+  return jax.vmap(lambda i, j: jax.random.fold_in(jax.random.fold_in(root, i), j))(prompts, samples)
+
+
+def draw(
+  sampler: Sampler, logits: jax.Array, keys: jax.Array, step: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The `step`-th new token of each row `[B]`, and its log-probability by `logits` themselves."""
+  token = sampler(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step))
+  best = jnp.max(logits, axis=-1, keepdims=True)
+  total = jnp.log(jnp.sum(jnp.exp(logits - best), axis=-1))
+  chosen = jnp.take_along_axis(logits, token[:, None], axis=-1) - best
+  return token, chosen[:, 0] - total

@@ -1,0 +1,229 @@
+"""Completions of many prompts: prefill and decoding with a cache in one compiled loop.
+
+B rows (prompts times samples), P prompt slots, M new tokens at most.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.generation import decode, layout
+from research.generation.samplers import Sampler
+from research.models.decoder import Cache, Decoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+  """What a model wrote after a prompt.
+
+  prompt: the prompt's place in the list given. sample: its number among the prompt's samples.
+  tokens: the new tokens, up to and with the first EOS token.
+  log_probs: of each token, by the model's own distribution: at temperature 1 and unfiltered,
+    whatever the sampler.
+  finished: it ends with an EOS token; otherwise it was cut off.
+  """
+
+  prompt: int
+  sample: int
+  tokens: list[int]
+  log_probs: list[float]
+  finished: bool
+
+
+def generate(
+  model: Decoder,
+  variables: Any,
+  prompts: Sequence[Sequence[int]],
+  sampler: Sampler | None = None,
+  *,
+  max_new_tokens: int,
+  eos_ids: Sequence[int],
+  pad_id: int = 0,
+  samples: int = 1,
+  seed: int = 0,
+  first_prompt: int = 0,
+  batch_size: int = 32,
+  unrolled: bool | None = None,
+  progress: Callable[[int], object] | None = None,
+) -> list[Completion]:
+  """Completes every prompt `samples` times; in the order of `prompts`, then of samples.
+
+  A sample depends on the model, its prompt, the sampler, the seed and its two numbers only: not
+  on the batch, its place there or the padding (up to rounding, which the batch may change).
+
+  Args:
+    model: a decoder. variables: its `params`, and `adapters` if it has any; adapters merged
+      beforehand (`research.peft.merge`) make it faster.
+    prompts: token ids; of any number and lengths.
+    sampler: by default takes the most probable token.
+    max_new_tokens: tokens a completion may have, EOS included.
+    eos_ids: any of them ends a completion.
+    pad_id: what stands at padding; no result depends on it.
+    samples: completions of each prompt; they share one pass over it.
+    seed: of the sampler's draws.
+    first_prompt: the number by which the draws know the first of `prompts`: parts of a list,
+      each given the number of its first, get what the whole list would.
+    batch_size: rows at a time at most.
+    unrolled: an array a layer instead of stacks; by default on CPUs, where it is faster.
+    progress: called with the number of completions that a batch has added.
+
+  Raises:
+    ValueError: a prompt is empty, is longer than the model's positions allow, or holds a token
+      that the model has not; or a number above is not positive.
+  """
+  for name, value in (
+    ("max_new_tokens", max_new_tokens), ("samples", samples), ("batch_size", batch_size)
+  ):  # fmt: skip
+    if value < 1:
+      raise ValueError(f"{name} is {value}; it must be at least 1")
+  for i, prompt in enumerate(prompts):
+    check_prompt(model, prompt, max_new_tokens, f"prompt {i}")
+  run_model, run_variables = decode.prepare(model, variables, unrolled)
+  found: dict[tuple[int, int], Completion] = {}
+  for batch in layout.batches(prompts, samples=samples, batch_size=batch_size, pad_id=pad_id):
+    written = _generate(
+      run_variables,
+      batch.tokens,
+      batch.positions,
+      batch.prompt,
+      batch.first_sample,
+      seed,
+      first_prompt,
+      model=run_model,
+      sampler=sampler or Sampler(),
+      samples=batch.samples,
+      max_new_tokens=max_new_tokens,
+      eos_ids=tuple(eos_ids),
+    )
+    before = len(found)
+    found |= {
+      (c.prompt, c.sample): c
+      for c in _completions(batch, jax.device_get(written))
+      if c.sample < samples
+    }
+    if progress is not None:
+      progress(len(found) - before)
+  return [found[i, j] for i in range(len(prompts)) for j in range(samples)]
+
+
+def check_prompt(
+  model: Decoder, prompt: Sequence[int], max_new_tokens: int, name: str = "the prompt"
+) -> None:
+  """Raises ValueError if the model cannot take `prompt`."""
+  config = model.config
+  if not len(prompt):
+    raise ValueError(f"{name} is empty; a model needs at least one token, BOS perhaps")
+  if min(prompt) < 0 or max(prompt) >= config.vocab_size:
+    wrong = next(token for token in prompt if not 0 <= token < config.vocab_size)
+    raise ValueError(f"{name} holds token {wrong}; the model has 0 to {config.vocab_size - 1}")
+  if len(prompt) + max_new_tokens > config.max_positions:
+    raise ValueError(
+      f"{name} has {len(prompt)} tokens, which with max_new_tokens {max_new_tokens} exceeds the "
+      f"model's {config.max_positions} positions"
+    )
+
+
+class _Written(NamedTuple):
+  """tokens, log_probs: `[B, M]`. length: int32 `[B]`, of what was written before the end.
+  finished: bool `[B]`."""
+
+  tokens: jax.Array
+  log_probs: jax.Array
+  length: jax.Array
+  finished: jax.Array
+
+  def put(self, step, token, log_prob, eos):
+    """Writes the `step`-th token of each row that is not finished."""
+    going = ~self.finished
+    return _Written(
+      jax.lax.dynamic_update_slice_in_dim(self.tokens, token[:, None], step, axis=1),
+      jax.lax.dynamic_update_slice_in_dim(self.log_probs, log_prob[:, None], step, axis=1),
+      self.length + going,
+      self.finished | jnp.any(token[:, None] == eos, axis=-1),
+    )
+
+
+class _State(NamedTuple):
+  step: jax.Array  # tokens written
+  token: jax.Array  # [B], the last one written, not yet in the cache
+  position: jax.Array  # [B], its position
+  cache: Cache
+  written: _Written
+
+
+@partial(jax.jit, static_argnames=("model", "sampler", "samples", "max_new_tokens", "eos_ids"))
+def _generate(
+  variables,
+  tokens,
+  positions,
+  prompt,
+  first_sample,
+  seed,
+  first_prompt,
+  *,
+  model,
+  sampler,
+  samples,
+  max_new_tokens,
+  eos_ids,
+) -> _Written:
+  rows, length = tokens.shape
+  eos = jnp.asarray(eos_ids, jnp.int32)[None]
+  number = jnp.repeat(first_sample, samples) + jnp.tile(jnp.arange(samples), rows)
+  keys = decode.row_keys(seed, jnp.repeat(prompt + first_prompt, samples), number)
+
+  cache = model.init_cache(rows, length)
+  cache, logits = decode.advance(model, variables, cache, tokens, positions)
+  # The last token drawn never goes into the cache.
+  cache = cache.expand(samples, layout.slots(length + max_new_tokens - 1))
+  logits = jnp.repeat(logits, samples, axis=0)
+
+  batch = rows * samples
+  written = _Written(
+    jnp.zeros((batch, max_new_tokens), jnp.int32),
+    jnp.zeros((batch, max_new_tokens), jnp.float32),
+    jnp.zeros((batch,), jnp.int32),
+    jnp.repeat(prompt < 0, samples),
+  )
+  token, log_prob = decode.draw(sampler, logits, keys, 0)
+  start = jnp.repeat(positions[:, -1] + 1, samples)
+  state = _State(jnp.int32(1), token, start, cache, written.put(0, token, log_prob, eos))
+
+  def going(state):
+    return (state.step < max_new_tokens) & ~jnp.all(state.written.finished)
+
+  def step(state):
+    cache, logits = decode.advance(
+      model, variables, state.cache, state.token[:, None], state.position[:, None]
+    )
+    token, log_prob = decode.draw(sampler, logits, keys, state.step)
+    written = state.written.put(state.step, token, log_prob, eos)
+    return _State(state.step + 1, token, state.position + 1, cache, written)
+
+  return jax.lax.while_loop(going, step, state).written
+
+
+def _completions(batch: layout.Batch, written: _Written) -> list[Completion]:
+  """The rows of `written`, as NumPy arrays, that are not padding."""
+  found = []
+  for row, (prompt, first) in enumerate(zip(batch.prompt, batch.first_sample, strict=True)):
+    for j in range(batch.samples if prompt >= 0 else 0):
+      at = row * batch.samples + j
+      length = int(written.length[at])
+      found.append(
+        Completion(
+          int(prompt),
+          int(first) + j,
+          np.asarray(written.tokens[at, :length]).tolist(),
+          np.asarray(written.log_probs[at, :length]).tolist(),
+          bool(written.finished[at]),
+        )
+      )
+  return found

@@ -1,0 +1,77 @@
+"""Which prompts run together, and in what shape.
+
+Every shape is a program to compile, so lengths and numbers of rows come in powers of two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from research.nn.incremental import CHUNK
+
+SHORTEST = 32
+
+
+def bucket(length: int, shortest: int = SHORTEST) -> int:
+  """The smallest power of two, from `shortest` on, that holds `length`."""
+  return max(shortest, 1 << (length - 1).bit_length())
+
+
+def slots(tokens: int) -> int:
+  """Slots of a cache for `tokens`: a number that attention reads in chunks."""
+  return -(-tokens // CHUNK) * CHUNK
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """Prompts that run together, each with `samples` rows one after the other.
+
+  Invariant: padding is on the left, so that all rows write one slot of the cache at a time;
+  its positions are -1. Rows whose `prompt` is -1 are padding too.
+
+  tokens, positions: int32 `[R, P]`.
+  prompt, first_sample: int32 `[R]`: the number of the prompt, and of the first of its samples.
+  samples: of each prompt.
+  """
+
+  tokens: np.ndarray
+  positions: np.ndarray
+  prompt: np.ndarray
+  first_sample: np.ndarray
+  samples: int
+
+
+def batches(
+  prompts: Sequence[Sequence[int]], *, samples: int, batch_size: int, pad_id: int
+) -> Iterator[Batch]:
+  """Covers every sample of every prompt, longest prompts first, in `batch_size` rows at most.
+
+  The longest come first so that what does not fit in memory fails at once.
+  """
+  width = min(samples, batch_size)
+  items = [
+    (i, first)
+    for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    for first in range(0, samples, width)
+  ]
+  most = max(1, batch_size // width)
+  for start in range(0, len(items), most):
+    yield _batch(prompts, items[start : start + most], most, width, pad_id)
+
+
+def _batch(prompts, items, most, width, pad_id):
+  rows = min(most, bucket(len(items), shortest=1))
+  length = bucket(max(len(prompts[i]) for i, _ in items))
+  tokens = np.full((rows, length), pad_id, np.int32)
+  positions = np.full((rows, length), -1, np.int32)
+  prompt = np.full((rows,), -1, np.int32)
+  first_sample = np.zeros((rows,), np.int32)
+  for row, (i, first) in enumerate(items):
+    size = len(prompts[i])
+    tokens[row, length - size :] = prompts[i]
+    positions[row, length - size :] = np.arange(size)
+    prompt[row], first_sample[row] = i, first
+  return Batch(tokens, positions, prompt, first_sample, width)

@@ -1,0 +1,169 @@
+"""What a config asks to be trained: the model, its adapters, the loss, the data, the tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.core import config as config_lib
+from research.core import rng as rng_lib
+from research.core import tree
+from research.loop import state as state_lib
+from research.loop.step import Objective
+
+
+class Result(Protocol):
+  """What the loop needs of an evaluation's result (`research.evals.Result`)."""
+
+  name: str
+  metrics: Mapping[str, float]
+
+  def to_json(self) -> dict[str, Any]: ...
+
+
+Evaluator = Callable[[Any, Any, Any], Result]
+
+
+class Batches(Protocol):
+  """Endless batches of numpy arrays, and where in the data they stand."""
+
+  def __next__(self) -> dict[str, np.ndarray]: ...
+
+  def get_state(self) -> dict[str, Any]:
+    """What `set_state` needs to go on with the batch after the last one; JSON."""
+
+  def set_state(self, state: dict[str, Any]) -> None: ...
+
+  def description(self) -> str:
+    """What the data are, for a person."""
+
+
+@dataclasses.dataclass
+class Problem:
+  """Everything that the loop drives and does not know.
+
+  variables: `{"params": ..., "adapters": ...}`.
+  trains: says of a path of `variables` and its leaf whether the optimizer changes it.
+  batches: this process's share of each batch.
+  evaluators: `(model, variables, tokenizer) -> Result`.
+  forward_flops: FLOPs of the base's forward pass, a token, in rows of a length.
+  export: `(directory, variables)` writes what was trained for other tools to load.
+  """
+
+  model: Any
+  tokenizer: Any
+  variables: dict[str, Any]
+  trains: Callable[[str, Any], bool]
+  objective: Objective
+  batches: Batches
+  evaluators: Sequence[Evaluator]
+  forward_flops: Callable[[float], float]
+  export: Callable[[Path, dict[str, Any]], None]
+
+
+def assemble(config: config_lib.Config) -> Problem:
+  """The problem that `model`, `adapters`, `trainable`, `objective`, `data` and `eval` describe.
+
+  Raises:
+    ConfigError: one of those sections cannot be; the message names it.
+  """
+  # Here and not above, so that `--help` and a wrong config need not wait for them.
+  from research import evals, models, objectives, peft
+  from research.data import pipeline
+  from research.models import families
+
+  with config_lib.blaming("model"):
+    section = dict(config.model)
+    source, dtype = section.pop("source"), jnp.dtype(section.pop("dtype"))
+    # What trains does so in float32; it should start from all the bits there are.
+    trains_base = set(config.trainable) != {"adapters"}
+    model, params, tokenizer = models.load(
+      source, dtype=dtype, param_dtype=jnp.float32 if trains_base else dtype, **section
+    )
+  with config_lib.blaming("adapters"):
+    adapters = peft.attach(config.adapters, params, rng_lib.root(config.seed, "adapters"))
+    adapter_trains = peft.trainable_paths(adapters)
+  variables = {"params": params, "adapters": adapters}
+  trains = state_lib.trains(config.trainable, variables, lambda path, _: path in adapter_trains)
+  variables = tree.map_with_path(
+    lambda path, leaf: leaf.astype(dtype) if _is_frozen(path, leaf, trains) else leaf, variables
+  )
+  with config_lib.blaming("objective"):
+    objective = objectives.build(config.objective)
+  shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
+  batch_size = config.train.batch_size
+  with config_lib.blaming("data.train"):
+    batches = pipeline.train_batches(
+      config.data.train, tokenizer, batch_size=batch_size, seed=config.seed, **shard
+    )
+  evaluators: list[Evaluator] = []
+  if config.data.eval:
+    with config_lib.blaming("data.eval"):
+      held_out = pipeline.eval_batches(config.data.eval, tokenizer, batch_size=batch_size, **shard)
+    evaluators.append(held_out_loss(objective, held_out))
+  with config_lib.blaming("eval.evaluators"):
+    evaluators += evals.build([section.take() for section in config.eval.evaluators])
+
+  def export(directory: Path, variables: dict[str, Any]) -> None:
+    if not trains_base:
+      modules = families.find(model.config.family).modules(model.config)
+      peft.save(directory / "adapter", variables["adapters"], modules, base_model=source)
+    else:
+      merged = peft.merge(variables["params"], variables["adapters"])
+      models.save(directory / "model", model, merged, tokenizer)
+
+  return Problem(
+    model=model,
+    tokenizer=tokenizer,
+    variables=variables,
+    trains=trains,
+    objective=objective,
+    batches=batches,
+    evaluators=evaluators,
+    forward_flops=model.config.flops_per_token,
+    export=export,
+  )
+
+
+def held_out_loss(objective: Objective, batches: Iterable[Mapping[str, np.ndarray]]) -> Evaluator:
+  """An evaluator: the objective's loss and metrics over all of `batches`, by token weights.
+
+  Its name is `held_out`; an item of its result is a batch.
+  """
+  from research.evals import Result as EvaluationResult
+
+  sums = jax.jit(
+    lambda model, variables, batch: objective(model, variables, batch, None, None),
+    static_argnums=0,
+  )
+
+  def evaluate(model: Any, variables: Any, tokenizer: Any) -> Result:
+    del tokenizer
+    records: list[dict[str, Any]] = []
+    for number, batch in enumerate(batches):
+      total, weight, metrics = jax.device_get(sums(model, variables, batch))
+      pairs = {**metrics, "loss": (total, weight)}
+      means = {name: (name, f"{name}_weight") for name in pairs}
+      record: dict[str, Any] = {"id": str(number)}
+      for name, (a, b) in pairs.items():
+        record |= {name: float(a), f"{name}_weight": float(b)}
+      records.append(record)
+    figures = {
+      name: sum(record[name] for record in records) / sum(record[weight] for record in records)
+      for name, (_, weight) in means.items()
+    }
+    return EvaluationResult("held_out", figures, records, means)
+
+  return evaluate
+
+
+def _is_frozen(path: str, leaf: Any, trains: Callable[[str, Any], bool]) -> bool:
+  """Whether this is a parameter of the base that could be kept in the type of activations."""
+  floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+  return path.startswith("params/") and floating and not trains(path, leaf)

@@ -1,0 +1,165 @@
+"""From what steps return to lines, curves and a progress bar, without holding up the device."""
+
+from __future__ import annotations
+
+import collections
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from research.io import metrics as metrics_lib
+
+# Steps whose mean duration the terminal shows.
+_RATE_STEPS = 20
+
+
+class Recorder:
+  """Records each step while the next one runs.
+
+  `push` hands in a step's metrics as they are on the device and reads those of the step before:
+  the device has its next work by then. `drain` reads what is left.
+
+  metrics.jsonl gets every step; TensorBoard the mean of every `every_steps`, by weights.
+  """
+
+  def __init__(
+    self,
+    directory: Path,
+    *,
+    resume_step: int | None,
+    total_steps: int,
+    every_steps: int,
+    tensorboard: bool,
+    flops_per_token: Callable[[float], float],
+    peak_flops: float,
+    trainable_paths: Sequence[str],
+    max_nonfinite_steps: int,
+  ):
+    """Opens the files, cut back to `resume_step` (None: new ones).
+
+    Args:
+      flops_per_token: FLOPs of training on one token in rows of a length.
+      peak_flops: FLOP/s of all devices.
+      trainable_paths: the names of the step's `nonfinite`.
+      max_nonfinite_steps: updates skipped in a row that end the run.
+    """
+    self._json = metrics_lib.JsonLines(directory / "metrics.jsonl", resume_step)
+    self._board = None
+    if tensorboard:
+      self._board = metrics_lib.TensorBoard(directory / "tensorboard", resume_step)
+    self._terminal = metrics_lib.Terminal(total_steps, resume_step or 0, every_steps)
+    self._total_steps = total_steps
+    self._every_steps = every_steps
+    self._flops_per_token = flops_per_token
+    self._peak_flops = peak_flops
+    self._trainable_paths = trainable_paths
+    self._max_nonfinite_steps = max_nonfinite_steps
+    self._pending: collections.deque[tuple[int, Any]] = collections.deque()
+    self._since = 0.0
+    self._compiled = False
+    self._window: dict[str, tuple[float, float]] = {}
+    self._durations: collections.deque[tuple[float, float]] = collections.deque(maxlen=_RATE_STEPS)
+
+  def begin(self) -> None:
+    """A step is about to be prepared; the time of a step that nothing runs beside starts here."""
+    if not self._pending:
+      self._since = time.perf_counter()
+
+  def push(self, step: int, metrics: Any) -> None:
+    """`metrics` is what the train step returned for `step` (see `loop.step`).
+
+    Raises:
+      FloatingPointError: gradients were not finite for `max_nonfinite_steps` updates in a row.
+    """
+    self._pending.append((step, metrics))
+    if len(self._pending) > 1:
+      self._record(*self._pending.popleft())
+
+  def drain(self) -> None:
+    """Waits for the last step and records it; raises like `push`."""
+    while self._pending:
+      self._record(*self._pending.popleft())
+
+  def evaluation(self, step: int, results: Mapping[str, float]) -> None:
+    """Records an evaluation's results as a line of their own."""
+    self._json.write(step, results)
+    if self._board is not None:
+      self._board.write(step, results)
+    self.say(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in results.items()))
+
+  def say(self, text: str) -> None:
+    """Prints a line above the progress bar."""
+    self._terminal.say(text)
+
+  def close(self) -> None:
+    """Closes the files and the bar."""
+    self._json.close()
+    self._terminal.close()
+    if self._board is not None:
+      self._board.close()
+
+  def _record(self, step: int, on_device: Any) -> None:
+    metrics = jax.device_get(on_device)
+    now = time.perf_counter()
+    seconds, self._since = now - self._since, now
+    counts = {name: float(value) for name, value in metrics["counts"].items()}
+    sums = {name: (float(a), float(b)) for name, (a, b) in metrics["sums"].items()}
+    sums["padding"] = (counts["tokens"] - counts["useful_tokens"], counts["tokens"])
+    sums["gradient_norm"] = (float(metrics["gradient_norm"]), 1.0)
+    sums["learning_rate"] = (float(metrics["learning_rate"]), 1.0)
+    # The first step of a process takes as long as its compilation: no rate.
+    if self._compiled:
+      sums["tokens_per_second"] = (counts["tokens"], seconds)
+      sums["useful_tokens_per_second"] = (counts["useful_tokens"], seconds)
+      sums["model_flops_utilization"] = (self._flops(counts), seconds * self._peak_flops)
+      self._durations.append((counts["tokens"], seconds))
+    self._compiled = True
+    self._json.write(step, {**_means(sums), **counts, "seconds": seconds})
+    for name, (a, b) in sums.items():
+      total, weight = self._window.get(name, (0.0, 0.0))
+      self._window[name] = (total + a, weight + b)
+    self._show(step, sums["loss"])
+    if metrics["skipped_in_row"]:
+      self._skipped(step, int(metrics["skipped_in_row"]), metrics["nonfinite"])
+
+  def _flops(self, counts: Mapping[str, float]) -> float:
+    """FLOPs of the useful tokens of a step."""
+    useful = counts["useful_tokens"]
+    # A row of n tokens has a mean context of n / 2: twice the mean is the length to reckon with.
+    length = 2 * counts["context"] / useful if useful else 0.0
+    return useful * self._flops_per_token(length)
+
+  def _show(self, step: int, loss: tuple[float, float]) -> None:
+    tokens, seconds = (sum(column) for column in zip((0.0, 0.0), *self._durations, strict=True))
+    rate = tokens / seconds if seconds else 0.0
+    left = (self._total_steps - step) * seconds / max(1, len(self._durations))
+    at_window = step % self._every_steps == 0 or step == self._total_steps
+    shown = self._window["loss"] if at_window else loss
+    self._terminal.update(step, _mean(*shown), rate, left)
+    if at_window:
+      if self._board is not None:
+        self._board.write(step, _means(self._window))
+      self._window = {}
+
+  def _skipped(self, step: int, in_row: int, nonfinite: Any) -> None:
+    paths = [p for p, bad in zip(self._trainable_paths, nonfinite, strict=True) if bad]
+    told = f"the gradient of {paths[0]}" if paths else "the loss"
+    more = f" and of {len(paths) - 1} more" if len(paths) > 1 else ""
+    if in_row >= self._max_nonfinite_steps:
+      raise FloatingPointError(
+        f"{told}{more} was not finite at step {step}, nor any update finite for {in_row} steps in "
+        "a row; a lower optimizer.learning_rate or clip_norm may help"
+      )
+    self.say(f"step {step}: {told}{more} is not finite; update skipped ({in_row} in a row)")
+
+
+def _mean(total: float, weight: float) -> float:
+  return total / weight if weight else math.nan
+
+
+def _means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+  return {name: _mean(*pair) for name, pair in sums.items()}

@@ -1,0 +1,312 @@
+"""The training loop: from a config to a run directory, through interruptions.
+
+A run directory holds `config.json` and `environment.json`, `checkpoints/`, `metrics.jsonl` (a line
+for each step, and one for each evaluation), `tensorboard/`, `evaluations/STEP.json` (what
+`research.evaluate --compare` reads) and, once the run is complete, what was trained (`adapter/` in
+PEFT's format or `model/` in Hugging Face's) and `results.json`.
+
+The same command starts a run, goes on with one that stopped, and tells the results of a complete
+one. Up to the last checkpoint nothing is done twice; what came after it is done again and comes
+out the same, to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from research.core import config as config_lib
+from research.core import sharding, tree
+from research.io import metrics as metrics_lib
+from research.io.checkpoint import Checkpoints, write_json
+from research.loop import environment, problem, state, step, throughput
+from research.loop.callbacks import Callback, Context
+from research.loop.interrupt import Interrupted, Interrupts
+from research.loop.record import Recorder
+from research.optim import build as optim
+
+# What may differ when a run goes on: nothing here changes what is trained. Everything else does,
+# `train.steps` included, on which most schedules depend.
+MAY_CHANGE = ("checkpoint", "compilation_cache", "data.eval", "directory", "eval", "log")
+
+Results = dict[str, Any]
+
+
+def run(
+  config: config_lib.Config,
+  *,
+  assemble: Callable[[config_lib.Config], problem.Problem] = problem.assemble,
+  callbacks: Sequence[Callback] = (),
+) -> Results:
+  """Trains as `config` says, and returns what `results.json` holds.
+
+  Args:
+    config: see `configs/base.py`.
+    assemble: makes the problem.
+    callbacks: what else to do, in this order; see `loop.callbacks`.
+
+  Raises:
+    ConfigError: the config cannot be run, or is not the one that the directory was made with.
+    FloatingPointError: gradients stayed non-finite.
+    Interrupted: by SIGINT or SIGTERM; all steps so far are saved.
+  """
+  if not config.directory:
+    raise config_lib.ConfigError("config.directory is empty; name the run's directory")
+  directory = Path(config.directory)
+  _require_same_config(directory, config)
+  if (directory / "results.json").exists():
+    return json.loads((directory / "results.json").read_text())
+  with Interrupts() as interrupts:
+    _use_compilation_cache(config.compilation_cache)
+    trainer = _Trainer(config, directory, assemble(config), callbacks, interrupts)
+    try:
+      return trainer.train()
+    finally:
+      trainer.close()
+
+
+class _Trainer:
+  """A run between its first and its last step."""
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    directory: Path,
+    task: problem.Problem,
+    callbacks: Sequence[Callback],
+    interrupts: Interrupts,
+  ):
+    shared = directory
+    if jax.process_index():
+      # Checkpoints are written together; of the rest, each process keeps its own.
+      directory = shared / f"process_{jax.process_index()}"
+    directory.mkdir(parents=True, exist_ok=True)
+    self._task = task
+    self._callbacks = callbacks
+    self._interrupts = interrupts
+    self._total_steps = config.train.steps
+    self._eval_every_steps = config.eval.every_steps
+    self._save_every_steps = config.checkpoint.every_steps
+    self._saves_evaluated = config.checkpoint.keep_best > 0
+
+    with config_lib.blaming("mesh"):
+      self._mesh = sharding.make_mesh(config.mesh)
+    trainable, frozen = tree.partition(task.variables, task.trains)
+    optimizer, schedule = optim.build(config.optimizer, trainable, self._total_steps)
+    shapes = state.abstract(trainable, optimizer)
+    with config_lib.blaming("mesh"):
+      shardings = sharding.shardings(self._mesh, shapes)
+      frozen = jax.device_put(frozen, sharding.shardings(self._mesh, frozen))
+    train_step = step.make_step(
+      task.model,
+      task.objective,
+      optimizer,
+      schedule,
+      accumulate_steps=config.train.accumulate_steps,
+      seed=config.seed,
+    )
+    self._step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+
+    with config_lib.blaming("checkpoint"):
+      self._checkpoints = Checkpoints(
+        shared / "checkpoints",
+        keep_last=config.checkpoint.keep_last,
+        keep_best=config.checkpoint.keep_best,
+        best_metric=config.checkpoint.best_metric,
+        best_mode=config.checkpoint.best_mode,
+      )
+    saved = self._checkpoints.latest_step()
+    self._recorder = Recorder(
+      directory,
+      resume_step=saved,
+      total_steps=self._total_steps,
+      every_steps=config.log.every_steps,
+      tensorboard=config.log.tensorboard,
+      flops_per_token=throughput.train_flops_per_token(
+        task.forward_flops, task.variables, trainable
+      ),
+      peak_flops=config.log.peak_flops or throughput.peak_flops(),
+      trainable_paths=list(tree.flatten(trainable)),
+      max_nonfinite_steps=config.optimizer.max_nonfinite_steps,
+    )
+    config.require_all_read()
+    write_json(directory / "config.json", config.to_dict())
+    environment.append(directory / "environment.json", first_step=saved or 0)
+    if saved is None:
+      initial = state.create(trainable, optimizer, self._mesh)
+    else:
+      initial = self._restore(saved, shapes, shardings)
+    self._context = Context(
+      config=config,
+      directory=directory,
+      problem=task,
+      total_steps=self._total_steps,
+      step=saved or 0,
+      state=initial,
+      frozen=frozen,
+      evaluations=_evaluations(directory),
+      say=self._recorder.say,
+    )
+
+  def train(self) -> Results:
+    """From where the run stands to its end."""
+    context = self._context
+    self._introduce()
+    for callback in self._callbacks:
+      callback.on_start(context)
+    try:
+      with self._interrupts.deferred():
+        self._pause()
+        while context.step < self._total_steps:
+          self._advance()
+          self._pause()
+    except Interrupted as interrupted:
+      self._recorder.drain()
+      self._save(None)
+      self._checkpoints.wait()
+      context.say(f"{interrupted}: saved step {context.step}; the same command goes on from there")
+      raise
+    self._checkpoints.wait()
+    self._task.export(context.directory, context.variables)
+    for callback in self._callbacks:
+      callback.on_end(context)
+    results = self._results()
+    write_json(context.directory / "results.json", results)
+    return results
+
+  def close(self) -> None:
+    """Frees files and threads."""
+    self._recorder.close()
+    self._checkpoints.close()
+
+  def _advance(self) -> None:
+    """One step: dispatched, not waited for."""
+    context = self._context
+    self._recorder.begin()
+    batch = {
+      name: jax.make_array_from_process_local_data(
+        sharding.batch_sharding(self._mesh, rows.ndim), rows
+      )
+      for name, rows in next(self._task.batches).items()
+    }
+    context.state, metrics = self._step(context.state, context.frozen, batch)
+    context.step += 1
+    self._recorder.push(context.step, metrics)
+
+  def _pause(self) -> None:
+    """Between two steps: evaluates and saves if it is time, leaves if somebody asked."""
+    now, every = self._context.step, self._eval_every_steps
+    results = None
+    evaluated = {at for at, _ in self._context.evaluations}
+    due = now in (0, self._total_steps) or (every and now % every == 0)
+    if self._task.evaluators and due and now not in evaluated:
+      results = self._evaluate()
+    every = self._save_every_steps
+    due = now == self._total_steps or (every and now and now % every == 0)
+    # An evaluation before the first step is saved too: nobody wants to wait for it twice.
+    if due or (results and (self._saves_evaluated or now == 0)):
+      self._save(results)
+    self._interrupts.check()
+
+  def _evaluate(self) -> Mapping[str, float]:
+    context = self._context
+    self._recorder.drain()
+    # Nothing changes here, so that a signal need not wait.
+    with self._interrupts.deferred(False):
+      results = [
+        evaluator(self._task.model, context.variables, self._task.tokenizer)
+        for evaluator in self._task.evaluators
+      ]
+    file = context.directory / "evaluations" / f"{context.step}.json"
+    file.parent.mkdir(exist_ok=True)
+    name = f"{context.config.directory} at step {context.step}"
+    write_json(file, {"name": name, "results": [result.to_json() for result in results]})
+    figures = {
+      f"eval/{result.name}/{metric}": float(value)
+      for result in results
+      for metric, value in result.metrics.items()
+    }
+    self._recorder.evaluation(context.step, figures)
+    context.evaluations.append((context.step, figures))
+    for callback in self._callbacks:
+      callback.on_evaluation(context, results)
+    return figures
+
+  def _save(self, results: Mapping[str, float] | None) -> None:
+    # The lines up to a checkpoint are on disk before it is: a run that goes on from it has them.
+    self._recorder.drain()
+    data = self._task.batches.get_state()
+    self._checkpoints.save(self._context.step, self._context.state, data, results)
+
+  def _restore(self, saved: int, shapes: Any, shardings: Any) -> state.TrainState:
+    abstract = jax.tree.map(
+      lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+      shapes,
+      shardings,
+    )
+    restored, data = self._checkpoints.restore(saved, abstract)
+    self._task.batches.set_state(data)
+    return restored
+
+  def _introduce(self) -> None:
+    context = self._context
+    trained, total = tree.count(context.state.trainable), tree.count(self._task.variables)
+    context.say(
+      f"{total:,} parameters, of which {trained:,} ({trained / total:.2%}) are trained\n"
+      f"{self._task.batches.description()}"
+    )
+    if context.step:
+      context.say(f"going on from step {context.step} of {self._total_steps}")
+
+  def _results(self) -> Results:
+    lines = metrics_lib.read_json_lines(self._context.directory / "metrics.jsonl")
+    steps = [line for line in lines if "loss" in line]
+    return {
+      "steps": self._context.step,
+      "loss": steps[-1]["loss"] if steps else None,
+      "seconds": sum(line["seconds"] for line in steps),
+      "tokens": sum(line["tokens"] for line in steps),
+      "useful_tokens": sum(line["useful_tokens"] for line in steps),
+      "skipped_updates": int(self._context.state.skipped),
+      "trainable_parameters": tree.count(self._context.state.trainable),
+      "parameters": tree.count(self._task.variables),
+      "evaluations": [{"step": at, **found} for at, found in self._context.evaluations],
+    }
+
+
+def _evaluations(directory: Path) -> list[tuple[int, Mapping[str, float]]]:
+  """The evaluations in metrics.jsonl."""
+  found = []
+  for line in metrics_lib.read_json_lines(directory / "metrics.jsonl"):
+    results = {name: value for name, value in line.items() if name.startswith("eval/")}
+    if results:
+      found.append((line["step"], results))
+  return found
+
+
+def _require_same_config(directory: Path, config: config_lib.Config) -> None:
+  """Raises ConfigError if the run in `directory` was started with another config."""
+  file = directory / "config.json"
+  if not file.exists():
+    return
+  keys = config_lib.differences(json.loads(file.read_text()), config.to_dict())
+  changed = [key for key in keys if not f"{key}.".startswith(tuple(f"{k}." for k in MAY_CHANGE))]
+  if changed:
+    raise config_lib.ConfigError(
+      f"{directory} holds a run with other values of {', '.join(changed)}; "
+      "set them back to go on with it, or config.directory to start another"
+    )
+
+
+def _use_compilation_cache(setting: str) -> None:
+  """Keeps compiled programs in a directory: `setting`, or jax/ in research's cache; "off"."""
+  if setting == "off":
+    return
+  cache = os.environ.get("RESEARCH_CACHE", "~/.cache/research")
+  jax.config.update("jax_compilation_cache_dir", str(Path(setting or f"{cache}/jax").expanduser()))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -1,0 +1,126 @@
+"""The train step: gradients by token weights, one update, sums and weights out.
+
+A accumulation, B rows of the batch, S sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from research.core import rng as rng_lib
+from research.core import tree
+from research.loop.state import TrainState
+from research.optim.schedules import Schedule
+
+Sum = tuple[jax.Array, jax.Array]  # (sum, weight): the mean is their quotient
+Objective = Callable[..., tuple[jax.Array, jax.Array, dict[str, Sum]]]
+Step = Callable[[TrainState, Any, dict[str, jax.Array]], tuple[TrainState, dict[str, Any]]]
+
+
+def make_step(
+  model: Any,
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  schedule: Schedule,
+  *,
+  accumulate_steps: int,
+  seed: int,
+) -> Step:
+  """`step(state, frozen, batch) -> (state, metrics)`, pure and ready for `jax.jit`.
+
+  The gradient is that of (sum of losses) / (sum of weights) over the whole batch, whether it is
+  taken at once or in `accumulate_steps` slices. An update whose loss or gradient is not finite is
+  left out: parameters and moments stay as they are, and the counters of the state tell.
+
+  `metrics` holds `sums` (name -> (sum, weight): the loss, the objective's metrics), `counts`
+  (`tokens`, of them `useful_tokens` that are no padding, and `context`, the sum over those of the
+  tokens each one sees), `gradient_norm` (before the clip), `learning_rate`, `skipped_in_row` and
+  `nonfinite`, a bool for each trainable leaf in tree order.
+  """
+  key = rng_lib.root(seed, "step")
+
+  def sums_and_gradients(trainable: Any, frozen: Any, batch: Any, rng: Any, step: Any) -> Any:
+    def loss(values: Any) -> tuple[jax.Array, Any]:
+      total, weight, metrics = objective(model, tree.combine(values, frozen), batch, rng, step)
+      return total, {**metrics, "loss": (total, weight)}
+
+    (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
+    return sums, gradients
+
+  def step(
+    state: TrainState, frozen: Any, batch: dict[str, jax.Array]
+  ) -> tuple[TrainState, dict[str, Any]]:
+    rng = rng_lib.at(key, state.step)
+    if accumulate_steps == 1:
+      sums, gradients = sums_and_gradients(state.trainable, frozen, batch, rng, state.step)
+    else:
+
+      def add(total: Any, slice_and_index: Any) -> tuple[Any, None]:
+        rows, index = slice_and_index
+        found = sums_and_gradients(
+          state.trainable, frozen, rows, rng_lib.at(rng, index), state.step
+        )
+        return jax.tree.map(jnp.add, total, found), None
+
+      slices = {name: _sliced(rows, accumulate_steps) for name, rows in batch.items()}
+      first = jax.tree.map(lambda rows: rows[0], slices)
+      shapes = jax.eval_shape(sums_and_gradients, state.trainable, frozen, first, rng, state.step)
+      zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+      (sums, gradients), _ = jax.lax.scan(
+        add, zeros, (slices, jnp.arange(accumulate_steps, dtype=jnp.int32))
+      )
+    total, weight = sums["loss"]
+    # A batch without a single target has zero loss and gradients, not 0 / 0.
+    divisor = jnp.where(weight == 0, 1.0, weight)
+    gradients = jax.tree.map(lambda g: g.astype(jnp.float32) / divisor, gradients)
+    squares = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradients)]
+    nonfinite = ~jnp.isfinite(jnp.stack(squares))
+    good = ~jnp.any(nonfinite) & jnp.isfinite(total)
+
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)  # noqa: E731
+    skipped_in_row = jnp.where(good, 0, state.skipped_in_row + 1)
+    metrics = {
+      "sums": sums,
+      "counts": _counts(batch),
+      "gradient_norm": jnp.sqrt(sum(squares)),
+      "learning_rate": schedule(state.step - state.skipped),
+      "skipped_in_row": skipped_in_row,
+      "nonfinite": nonfinite,
+    }
+    state = TrainState(
+      step=state.step + 1,
+      trainable=keep(trainable, state.trainable),
+      opt_state=keep(opt_state, state.opt_state),
+      skipped=state.skipped + ~good,
+      skipped_in_row=skipped_in_row,
+    )
+    return state, metrics
+
+  return step
+
+
+def _sliced(rows: jax.Array, count: int) -> jax.Array:
+  """`[B, ...]` -> `[A, B/A, ...]`; slice i takes rows i, i + A, ...
+
+  Strided, so that every slice holds an equal share of each device's rows.
+  """
+  if rows.shape[0] % count:
+    raise ValueError(f"{rows.shape[0]} rows cannot be cut into {count} slices")
+  return rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1)
+
+
+def _counts(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Token counts as float32: a row of 10^5 tokens has more context than int32 holds."""
+  useful = batch["segments"] > 0
+  return {
+    "tokens": jnp.asarray(useful.size, jnp.float32),
+    "useful_tokens": jnp.sum(useful, dtype=jnp.float32),
+    "context": jnp.sum(jnp.where(useful, batch["positions"] + 1, 0), dtype=jnp.float32),
+  }

@@ -1,0 +1,84 @@
+"""Model FLOPs utilisation: the arithmetic that training needs, by what the machine could do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from research.core import tree
+
+# Dense bfloat16 FLOP/s of a device by its makers' data sheets; keys are parts of `device_kind`.
+_DATA_SHEETS = {
+  "H100": 989e12,
+  "H200": 989e12,
+  "A100": 312e12,
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5p": 459e12,
+  "TPU v6 lite": 918e12,
+}
+
+
+def peak_flops() -> float:
+  """FLOP/s of all devices at their best: the data sheet's figure, else what a product reaches.
+
+  On a CPU, and on accelerators that are not in the table, it is the faster of a float32 and a
+  bfloat16 product (accumulated in float32) of 1024 x 1024 matrices, the best of five. A busy
+  machine measures low, which flatters the utilisation: set `config.log.peak_flops` to compare.
+  """
+  kind = jax.devices()[0].device_kind
+  for name, flops in _DATA_SHEETS.items():
+    if name in kind:
+      return flops * jax.device_count()
+  return max(_measured(jnp.float32), _measured(jnp.bfloat16)) * jax.device_count()
+
+
+def train_flops_per_token(
+  forward_flops: Callable[[float], float], variables: Any, trainable: Any
+) -> Callable[[float], float]:
+  """`length -> FLOPs` that one token needs in training, in rows of `length` tokens.
+
+  Three parts: the forward pass F; the gradient of the activations, another F and once more its
+  part of the attention scores (a product of two activations has two gradients); and the gradient
+  of the matrices that train, 2 a weight. Adapters add their own forward and backward passes, 6 a
+  weight. With everything in training it is the usual 6 a weight and 12 * L * H * K * length / 2 of
+  causal attention (Chowdhery et al. 2022, PaLM, appendix B). Recomputation is not counted.
+
+  Args:
+    forward_flops: the FLOPs of a forward pass of the base, a token, in rows of a length.
+    variables: all variables, or their shapes.
+    trainable: those that train, None elsewhere.
+  """
+  has_head = any(path.startswith("params/lm_head/") for path in tree.flatten(variables))
+  weights = {
+    path: leaf.size
+    for path, leaf in tree.flatten(trainable).items()
+    if path.startswith("params/")
+    and (path.endswith("/kernel") or path == "params/embed/embedding" and not has_head)
+  }
+  adapters = tree.count(variables.get("adapters", {}))
+  constant = 2 * sum(weights.values()) + 6 * adapters
+
+  def per_token(length: float) -> float:
+    forward = forward_flops(length)
+    return 2 * forward + (forward - forward_flops(0.0)) + constant
+
+  return per_token
+
+
+def _measured(dtype: Any) -> float:
+  """FLOP/s of a matrix product in `dtype` on one device."""
+  size = 1024
+  product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+  a = jnp.ones((size, size), dtype)
+  product(a, a).block_until_ready()
+  seconds = []
+  for _ in range(5):
+    start = time.perf_counter()
+    product(a, a).block_until_ready()
+    seconds.append(time.perf_counter() - start)
+  return 2 * size**3 / min(seconds)

@@ -1,0 +1,60 @@
+"""Trains what a config describes.
+
+  python -m research.train --config=configs/NAME.py [--config.KEY=VALUE ...]
+
+The config's file says what is trained, on what and how; every key of it can be set on the command
+line: --config.optimizer.learning_rate=1e-4, --config.trainable=all, --config.train.steps=20. The
+keys and what they mean are in configs/base.py.
+
+Ctrl-C or SIGTERM saves and leaves (a second Ctrl-C leaves at once); the same command goes on from
+there. A run that is complete prints its results.
+
+  --help       this text
+  --traceback  on an error in the config, also where it was found
+
+Exit codes: 0 complete, 1 the training failed, 2 the config cannot be, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from research.core import config as config_lib
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command with these arguments (by default the process's), and returns its code."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  if "--help" in argv or "-h" in argv:
+    print(__doc__.strip())
+    return 0
+  with_traceback = "--traceback" in argv
+  try:
+    config = config_lib.from_command_line([flag for flag in argv if flag != "--traceback"])
+    # Imported when the command line is known to be good: JAX takes a second or two.
+    from research.loop import interrupt
+    from research.loop.report import Report
+    from research.loop.run import run
+
+    try:
+      results = run(config, callbacks=[Report()])
+    except interrupt.Interrupted as interrupted:
+      return interrupted.code
+  except config_lib.ConfigError as error:
+    if with_traceback:
+      raise
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  except FloatingPointError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  print(
+    f"complete: {results['steps']} steps, {results['useful_tokens']:,.0f} tokens in"
+    f" {results['seconds']:.0f} s; figures in {config.directory}/results.json"
+  )
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

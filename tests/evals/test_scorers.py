@@ -1,0 +1,77 @@
+"""Scorers on answers as models write them."""
+
+from decimal import Decimal
+
+import pytest
+
+from research.data import sources
+from research.evals import scorers
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("The answer is 42.", [42]),
+    ("...42", [42]),
+    ("1,234,567 and 1,23 and 12,345.50", [1234567, 1, 23, "12345.50"]),
+    ("1,2345", [1, 2345]),
+    ("-7, - 7 and \u22127", [-7, 7, -7]),
+    ("5-3 = 2", [5, 3, 2]),
+    ("5 -3", [5, -3]),
+    ("x-3, (4)-5", [3, 4, 5]),
+    ("=-4", [-4]),
+    ("+4", [4]),
+    ("-$1,000.25 or $-3", ["-1000.25", -3]),
+    (".5 and 0.50", ["0.5", "0.50"]),
+    ("42% of 3km\u00b2", [42, 3]),
+    ("\\boxed{-12}", [-12]),
+    ("**8**", [8]),
+    ("12 m^2, 10^{-3}", [12, 10]),
+    ("H2O in version 1.2.3", ["1.2"]),
+    ("3/4", [3, 4]),
+    ("no number", []),
+    ("", []),
+  ],
+)
+def test_numbers(text, expected):
+  assert scorers.numbers(text) == [Decimal(value) for value in expected]
+
+
+@pytest.mark.parametrize(
+  ("text", "answer", "value", "correct"),
+  [
+    ("3 + 4 = 7", "7", "7", True),
+    ("7.00", "7", "7.00", True),
+    ("3.14", "3.1416", "3.14", False),
+    ("1,000", "1000", "1000", True),
+    ("It is 7, or maybe 8", "7", "8", False),
+    ("-7", "7", "-7", False),
+    ("seven", "7", None, False),
+  ],
+)
+def test_last_number(text, answer, value, correct):
+  assert scorers.last_number(text, {"answer": answer}) == scorers.Verdict(value, correct)
+
+
+def test_last_number_wants_one_number_as_reference():
+  with pytest.raises(ValueError, match="'3/4' is not one number"):
+    scorers.last_number("3/4", {"answer": "3/4"})
+
+
+def test_exact():
+  assert scorers.exact(" Paris\n", {"answer": "Paris"}) == scorers.Verdict("Paris", True)
+  assert scorers.exact("paris", {"answer": "Paris"}) == scorers.Verdict("paris", False)
+  assert scorers.exact(" ", {"answer": ""}) == scorers.Verdict(None, False)
+
+
+def test_reasoning_gym_asks_the_task():
+  tasks = [{"name": "chain_sum"}, {"name": "simple_equations"}, {"name": "spell_backward"}]
+  rows = sources.build({"name": "reasoning_gym", "tasks": tasks, "size": 12})
+  for i in range(len(rows)):
+    row = rows[i]
+    assert scorers.reasoning_gym(row["answer"], row).correct
+    tagged = f"<answer>1</answer> No: <answer>\n{row['answer']} </answer>."
+    assert scorers.reasoning_gym(tagged, row) == scorers.Verdict(row["answer"], True)
+    # A sentence around the answer earns some tasks' partial credit, which is not a right answer.
+    assert not scorers.reasoning_gym(f"it is {row['answer']} or 5", row).correct
+    assert scorers.reasoning_gym(" ", row) == scorers.Verdict(None, False)

@@ -1,0 +1,112 @@
+"""From a step's metrics to lines: means by weight, rates, utilisation, the end of a bad run."""
+
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.io import metrics as metrics_lib
+from research.loop.record import Recorder
+
+
+def _metrics(loss, weight, *, skipped_in_row=0, nonfinite=(False, False)):
+  return {
+    "sums": {"loss": (jnp.float32(loss * weight), jnp.float32(weight))},
+    "counts": {
+      "tokens": jnp.float32(100),
+      "useful_tokens": jnp.float32(75),
+      "context": jnp.float32(750),
+    },
+    "gradient_norm": jnp.float32(0.5),
+    "learning_rate": jnp.float32(0.25),
+    "skipped_in_row": jnp.int32(skipped_in_row),
+    "nonfinite": np.asarray(nonfinite),
+  }
+
+
+@pytest.fixture
+def recorder(tmp_path):
+  """Opens a recorder; in the test, so that it prints where the test looks."""
+  opened = []
+
+  def open_recorder():
+    opened.append(
+      Recorder(
+        tmp_path,
+        resume_step=None,
+        total_steps=5,
+        every_steps=2,
+        tensorboard=False,
+        flops_per_token=lambda length: 1000 + length,
+        peak_flops=1e6,
+        trainable_paths=["params/a", "params/b"],
+        max_nonfinite_steps=3,
+      )
+    )
+    return opened[0]
+
+  yield open_recorder
+  opened[0].close()
+
+
+def _lines(tmp_path):
+  return metrics_lib.read_json_lines(tmp_path / "metrics.jsonl")
+
+
+def test_every_step_is_a_line_and_the_last_one_waits(tmp_path, recorder):
+  recorder = recorder()
+  for step in range(1, 4):
+    recorder.begin()
+    recorder.push(step, _metrics(step, 4.0))
+    assert [line["step"] for line in _lines(tmp_path)] == list(range(1, step))
+    time.sleep(0.01)
+  recorder.drain()
+  lines = _lines(tmp_path)
+  assert [line["loss"] for line in lines] == [1, 2, 3]
+  for line in lines:
+    assert (line["padding"], line["gradient_norm"], line["learning_rate"]) == (0.25, 0.5, 0.25)
+    assert (line["tokens"], line["useful_tokens"]) == (100, 75)
+  assert "tokens_per_second" not in lines[0]  # it was compiling
+  for line in lines[1:]:
+    assert line["seconds"] >= 0.009
+    assert line["tokens_per_second"] == pytest.approx(100 / line["seconds"])
+    assert line["useful_tokens_per_second"] == pytest.approx(75 / line["seconds"])
+    # Twice the mean context of 10 is the length of a row that has it.
+    flops = 75 * (1000 + 20)
+    assert line["model_flops_utilization"] == pytest.approx(flops / line["seconds"] / 1e6)
+
+
+def test_the_terminal_shows_the_window_s_mean_by_weight(recorder, capsys):
+  recorder = recorder()
+  for step, (loss, weight) in enumerate([(1.0, 1.0), (5.0, 3.0), (7.0, 1.0), (2.0, 1.0)], 1):
+    recorder.begin()
+    recorder.push(step, _metrics(loss, weight))
+  recorder.drain()
+  told = capsys.readouterr().err.splitlines()
+  assert [line.split("  ")[:2] for line in told] == [
+    ["step 2/5", "loss 4.0000"],
+    ["step 4/5", "loss 4.5000"],
+  ]
+
+
+def test_an_evaluation_has_its_own_line(tmp_path, recorder, capsys):
+  recorder = recorder()
+  recorder.evaluation(2, {"eval/accuracy": 0.5})
+  assert _lines(tmp_path) == [{"step": 2, "eval/accuracy": 0.5}]
+  assert capsys.readouterr().err == "step 2  eval/accuracy 0.5\n"
+
+
+def test_a_run_of_bad_gradients_ends_with_the_parameter_s_path(tmp_path, recorder, capsys):
+  recorder = recorder()
+  recorder.push(1, _metrics(1.0, 1.0, skipped_in_row=1, nonfinite=(False, True)))
+  recorder.push(2, _metrics(np.nan, 1.0, skipped_in_row=2))
+  recorder.push(3, _metrics(np.nan, 1.0, skipped_in_row=3, nonfinite=(True, True)))
+  with pytest.raises(
+    FloatingPointError, match="gradient of params/a and of 1 more .* step 3.* 3 st"
+  ):
+    recorder.drain()
+  told = capsys.readouterr().err
+  assert "step 1: the gradient of params/b is not finite; update skipped (1 in a row)" in told
+  assert "step 2: the loss is not finite; update skipped (2 in a row)" in told
+  assert [line["loss"] for line in _lines(tmp_path)] == [1.0, None, None]

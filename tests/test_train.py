@@ -1,0 +1,251 @@
+"""The real command on a toy model: to the end, killed, stopped, and wrong in every way."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+from safetensors.numpy import load_file
+
+from research import models, train
+from research.data.tokenizer import Tokenizer
+from research.evals import Result
+
+ROOT = Path(__file__).parent.parent
+LLAMA = {
+  "model_type": "llama",
+  "vocab_size": 258,
+  "hidden_size": 32,
+  "intermediate_size": 64,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 2,
+  "num_key_value_heads": 1,
+  "max_position_embeddings": 256,
+  "rms_norm_eps": 1e-5,
+  "rope_theta": 10000.0,
+  "tie_word_embeddings": True,
+}
+CONFIG = """
+from configs import base
+
+def get_config():
+  config = base.get_config()
+  config.directory = "run"
+  config.compilation_cache = "compiled"
+  config.model.source = "model"
+  config.model.unroll = 1
+  config.adapters = (
+    {"target": "layers/.*_proj/kernel", "name": "lora", "rank": 2, "alpha": 4, "dropout": 0.1},
+  )
+  config.data.train.source = {"name": "jsonl", "path": "rows.jsonl", "cache": "cache"}
+  config.data.train.length = 64
+  config.data.train.window = 8
+  config.data.eval = config.data.train.copy_and_resolve_references()
+  config.optimizer.learning_rate = 1e-2
+  config.train.steps = 60
+  config.train.batch_size = 8
+  config.train.accumulate_steps = 2
+  config.checkpoint.every_steps = 4
+  config.log.every_steps = 20
+  config.log.peak_flops = 1e11
+  return config
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+  """model/, rows.jsonl and config.py."""
+  root = tmp_path_factory.mktemp("train")
+  alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+  backend = tokenizers.Tokenizer(
+    tokenizers.models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[])
+  )
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.decoder = tokenizers.decoders.ByteLevel()
+  backend.add_special_tokens(["<bos>", "<eos>"])
+  tokenizer = Tokenizer(backend, {"bos_token": "<bos>", "eos_token": "<eos>"}, ())
+  model = models.build(LLAMA)
+  params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+  models.save(root / "model", model, params, tokenizer)
+  rows = [{"prompt": f"{i} and one is", "completion": f" {i + 1}."} for i in range(60)]
+  (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  (root / "config.py").write_text(CONFIG)
+  return root
+
+
+@pytest.fixture
+def command(world, monkeypatch, capsys):
+  """`command(*arguments) -> (code, out, err)`, in this process and the world's directory."""
+  monkeypatch.chdir(world)
+
+  def call(*arguments):
+    code = train.main(arguments)
+    return code, *capsys.readouterr()
+
+  return call
+
+
+@pytest.fixture(scope="module")
+def whole(world):
+  """The run directory of the config as it stands, and what the command printed."""
+  before = Path.cwd()
+  os.chdir(world)
+  try:
+    assert train.main(["--config=config.py", "--config.directory=whole"]) == 0
+  finally:
+    os.chdir(before)
+  return world / "whole"
+
+
+def _lines(directory):
+  """The lines of metrics.jsonl without what the clock decides; a torn last line left out."""
+  file = directory / "metrics.jsonl"
+  text = file.read_text() if file.exists() else ""
+  timed = ("seconds", "tokens_per_second", "useful_tokens_per_second", "model_flops_utilization")
+  lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+  return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+
+
+def test_a_run_trains_and_leaves_what_it_promises(world, whole, command):
+  lines = _lines(whole)
+  steps = [line for line in lines if "loss" in line]
+  assert [line["step"] for line in steps] == list(range(1, 61))
+  assert np.mean([s["loss"] for s in steps[-5:]]) < 0.95 * np.mean([s["loss"] for s in steps[:5]])
+  evaluations = [line for line in lines if "loss" not in line]
+  assert [line["step"] for line in evaluations] == [0, 60]
+  before, after = (line["eval/held_out/loss"] for line in evaluations)
+  assert after < 0.95 * before
+  saved = json.loads((whole / "evaluations" / "60.json").read_text())
+  (result,) = [Result.from_json(result) for result in saved["results"]]
+  assert result.metrics["loss"] == after
+  assert json.loads((whole / "adapter" / "adapter_config.json").read_text())["r"] == 2
+  raw = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+  rated = [line for line in raw if "tokens_per_second" in line]
+  assert len(rated) == 59
+  for line in rated:
+    assert 0 < line["useful_tokens_per_second"] <= line["tokens_per_second"]
+    assert line["model_flops_utilization"] > 0
+    assert line["padding"] == pytest.approx(1 - line["useful_tokens"] / line["tokens"])
+  assert list((whole / "tensorboard").iterdir())
+  config = json.loads((whole / "config.json").read_text())
+  assert config["train"]["steps"] == 60 and config["directory"] == "whole"
+  assert (whole / "environment.json").exists()
+  # Again: told, not done.
+  code, out, err = command("--config=config.py", "--config.directory=whole")
+  assert code == 0 and out.startswith("complete: whole") and not err
+  assert json.loads(out.partition("\n")[2])["steps"] == 60
+
+
+def _start(world, *arguments):
+  """The command as a process of its own."""
+  environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+  return subprocess.Popen(
+    [sys.executable, "-m", "research.train", "--config=config.py", *arguments],
+    cwd=world,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def _signal_at(process, directory, step, signum):
+  """Sends a signal as soon as the line of `step` is there."""
+  deadline = time.monotonic() + 300
+  while process.poll() is None and time.monotonic() < deadline:
+    if any(line["step"] >= step for line in _lines(directory)):
+      process.send_signal(signum)
+      break
+    time.sleep(0.005)
+  _, err = process.communicate(timeout=300)
+  return process.returncode, err
+
+
+def test_killed_and_stopped_the_same_command_ends_with_the_same_bits(world, whole):
+  directory = world / "killed"
+  flag = "--config.directory=killed"
+  code, err = _signal_at(_start(world, flag), directory, 6, signal.SIGKILL)
+  assert code == -signal.SIGKILL, err
+  reached = max(line["step"] for line in _lines(directory))
+  assert 6 <= reached < 60
+  code, err = _signal_at(_start(world, flag), directory, reached + 8, signal.SIGTERM)
+  assert code == 128 + signal.SIGTERM, err
+  assert "SIGTERM: saved step" in err
+  stopped = max(line["step"] for line in _lines(directory))
+  process = _start(world, flag)
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 0, err
+  assert f"going on from step {stopped} of 60" in err
+  # What was killed cost at most the steps since the last checkpoint; what was stopped none.
+  starts = json.loads((directory / "environment.json").read_text())
+  assert [start["first_step"] for start in starts][0::2] == [0, stopped]
+  assert starts[1]["first_step"] % 4 == 0 and reached - 6 <= starts[1]["first_step"] <= reached
+  assert _lines(directory) == _lines(whole)
+  ours = load_file(whole / "adapter" / "adapter_model.safetensors")
+  theirs = load_file(directory / "adapter" / "adapter_model.safetensors")
+  assert ours.keys() == theirs.keys()
+  for name, tensor in ours.items():
+    np.testing.assert_array_equal(theirs[name], tensor, err_msg=name)
+  for name in ("loss", "evaluations", "steps"):
+    told = [json.loads((d / "results.json").read_text())[name] for d in (directory, whole)]
+    assert told[0] == told[1]
+
+
+def test_everything_can_train_and_is_saved_whole(world, command):
+  code, _, err = command(
+    "--config=config.py",
+    "--config.directory=all",
+    "--config.trainable=all",
+    "--config.adapters=()",
+    "--config.train.steps=2",
+    "--config.data.eval={}",
+    "--config.log.tensorboard=false",
+  )
+  assert code == 0, err
+  assert "(100.00%) are trained" in err
+  before = load_file(world / "model" / "model.safetensors")
+  after = load_file(world / "all" / "model" / "model.safetensors")
+  assert before.keys() == after.keys()
+  assert all(np.any(before[name] != after[name]) for name in before)
+  assert not (world / "all" / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+  ("arguments", "told"),
+  [
+    ((), "which config"),
+    (("--config=confg.py",), "no config file 'confg.py'; did you mean 'config.py'"),
+    (("--config=config.py", "--config.train.step=3"), "'train.step'; did you mean 'train.steps'"),
+    (("--config=config.py", "--config.train.steps=few"), "config.train.steps=few"),
+    (("--config=config.py", "--config.model.source=./modl"), "config.model: no model at './modl'"),
+    (("--config=config.py", "--config.model.dtype=float31"), "config.model: .*float31"),
+    (("--config=config.py", "--config.trainable=.*/bias"), "config.trainable: rule '.*/bias'"),
+    (("--config=config.py", "--config.adapters[0].ranc=2"), "'adapters.0..ranc'"),
+    (("--config=config.py", "--config.adapters[0].target=layer/.*"), "config.adapters: rule"),
+    (("--config=config.py", "--config.objective.name=casual"), "did you mean 'causal'"),
+    (("--config=config.py", "--config.data.train.packing=best"), "config.data.train: .*best_fit"),
+    (("--config=config.py", "--config.mesh.data=7"), "config.mesh"),
+  ],
+)
+def test_a_mistake_is_one_line_and_code_2(command, arguments, told):
+  code, out, err = command(*arguments, "--config.directory=wrong" if arguments else "--stray")
+  assert code == 2 and not out
+  (line,) = err.strip().splitlines()
+  assert line.startswith("error: ")
+  assert re.search(told, line), line
+
+
+def test_help_explains(command):
+  code, out, _ = command("--help")
+  assert code == 0
+  for word in ("--config=", "--config.KEY=VALUE", "configs/base.py", "Ctrl-C", "Exit codes"):
+    assert word in out
