@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks import environments, machine, table
 from benchmarks.works import PEERS, WORKS, Side, Work
-from research.core import tree
+from research.core import cache, tree
 from research.models import named
 
 GSM8K = "https://github.com/openai/grade-school-math (grade_school_math/data/train.jsonl)"
@@ -117,7 +117,7 @@ def _parse() -> argparse.Namespace:
   parser.add_argument(
     "--cache",
     type=Path,
-    default=named.cache_directory(),
+    default=cache.directory(),
     help="holds the peers' environments and the converted model (%(default)s)",
   )
   parser.add_argument(

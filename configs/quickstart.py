@@ -27,9 +27,7 @@ def get_config():
   config = base.get_config()
   config.directory = "runs/quickstart"
   config.model.source = "smollm2-135m-instruct"
-  config.adapters = (
-    {"target": "layers/.*_proj/kernel", "name": "lora", "rank": 16, "alpha": 32},
-  )
+  config.adapters = ({"target": "layers/.*_proj/kernel", "name": "lora", "rank": 16, "alpha": 32},)
 
   problems = {"name": "reasoning_gym", "tasks": TASKS}
   config.data.train.source = {**problems, "size": 2000}

@@ -20,25 +20,13 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from research.core import cache
 from research.core import config as config_lib
-
-
-@dataclasses.dataclass
-class Subject:
-  """What is measured: a model and its variables, under a name for people.
-
-  base: the source of the model that it was made from.
-  """
-
-  name: str
-  model: Any
-  variables: dict[str, Any]
-  tokenizer: Any
-  base: str
+from research.loop import subject as subject_lib
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,20 +51,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  subject = parser.add_argument_group("what is measured")
-  subject.add_argument(
-    "--model", metavar="MODEL", help="a Hugging Face directory, a GGUF file or a known name"
-  )
-  subject.add_argument(
-    "--adapter", type=Path, metavar="DIR", help="an adapter of --model, in PEFT's format"
-  )
-  subject.add_argument(
-    "--run", type=Path, metavar="DIR", help="a run's directory, in place of --model"
-  )
-  subject.add_argument(
-    "--dtype", choices=("bfloat16", "float32"), help="default: the config's, or bfloat16"
-  )
-  subject.add_argument(
+  subject_lib.add_arguments(parser, "what is measured")
+  parser.add_argument(
     "--compare",
     metavar="OTHER",
     help="a second one on the same items: 'base' (the model without its adapter), an adapter, a "
@@ -135,6 +111,7 @@ def _evaluate(args: argparse.Namespace) -> None:
   # Imported when the command line is known to be good: JAX takes a second or two.
   from research import evals
 
+  cache.keep_compiled()
   evaluators = evals.build(_sections(args, config))
   if not evaluators:
     raise config_lib.ConfigError(
@@ -166,7 +143,7 @@ def _config(args: argparse.Namespace) -> config_lib.Config | None:
   """The config of `--config`, else the run's own, else None."""
   if args.config:
     return config_lib.from_command_line([f"--config={args.config}", *args.overrides])
-  return _run_config(args.run) if args.run else None
+  return subject_lib.run_config(args.run) if args.run else None
 
 
 def _sections(args: argparse.Namespace, config: config_lib.Config | None) -> list[Any]:
@@ -191,69 +168,18 @@ def _file_source(file: str) -> dict[str, Any]:
   return {"name": "jsonl" if file.endswith(".jsonl") else "text", "path": file}
 
 
-def _subject(args: argparse.Namespace, config: config_lib.Config | None) -> Subject:
+def _subject(args: argparse.Namespace, config: config_lib.Config | None) -> subject_lib.Subject:
   if args.run:
-    return _load_run(args.run, args.dtype)
+    return subject_lib.load_run(args.run, args.dtype)
   source, dtype = args.model, args.dtype or "bfloat16"
   if config is not None:
     source, dtype = source or config.model.source, args.dtype or config.model.dtype
-  subject = _load_model(source, dtype)
-  return _with_adapter(subject, args.adapter) if args.adapter else subject
-
-
-def _load_model(source: str, dtype: str) -> Subject:
-  import jax.numpy as jnp
-
-  from research import models
-
-  model, params, tokenizer = models.load(source, dtype=jnp.dtype(dtype))
-  if tokenizer is None:
-    raise ValueError(f"{source} has no tokenizer")
-  return Subject(source, model, {"params": params}, tokenizer, source)
-
-
-def _with_adapter(subject: Subject, directory: Path) -> Subject:
-  """The base of `subject` with the adapter in `directory`."""
-  from research import peft
-  from research.models import families
-
-  config = subject.model.config
-  params = subject.variables["params"]
-  adapters = peft.load(directory, params, families.find(config.family).modules(config))
-  variables = {"params": params, "adapters": adapters}
-  return dataclasses.replace(subject, name=str(directory), variables=variables)
-
-
-def _run_config(directory: Path) -> config_lib.Config:
-  file = directory / "config.json"
-  if not file.is_file():
-    raise FileNotFoundError(f"{directory} is no run: it has no config.json")
-  saved = json.loads(file.read_text())
-  if not _is_run_config(saved):
-    raise ValueError(f"{file} is not a run's config; a model's directory goes to --model")
-  return config_lib.Config(saved)
-
-
-def _is_run_config(saved: Mapping[str, Any]) -> bool:
-  return isinstance(saved.get("model"), Mapping) and "source" in saved["model"]
-
-
-def _load_run(directory: Path, dtype: str | None) -> Subject:
-  """A run's model as it ended: its base with `adapter/`, or the whole of `model/`."""
-  config = _run_config(directory)
-  dtype = dtype or config.model.dtype
-  if (directory / "adapter").is_dir():
-    subject = _with_adapter(_load_model(config.model.source, dtype), directory / "adapter")
-  elif (directory / "model").is_dir():
-    subject = _load_model(str(directory / "model"), dtype)
-    subject.base = config.model.source
-  else:
-    raise FileNotFoundError(f"{directory} holds neither adapter/ nor model/; is the run complete?")
-  return dataclasses.replace(subject, name=str(directory))
+  subject = subject_lib.load_model(source, dtype)
+  return subject_lib.with_adapter(subject, args.adapter) if args.adapter else subject
 
 
 def _other(
-  what: str, first: Subject, evaluators: Sequence[Any], dtype: str | None
+  what: str, first: subject_lib.Subject, evaluators: Sequence[Any], dtype: str | None
 ) -> tuple[str, list[Any]]:
   """The name and the results of what `--compare` names."""
   from research import evals
@@ -262,24 +188,24 @@ def _other(
   if what == "base":
     if first.name == first.base:
       raise ValueError(f"{first.name} is the base; compare it to something else")
-    second = _load_model(first.base, first.model.dtype)
+    second = subject_lib.load_model(first.base, first.model.dtype)
   elif path.is_file() and path.suffix == ".json":
     saved = json.loads(path.read_text())
     if "results" not in saved or "name" not in saved:
       raise ValueError(f"{path} is not the file of an evaluation")
     return f"{saved['name']} ({path})", [evals.Result.from_json(r) for r in saved["results"]]
   elif (path / "adapter_config.json").is_file():
-    second = _with_adapter(first, path)
-  elif (path / "config.json").is_file() and _is_run_config(
+    second = subject_lib.with_adapter(first, path)
+  elif (path / "config.json").is_file() and subject_lib.is_run_config(
     json.loads((path / "config.json").read_text())
   ):
-    second = _load_run(path, dtype)
+    second = subject_lib.load_run(path, dtype)
   else:
-    second = _load_model(what, dtype or first.model.dtype)
+    second = subject_lib.load_model(what, dtype or first.model.dtype)
   return second.name, _measure(evaluators, second)
 
 
-def _measure(evaluators: Sequence[Any], subject: Subject) -> list[Any]:
+def _measure(evaluators: Sequence[Any], subject: subject_lib.Subject) -> list[Any]:
   return [
     evaluator(subject.model, subject.variables, subject.tokenizer) for evaluator in evaluators
   ]

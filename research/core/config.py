@@ -42,14 +42,14 @@ class Config(Mapping[str, Any]):
   """
 
   def __init__(self, values: Mapping[str, Any], path: str = ""):
-    fields, read = {}, set()
+    fields: dict[str, Any] = {}
     for key, value in values.items():
       name = f"{path}.{key}" if path else key
       if not isinstance(key, str) or hasattr(Mapping, key) or hasattr(type(self), key):
         raise ConfigError(f"{name!r} cannot name a config key")
       fields[key] = _freeze(value, name)
     object.__setattr__(self, "_fields", fields)
-    object.__setattr__(self, "_read", read)
+    object.__setattr__(self, "_read", set())
     object.__setattr__(self, "_path", path)
 
   def __getitem__(self, key: str) -> Any:

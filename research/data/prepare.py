@@ -23,6 +23,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
+from research.core import cache as cache_lib
 from research.core import tree
 from research.data.formats import BadRow, Report, columns_of
 
@@ -57,7 +58,7 @@ def cache_directory(cache: str | os.PathLike[str] | None = None) -> Path:
   """Where prepared files go: `cache`, or `datasets` in $RESEARCH_CACHE or ~/.cache/research."""
   if cache is not None:
     return Path(cache).expanduser()
-  return Path(os.environ.get("RESEARCH_CACHE") or "~/.cache/research").expanduser() / "datasets"
+  return cache_lib.directory() / "datasets"
 
 
 def fingerprint_of(path: Path, file_format: str, split_by: str) -> str:

@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from research.nn.incremental import CHUNK
-
 SHORTEST = 32
 
 
@@ -21,8 +19,8 @@ def bucket(length: int, shortest: int = SHORTEST) -> int:
 
 
 def slots(tokens: int) -> int:
-  """Slots of a cache for `tokens`: a number that attention reads in chunks."""
-  return -(-tokens // CHUNK) * CHUNK
+  """Slots of a cache for `tokens`: a multiple of what vector units take at once."""
+  return -(-tokens // 16) * 16
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 from research.core import config as config_lib
 from research.core import tree
-from research.loop.problem import Problem, Result
+from research.evals import Result
+from research.loop.problem import Problem
 from research.loop.state import TrainState
 
 

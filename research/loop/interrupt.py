@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 
 class Interrupted(BaseException):
@@ -29,7 +30,7 @@ class Interrupts:
   def __init__(self) -> None:
     self._received: int | None = None
     self._deferred = False
-    self._before: dict[int, signal.Handlers | int | None] = {}
+    self._before: dict[int, Any] = {}
 
   def __enter__(self) -> Interrupts:
     for signum in (signal.SIGINT, signal.SIGTERM):

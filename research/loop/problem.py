@@ -11,23 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research import evals, models, objectives, peft
 from research.core import config as config_lib
 from research.core import rng as rng_lib
 from research.core import tree
+from research.data import pipeline
+from research.evals import Evaluator, Result
 from research.loop import state as state_lib
 from research.loop.step import Objective
-
-
-class Result(Protocol):
-  """What the loop needs of an evaluation's result (`research.evals.Result`)."""
-
-  name: str
-  metrics: Mapping[str, float]
-
-  def to_json(self) -> dict[str, Any]: ...
-
-
-Evaluator = Callable[[Any, Any, Any], Result]
+from research.models import families
 
 
 class Batches(Protocol):
@@ -73,11 +65,6 @@ def assemble(config: config_lib.Config) -> Problem:
   Raises:
     ConfigError: one of those sections cannot be; the message names it.
   """
-  # Here and not above, so that `--help` and a wrong config need not wait for them.
-  from research import evals, models, objectives, peft
-  from research.data import pipeline
-  from research.models import families
-
   with config_lib.blaming("model"):
     section = dict(config.model)
     source, dtype = section.pop("source"), jnp.dtype(section.pop("dtype"))
@@ -136,8 +123,6 @@ def held_out_loss(objective: Objective, batches: Iterable[Mapping[str, np.ndarra
 
   Its name is `held_out`; an item of its result is a batch.
   """
-  from research.evals import Result as EvaluationResult
-
   sums = jax.jit(
     lambda model, variables, batch: objective(model, variables, batch, None, None),
     static_argnums=0,
@@ -158,7 +143,7 @@ def held_out_loss(objective: Objective, batches: Iterable[Mapping[str, np.ndarra
       name: sum(record[name] for record in records) / sum(record[weight] for record in records)
       for name, (_, weight) in means.items()
     }
-    return EvaluationResult("held_out", figures, records, means)
+    return Result("held_out", figures, records, means)
 
   return evaluate
 

@@ -13,15 +13,14 @@ out the same, to the bit.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from research.core import cache, sharding, tree
 from research.core import config as config_lib
-from research.core import sharding, tree
 from research.io import metrics as metrics_lib
 from research.io.checkpoint import Checkpoints, write_json
 from research.loop import environment, problem, state, step, throughput
@@ -62,7 +61,7 @@ def run(
   if (directory / "results.json").exists():
     return json.loads((directory / "results.json").read_text())
   with Interrupts() as interrupts:
-    _use_compilation_cache(config.compilation_cache)
+    cache.keep_compiled(config.compilation_cache)
     trainer = _Trainer(config, directory, assemble(config), callbacks, interrupts)
     try:
       return trainer.train()
@@ -281,7 +280,7 @@ class _Trainer:
 
 def _evaluations(directory: Path) -> list[tuple[int, Mapping[str, float]]]:
   """The evaluations in metrics.jsonl."""
-  found = []
+  found: list[tuple[int, Mapping[str, float]]] = []
   for line in metrics_lib.read_json_lines(directory / "metrics.jsonl"):
     results = {name: value for name, value in line.items() if name.startswith("eval/")}
     if results:
@@ -301,12 +300,3 @@ def _require_same_config(directory: Path, config: config_lib.Config) -> None:
       f"{directory} holds a run with other values of {', '.join(changed)}; "
       "set them back to go on with it, or config.directory to start another"
     )
-
-
-def _use_compilation_cache(setting: str) -> None:
-  """Keeps compiled programs in a directory: `setting`, or jax/ in research's cache; "off"."""
-  if setting == "off":
-    return
-  cache = os.environ.get("RESEARCH_CACHE", "~/.cache/research")
-  jax.config.update("jax_compilation_cache_dir", str(Path(setting or f"{cache}/jax").expanduser()))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -5,7 +5,7 @@ A accumulation, B rows of the batch, S sequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from research.loop.state import TrainState
 from research.optim.schedules import Schedule
 
 Sum = tuple[jax.Array, jax.Array]  # (sum, weight): the mean is their quotient
-Objective = Callable[..., tuple[jax.Array, jax.Array, dict[str, Sum]]]
+Objective = Callable[..., tuple[jax.Array, jax.Array, Mapping[str, Sum]]]
 Step = Callable[[TrainState, Any, dict[str, jax.Array]], tuple[TrainState, dict[str, Any]]]
 
 

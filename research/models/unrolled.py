@@ -21,9 +21,8 @@ from research.nn.dot import Transposed
 class Unrolled(Decoder):
   """A `Decoder` whose `layers` are a tuple of trees, a tree a layer; `unroll` makes both.
 
-  Its cache's `layers` is a tuple with the `(keys, values)` of each layer, by default float32:
-  CPUs update and read a bfloat16 array in place of which only a slot changes by converting
-  all of it.
+  Its cache's `layers` is a tuple with the `(keys, values)` of each layer, by default float32: to
+  write one slot of a bfloat16 array, CPUs convert all of it there and back.
   """
 
   def _stack(self):
@@ -31,7 +30,8 @@ class Unrolled(Decoder):
 
   def _run(self, x, context, caches):
     stacks = [(name, tree["layers"]) for name, tree in self.variables.items() if "layers" in tree]
-    context = context.replace(in_chunks=caches is not None and x.shape[1] == 1)
+    one = caches is not None and x.shape[1] == 1
+    context = context.replace(elementwise=one and caches[0][0].dtype == jnp.float32)
     filled = []
     for i in range(self.config.num_layers):
       variables = {name: layers[i] for name, layers in stacks}

@@ -87,7 +87,7 @@ class Attention(nn.Module):
   out_bias: bool
 
   @nn.compact
-  def __call__(self, x, rotation, mask, cache=None, in_chunks=False):
+  def __call__(self, x, rotation, mask, cache=None, elementwise=False):
     """`x [B, S, D]` -> `[B, S, D]`, and the cache with this call's keys and values.
 
     Args:
@@ -95,7 +95,8 @@ class Attention(nn.Module):
       mask: bool `[B, S, T]`; T is S without a cache, else the cache's length.
       cache: None or a `(keys, values, start)`: arrays `[B, N, T, K]` and the first slot
         to write.
-      in_chunks: reads the cache by `incremental.attend_one`; needs a cache and one query.
+      elementwise: reads the cache by `incremental.attend_one`; needs one query and a cache in
+        float32.
     """
     batch, length, features = x.shape
     q = Linear(self.num_heads * self.head_size, self.qkv_bias, name="q_proj")(x)
@@ -115,8 +116,8 @@ class Attention(nn.Module):
         for old, new in zip(filled, (k, v), strict=True)
       )
       keys, values = (slots.swapaxes(1, 2) for slots in cache)
-    if in_chunks and not self.has_variable("adapters", "kv"):
-      out = attend_one(q, *cache, mask, start + 1)
+    if elementwise and not self.has_variable("adapters", "kv"):
+      out = attend_one(q, *cache, mask)
     else:
       sites = tap(self, "kv", (keys.astype(q.dtype), values.astype(q.dtype), mask))
       out = attend(q, *sites)

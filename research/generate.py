@@ -1,0 +1,258 @@
+"""Writes with a model, an adapter or a run: one prompt, a chat, or a file of prompts.
+
+  python -m research.generate --model=smollm2-135m-instruct --prompt "What is a monad?"
+  python -m research.generate --run=runs/quickstart --chat
+  python -m research.generate --run=runs/quickstart --input=in.jsonl --output=out.jsonl
+
+A prompt is a user's message where the model has a chat template, and a text to go on with where
+it has none or with --text. In a chat, Ctrl-C ends an answer, /reset forgets the conversation, and
+/exit or Ctrl-D leaves. Rows of a file have `messages` or `prompt` (a text, or messages); they are
+written with `completion`, or with `completions` where --samples is above 1. A file that was begun
+is gone on with, row after row.
+
+Exit codes: 0 done, 2 something asked for cannot be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from research.loop import subject as subject_lib
+
+_PART = 64  # rows of a file that are written at a time
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command with these arguments (by default the process's), and returns its code."""
+  args = _arguments(list(sys.argv[1:] if argv is None else argv))
+  try:
+    writer = _Writer(args)
+    if args.chat:
+      _chat(writer)
+    elif args.input:
+      _file(writer, args.input, args.output)
+    else:
+      _prompt(writer, args.prompt)
+  except (ValueError, FileNotFoundError, RuntimeError) as error:
+    if args.traceback:
+      raise
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  return 0
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+  summary, _, more = (__doc__ or "").partition("\n")
+  parser = argparse.ArgumentParser(
+    prog="python -m research.generate",
+    description=summary,
+    epilog=more,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  subject_lib.add_arguments(parser, "what writes")
+  what = parser.add_argument_group("what about")
+  what.add_argument("--prompt", metavar="TEXT", help="one prompt")
+  what.add_argument("--chat", action="store_true", help="a conversation at the terminal")
+  what.add_argument("--input", type=Path, metavar="FILE", help="a JSONL file of prompts")
+  what.add_argument("--output", type=Path, metavar="FILE", help="where --input's rows go")
+  what.add_argument("--system", metavar="TEXT", help="a system message ahead of prompt or chat")
+  what.add_argument("--text", action="store_true", help="prompts are texts, not messages")
+  how = parser.add_argument_group("how")
+  how.add_argument("--temperature", type=float, default=0.0, help="0: the most probable (0)")
+  how.add_argument("--top-k", type=int, default=0, metavar="K", help="0: all tokens (0)")
+  how.add_argument("--top-p", type=float, default=1.0, metavar="P", help="share kept (1)")
+  how.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(256)")
+  how.add_argument("--samples", type=int, default=1, metavar="N", help="a prompt (1)")
+  how.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows at a time (32)")
+  how.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+  how.add_argument("--log-probs", action="store_true", help="tell those of the tokens too")
+  parser.add_argument("--traceback", action="store_true", help="on an error, where it was found")
+  args = parser.parse_args(argv)
+  if bool(args.run) == bool(args.model):
+    parser.error("give one of --model and --run")
+  if args.run and args.adapter:
+    parser.error("--run names its adapter itself; leave --adapter out")
+  if sum((args.prompt is not None, args.chat, args.input is not None)) != 1:
+    parser.error("give one of --prompt, --chat and --input")
+  if bool(args.input) != bool(args.output):
+    parser.error("--input and --output go together")
+  if args.chat and (args.samples > 1 or args.text or args.log_probs):
+    parser.error("--chat takes no --samples, --text or --log-probs")
+  return args
+
+
+class _Writer:
+  """A loaded model with the flags of a command."""
+
+  def __init__(self, args: argparse.Namespace):
+    from research import generation
+    from research.core import cache
+
+    cache.keep_compiled()
+    self.args = args
+    self.subject = subject_lib.load(args)
+    self.tokenizer = self.subject.tokenizer
+    self.as_text = args.text or self.tokenizer.chat_template is None
+    self.sampler = generation.Sampler(args.temperature, args.top_k, args.top_p)
+    if args.chat and self.as_text:
+      raise ValueError(f"{self.subject.name} has no chat template; use --prompt")
+
+  def encode(self, prompt: Any) -> list[int]:
+    """Token ids of a text or of messages, ready to be gone on with."""
+    from research.data import chat
+
+    if isinstance(prompt, str):
+      if self.as_text:
+        return self.tokenizer.encode(prompt)
+      prompt = [{"role": "user", "content": prompt}]
+    if self.args.system and prompt and prompt[0].get("role") != "system":
+      prompt = [{"role": "system", "content": self.args.system}, *prompt]
+    return chat.encode_prompt(self.tokenizer, prompt)
+
+  def complete(
+    self, prompts: Sequence[Any], first: int = 0, progress: Any = None
+  ) -> list[list[dict[str, Any]]]:
+    """For each prompt its samples, each with `text`, and `log_probs` if they are wanted."""
+    from research import generation
+
+    found = generation.generate(
+      self.subject.model,
+      self.subject.variables,
+      [self.encode(prompt) for prompt in prompts],
+      self.sampler,
+      max_new_tokens=self.args.max_new_tokens,
+      eos_ids=self.tokenizer.eos_ids,
+      samples=self.args.samples,
+      seed=self.args.seed,
+      first_prompt=first,
+      batch_size=self.args.batch_size,
+      progress=progress,
+    )
+    rows: list[list[dict[str, Any]]] = [[] for _ in prompts]
+    for completion in found:
+      sample: dict[str, Any] = {"text": self.tokenizer.decode(completion.tokens)}
+      if self.args.log_probs:
+        sample["log_probs"] = [round(value, 6) for value in completion.log_probs]
+      rows[completion.prompt].append(sample)
+    return rows
+
+  def stream(self) -> Any:
+    """A `generation.Stream` of the model."""
+    from research import generation
+
+    return generation.Stream(self.subject.model, self.subject.variables)
+
+  def pieces(self, stream: Any, prompt: Any) -> Iterator[str]:
+    """An answer, in printable pieces as they come."""
+    from research.data.tokenizer import StreamDecoder
+
+    decoder = StreamDecoder(self.tokenizer)
+    tokens = stream(
+      self.encode(prompt),
+      self.sampler,
+      max_new_tokens=self.args.max_new_tokens,
+      eos_ids=self.tokenizer.eos_ids,
+      seed=self.args.seed,
+    )
+    for token in tokens:
+      yield decoder.push(token)
+    yield decoder.flush()
+
+
+def _prompt(writer: _Writer, prompt: str) -> None:
+  if writer.args.samples == 1 and not writer.args.log_probs:
+    for piece in writer.pieces(writer.stream(), prompt):
+      print(piece, end="", flush=True)
+    print()
+    return
+  for number, sample in enumerate(writer.complete([prompt])[0]):
+    print(f"--- {number + 1}\n{sample['text']}" if writer.args.samples > 1 else sample["text"])
+    if "log_probs" in sample:
+      print(f"log-probabilities: {sample['log_probs']}")
+
+
+def _chat(writer: _Writer) -> None:
+  print(f"{writer.subject.name}: /reset forgets, /exit leaves, Ctrl-C ends an answer")
+  stream = writer.stream()
+  messages: list[dict[str, str]] = []
+  while True:
+    try:
+      said = input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+      print()
+      return
+    if said == "/exit":
+      return
+    if said == "/reset":
+      messages = []
+      continue
+    if not said:
+      continue
+    messages.append({"role": "user", "content": said})
+    answer = ""
+    try:
+      for piece in writer.pieces(stream, messages):
+        answer += piece
+        print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+      print(" [stopped]", end="")
+    print()
+    messages.append({"role": "assistant", "content": answer})
+
+
+def _file(writer: _Writer, source: Path, target: Path) -> None:
+  import tqdm
+
+  rows = [json.loads(line) for line in source.read_text().splitlines() if line.strip()]
+  prompts = [_row_prompt(row, index) for index, row in enumerate(rows)]
+  done = _rows_done(target, len(rows))
+  target.parent.mkdir(parents=True, exist_ok=True)
+  total = len(rows) * writer.args.samples
+  with target.open("a") as file, tqdm.tqdm(total=total, unit="completion") as bar:
+    bar.update(done * writer.args.samples)
+    for start in range(done, len(rows), _PART):
+      part = slice(start, start + _PART)
+      found = writer.complete(prompts[part], start, bar.update)
+      for row, samples in zip(rows[part], found, strict=True):
+        file.write(json.dumps(_filled(row, samples, writer.args), ensure_ascii=False) + "\n")
+      file.flush()
+
+
+def _row_prompt(row: Mapping[str, Any], index: int) -> Any:
+  prompt = row.get("prompt", row.get("messages"))
+  if prompt is None:
+    raise ValueError(f"row {index} has neither `prompt` nor `messages`: {', '.join(row)}")
+  return prompt
+
+
+def _rows_done(target: Path, total: int) -> int:
+  """The rows that `target` holds; half a line, as a killed process leaves it, is cut off."""
+  if not target.exists():
+    return 0
+  data = target.read_bytes()
+  whole = data[: data.rfind(b"\n") + 1]
+  if len(whole) != len(data):
+    target.write_bytes(whole)
+  done = whole.count(b"\n")
+  if done > total:
+    raise ValueError(f"{target} holds {done} rows, more than the input's {total}; name another")
+  return done
+
+
+def _filled(row: Mapping[str, Any], samples: list[dict[str, Any]], args: Any) -> dict[str, Any]:
+  if args.samples > 1:
+    return {**row, "completions": samples}
+  filled = {**row, "completion": samples[0]["text"]}
+  if args.log_probs:
+    filled["log_probs"] = samples[0]["log_probs"]
+  return filled
+
+
+if __name__ == "__main__":
+  sys.exit(main())
