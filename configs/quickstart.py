@@ -41,7 +41,7 @@ def get_config():
       "name": "verifiable",
       "label": "arithmetic",
       "data": {**problems, "size": 200, "seed": 1, "split": "test"},
-      "max_new_tokens": 64,
+      "max_new_tokens": 128,
     },
   )
   config.checkpoint.every_steps = 25

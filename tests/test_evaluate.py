@@ -6,10 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
-import tokenizers
 
 from research import evaluate, models, peft
-from research.data.tokenizer import Tokenizer
 from research.evals import Result, compare
 from research.models import families
 
@@ -44,21 +42,12 @@ PROBLEMS = {"name": "jsonl", "path": "problems.jsonl", "cache": "cache"}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, byte_tokenizer):
   """model/, adapter/, run/, model/ as a run's whole result in whole/, data and a config."""
   root = tmp_path_factory.mktemp("evaluate")
-  alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-  backend = tokenizers.Tokenizer(
-    tokenizers.models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[])
-  )
-  backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-  backend.decoder = tokenizers.decoders.ByteLevel()
-  backend.add_special_tokens(["<bos>", "<eos>"])
-  template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
-  tokenizer = Tokenizer(backend, {"bos_token": "<bos>", "eos_token": "<eos>"}, (), template)
   model = models.build(LLAMA)
   params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-  models.save(root / "model", model, params, tokenizer)
+  models.save(root / "model", model, params, byte_tokenizer)
 
   rules = [{"target": ".*q_proj/kernel", "name": "lora", "rank": 2, "alpha": 64}]
   adapters = peft.attach(rules, params, jax.random.key(1))
@@ -67,7 +56,7 @@ def world(tmp_path_factory):
   for directory in (root / "adapter", root / "run" / "adapter"):
     peft.save(directory, adapters, modules)
   changed = jax.tree.map(lambda leaf: leaf * 1.5, params)
-  models.save(root / "whole" / "model", model, changed, tokenizer)
+  models.save(root / "whole" / "model", model, changed, byte_tokenizer)
 
   (root / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 5)
   rows = [{"prompt": f"{i} + 1 =", "answer": i + 1, "task": "sum"} for i in range(3)]

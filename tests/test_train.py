@@ -141,8 +141,9 @@ def test_a_run_trains_and_leaves_what_it_promises(world, whole, command):
   assert (whole / "environment.json").exists()
   # Again: told, not done.
   code, out, err = command("--config=config.py", "--config.directory=whole")
-  assert code == 0 and out.startswith("complete: whole") and not err
-  assert json.loads(out.partition("\n")[2])["steps"] == 60
+  assert code == 0 and not err
+  assert out.startswith("complete: 60 steps") and "whole/results.json" in out
+  assert _lines(whole) == lines
 
 
 def _start(world, *arguments):

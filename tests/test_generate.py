@@ -1,0 +1,138 @@
+"""The real command on a toy model: a prompt, a chat, a file that is gone on with."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from research import generate, models
+from research import generation as engine
+
+LLAMA = {
+  "model_type": "llama",
+  "vocab_size": 258,
+  "hidden_size": 16,
+  "intermediate_size": 32,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 2,
+  "max_position_embeddings": 512,
+}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory, byte_tokenizer):
+  root = tmp_path_factory.mktemp("generate")
+  model = models.build(LLAMA)
+  params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+  params = jax.tree.map(lambda x: x * 8, params)  # far from uniform: greedy ties are rare
+  models.save(root, model, params, byte_tokenizer)
+  return root
+
+
+@pytest.fixture
+def run(directory, tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv("RESEARCH_CACHE", str(tmp_path / "cache"))
+
+  def call(*arguments):
+    code = generate.main(
+      [f"--model={directory}", "--dtype=float32", "--max-new-tokens=6", *arguments]
+    )
+    return code, *capsys.readouterr()
+
+  return call
+
+
+def _expected(directory, prompt, text=False):
+  """The greedy continuation by the library."""
+  model, params, tokenizer = models.load(directory)
+  if not text:
+    prompt = f"user: {prompt}<eos>"
+  (found,) = engine.generate(
+    model,
+    {"params": params},
+    [tokenizer.encode(prompt)],
+    max_new_tokens=6,
+    eos_ids=tokenizer.eos_ids,
+  )
+  return tokenizer.decode(found.tokens)
+
+
+def test_a_prompt_is_a_message_or_a_text(run, directory):
+  code, out, _ = run("--prompt=hello")
+  assert code == 0 and out == _expected(directory, "hello") + "\n"
+  _, out, _ = run("--prompt=hello", "--text")
+  assert out == _expected(directory, "hello", text=True) + "\n"
+
+
+def test_samples_and_log_probs(run):
+  arguments = ("--prompt=a", "--samples=2", "--temperature=1", "--log-probs", "--seed=3")
+  code, out, _ = run(*arguments)
+  assert code == 0 and out.count("---") == 2 and out.count("log-probabilities: [-") == 2
+  assert run(*arguments)[1] == out
+  assert run(*arguments[:-1], "--seed=4")[1] != out
+
+
+def test_file_is_filled_and_gone_on_with(run, directory, tmp_path):
+  rows = [{"prompt": "one", "id": 1}, {"messages": [{"role": "user", "content": "two"}]}]
+  rows += [{"prompt": [{"role": "user", "content": "three"}]}]
+  source, target = tmp_path / "in.jsonl", tmp_path / "new" / "out.jsonl"
+  source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  assert run(f"--input={source}", f"--output={target}")[0] == 0
+  whole = target.read_text()
+  filled = [json.loads(line) for line in whole.splitlines()]
+  words = ("one", "two", "three")
+  assert filled == [
+    row | {"completion": _expected(directory, word)} for row, word in zip(rows, words, strict=True)
+  ]
+  # As a process killed within the second line leaves it.
+  target.write_text(whole[: whole.index("\n") + 10])
+  assert run(f"--input={source}", f"--output={target}")[0] == 0
+  assert target.read_text() == whole
+
+
+def test_chat_remembers_and_resets(run, directory, monkeypatch):
+  said = iter(["hello", "/reset", "hello", "", "/exit"])
+  monkeypatch.setattr("builtins.input", lambda _: next(said))
+  code, out, _ = run("--chat")
+  answer = _expected(directory, "hello")
+  assert code == 0 and out.count(answer) == 2
+  asked = iter(["hello", "again"])
+
+  def end_of_file(_):
+    try:
+      return next(asked)
+    except StopIteration:
+      raise EOFError from None
+
+  monkeypatch.setattr("builtins.input", end_of_file)
+  code, out, _ = run("--chat")
+  followed = _expected(directory, f"hello<eos>assistant: {answer}<eos>user: again")
+  assert code == 0 and followed in out
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (["--prompt=x", "--top-p=0"], "top_p"),
+    (["--input=missing.jsonl", "--output=out.jsonl"], "missing.jsonl"),
+  ],
+)
+def test_mistakes_are_one_line(run, arguments, message):
+  code, _, err = run(*arguments)
+  assert code == 2 and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (["--prompt=x", "--chat"], "one of --prompt, --chat and --input"),
+    (["--input=x"], "--input and --output go together"),
+    (["--prompt=x", "--run=y"], "one of --model and --run"),
+    (["--chat", "--samples=2"], "--chat takes no --samples"),
+  ],
+)
+def test_flags_that_contradict(run, arguments, message, capsys):
+  with pytest.raises(SystemExit):
+    run(*arguments)
+  assert message in capsys.readouterr().err
