@@ -40,8 +40,10 @@ def advance(
 
   positions: int32 `[B, S]`, -1 at padding.
   """
-  hidden, cache = model.apply(variables, tokens, positions, cache=cache, method="hidden")
-  return cache, model.apply(variables, hidden[:, -1], method="head")
+  hidden: Any
+  hidden, cache = model.apply(variables, tokens, positions, cache=cache, method="hidden")  # type: ignore[assignment]
+  logits: Any = model.apply(variables, hidden[:, -1], method="head")
+  return cache, logits
 
 
 def row_keys(seed: int, prompts: jax.Array, samples: jax.Array) -> jax.Array:
@@ -55,7 +57,7 @@ def row_keys(seed: int, prompts: jax.Array, samples: jax.Array) -> jax.Array:
 
 
 def draw(
-  sampler: Sampler, logits: jax.Array, keys: jax.Array, step: jax.Array
+  sampler: Sampler, logits: jax.Array, keys: jax.Array, step: jax.Array | int
 ) -> tuple[jax.Array, jax.Array]:
   """The `step`-th new token of each row `[B]`, and its log-probability by `logits` themselves."""
   token = sampler(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step))

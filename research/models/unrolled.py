@@ -41,7 +41,7 @@ class Unrolled(Decoder):
 
   def init_cache(self, batch: int, slots: int, dtype: Any = None) -> Cache:
     """See `Decoder.init_cache`."""
-    cache = super().init_cache(batch, slots, dtype or jnp.float32)
+    cache: Any = super().init_cache(batch, slots, dtype or jnp.float32)
     keys, values = cache.layers
     return cache.replace(layers=tuple(zip(jnp.unstack(keys), jnp.unstack(values), strict=True)))
 

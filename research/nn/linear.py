@@ -1,5 +1,7 @@
 """Projections."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 
@@ -18,7 +20,7 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    kernel = self.get_variable("params", "kernel")
+    kernel: Any = self.get_variable("params", "kernel")
     if not isinstance(kernel, Transposed):
       kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
     y = tap(self, "kernel", dot(x, kernel), x=x, kernel=kernel)

@@ -13,7 +13,7 @@ def tap(module: nn.Module, site: str, value: Any, **context: Any) -> Any:
   gives the model a `dropout` key, else None. What a site's context holds is the
   site's contract (docs/architecture.md).
   """
-  adapter = module.get_variable("adapters", site)
+  adapter: Any = module.get_variable("adapters", site)
   if adapter is None:
     return value
   rng = module.make_rng("dropout") if module.has_rng("dropout") else None

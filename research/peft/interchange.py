@@ -123,8 +123,8 @@ def load(directory: str | Path, params: Tree, modules: Modules) -> Tree:
     a = np.asarray(tensors.pop(name), np.float32).T  # [in, r]
     b = np.asarray(tensors.pop(name.replace("lora_A", "lora_B")), np.float32).T  # [r, out]
     scale = _scale(config, module, a.shape[1])
-    for path, layer, (part, count) in by_module[module]:
-      piece = np.split(b, count, axis=-1)[part]
+    for path, layer, (index, count) in by_module[module]:
+      piece = np.split(b, count, axis=-1)[index]
       kernel = kernels[path].shape
       if (a.shape[0], piece.shape[1]) != kernel[-2:]:
         raise ValueError(f"{module}: {a.shape} x {b.shape} does not fit {path} {kernel}")

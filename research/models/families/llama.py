@@ -70,6 +70,8 @@ def read_rope(hf: Mapping[str, Any]) -> Rope:
 def write_config(config: DecoderConfig) -> dict[str, Any]:
   """The `config.json` that `transformers` reads."""
   rope = config.rope
+  if rope is None:
+    raise ValueError("a llama has rotary positions; this model's are learned")
   parameters: dict[str, Any] = {"rope_type": rope.kind, "rope_theta": rope.theta}
   if rope.kind != "default":
     parameters["factor"] = rope.factor
