@@ -5,6 +5,12 @@
 Held-out problems are scored by the last number of the answer, before and after, so that
 learning the answer's format alone gains nothing. The adapter lands in runs/quickstart/adapter,
 in PEFT's format.
+
+On a 2-core CPU with AMX, much of it busy with other work: 8 min 38 s; 14.5 % -> 49.0 % of 200
+held-out problems, +34.5 points (95 % paired bootstrap interval 27.5 to 41.5), seed 0. The base
+model is cut off on 8.5 % of the problems; had it been right on all of those, the gain would
+still be 26 points. No held-out expression is trained on; for 46 of the 57 held-out products,
+the same factors in another order are.
 """
 
 from configs import base
@@ -31,17 +37,17 @@ def get_config():
 
   problems = {"name": "reasoning_gym", "tasks": TASKS}
   config.data.train.source = {**problems, "size": 2000}
-  config.data.train.length = 512
+  config.data.train.length = 256
   config.optimizer.learning_rate = 1e-3
   config.train.steps = 100
-  config.train.batch_size = 2
+  config.train.batch_size = 4
 
   config.eval.evaluators = (
     {
       "name": "verifiable",
       "label": "arithmetic",
       "data": {**problems, "size": 200, "seed": 1, "split": "test"},
-      "max_new_tokens": 128,
+      "max_new_tokens": 64,
     },
   )
   config.checkpoint.every_steps = 25
