@@ -14,6 +14,8 @@ from research.generation import decode, engine, layout
 from research.generation.samplers import Sampler
 from research.models.decoder import Cache, Decoder
 
+_FEWEST_SLOTS = 256
+
 
 class Stream:
   """A model that writes token by token and remembers what it has read.
@@ -69,23 +71,26 @@ class Stream:
     same = min(same, len(tokens) - 1)  # the last one is read for its logits
     new = tokens[same:]
     size = 1 if len(new) == 1 else layout.bucket(len(new))
-    self._reserve(same + size)
     padded = np.zeros((1, size), np.int32)
     positions = np.full((1, size), -1, np.int32)
     padded[0, : len(new)] = new
     positions[0, : len(new)] = np.arange(same, len(tokens))
-    self._tokens = tokens
+    cache = self._with_room(same + size)
+    # The old cache is given away below: a Ctrl-C from here on must find an empty stream.
+    self._tokens, self._cache = [], None
     self._cache, logits = _advance(
-      self._variables, self._cache, padded, positions, same, len(new), model=self._model
+      self._variables, cache, padded, positions, same, len(new), model=self._model
     )
+    self._tokens = tokens
     return logits
 
-  def _reserve(self, slots: int) -> None:
-    have = 0 if self._cache is None else self._cache.positions.shape[1]
+  def _with_room(self, slots: int) -> Cache:
+    wanted = layout.bucket(slots, _FEWEST_SLOTS)
     if self._cache is None:
-      self._cache = self._model.init_cache(1, layout.bucket(slots, 256))
-    elif have < slots:
-      self._cache = self._cache.expand(1, layout.bucket(slots, 256))
+      return self._model.init_cache(1, wanted)
+    if self._cache.positions.shape[1] < slots:
+      return self._cache.expand(1, wanted)
+    return self._cache
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames="cache")

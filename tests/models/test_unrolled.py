@@ -1,0 +1,90 @@
+"""The form with an array a layer against the stacks it was made from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research import models, peft
+from research.models.unrolled import unroll
+from research.nn.dot import Transposed
+
+CONFIGS = {
+  "llama": {
+    "model_type": "llama",
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+  },
+  "gpt2": {
+    "model_type": "gpt2",
+    "vocab_size": 61,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 64,
+  },
+}
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 61, (3, 9)), jnp.int32)
+
+
+@pytest.fixture(params=CONFIGS)
+def stacked(request):
+  """A model and its variables, with adapters."""
+  model = models.build(CONFIGS[request.param])
+  params = model.init(jax.random.key(0), TOKENS)["params"]
+  params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params)
+  rules = [{"target": "layers/.*/kernel", "name": "lora", "rank": 2}]
+  adapters = jax.tree.map(lambda x: x + 0.1, peft.attach(rules, params, jax.random.key(2)))
+  return model, {"params": params, "adapters": adapters}
+
+
+def _logits(model, variables):
+  return jax.jit(model.apply)(variables, TOKENS)
+
+
+def _through_cache(model, variables):
+  """Logits of 6 tokens at once, then of each of the rest; row 1 is padded on the left."""
+  positions = jnp.tile(jnp.arange(9), (3, 1)).at[1].add(-2)
+  positions = jnp.maximum(positions, -1)
+  apply = jax.jit(lambda *rest: model.apply(variables, *rest[:2], cache=rest[2]))
+  out, cache = apply(TOKENS[:, :6], positions[:, :6], model.init_cache(3, 12))
+  found = [out[:, 5:]]
+  for i in range(6, 9):
+    step = slice(i, i + 1)
+    out, cache = apply(TOKENS[:, step], positions[:, step], cache)
+    found.append(out)
+  return np.concatenate(found, axis=1)
+
+
+def test_same_logits(stacked):
+  model, variables = stacked
+  flat = unroll(model, variables)
+  np.testing.assert_allclose(_logits(*flat), _logits(model, variables), atol=2e-5)
+  expected = _through_cache(model, variables)
+  assert np.abs(expected).max() > 1
+  np.testing.assert_allclose(_through_cache(*flat), expected, atol=2e-5)
+
+
+def test_bfloat16_kernels_are_transposed_and_the_logits_alike(stacked):
+  model, variables = stacked
+  model = models.Decoder(model.config, jnp.bfloat16)
+  params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables["params"])
+  flat, split = unroll(model, {"params": params})
+  assert isinstance(split["params"]["layers"][0]["mlp"]["up_proj"]["kernel"], Transposed)
+  expected = _logits(model, {"params": params})
+  atol = 0.03 * np.abs(expected).max()
+  np.testing.assert_allclose(_logits(flat, split), expected, atol=atol)
+  np.testing.assert_allclose(
+    _through_cache(flat, split), _through_cache(model, {"params": params}), atol=atol
+  )
+
+
+def test_without_adapters(stacked):
+  model, variables = stacked
+  bare = {"params": variables["params"]}
+  np.testing.assert_allclose(_logits(*unroll(model, bare)), _logits(model, bare), atol=2e-5)
