@@ -93,7 +93,8 @@ def test_a_new_adapter_changes_nothing_and_counts_right(base):
   _, _, params, apply = base
   adapters = peft.attach([EVERY], params, KEY)
   before = apply({"params": params}, TOKENS)
-  np.testing.assert_array_equal(apply({"params": params, "adapters": adapters}, TOKENS), before)
+  after = apply({"params": params, "adapters": adapters}, TOKENS)
+  np.testing.assert_allclose(after, before, atol=2e-6)  # another program: rounding may differ
   kernels = [v.shape for k, v in tree.flatten(params).items() if "_proj/kernel" in k]
   want = sum(n * 4 * (i + o) for n, i, o in kernels)
   leaves = tree.flatten(adapters)
