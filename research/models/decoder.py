@@ -116,7 +116,7 @@ class Decoder(nn.Module):
       turn = rotation(c.rope, positions, c.head_size)
     if cache is None:
       segments = jnp.ones_like(tokens) if segments is None else segments
-      x, _ = self.layers(x, Context(turn, masks.causal(segments)), None)
+      x, _ = self.layers(x, Context(turn, masks.causal(segments), causal=True), None)
       return self.final_norm(x)
     slots = jax.lax.dynamic_update_slice_in_dim(cache.positions, positions, start, axis=1)
     context = Context(turn, masks.cached(positions, slots), start)

@@ -19,12 +19,13 @@ class Context:
   rotation: tables of `positions.rotation`, or None.
   mask: bool `[B, S, T]`.
   start: the cache's first slot to write, or None without a cache.
-  elementwise: how attention reads the cache, see `Attention`.
+  causal, elementwise: how attention reads keys, see `Attention`.
   """
 
   rotation: Any
   mask: jax.Array
   start: Any = None
+  causal: bool = struct.field(pytree_node=False, default=False)
   elementwise: bool = struct.field(pytree_node=False, default=False)
 
 
@@ -47,7 +48,14 @@ class Block(nn.Module):
 
     normed = Norm(c.norm, c.norm_eps, name="attention_norm")(x)
     cache = None if cache is None else (*cache, context.start)
-    out, cache = attention(normed, context.rotation, context.mask, cache, context.elementwise)
+    out, cache = attention(
+      normed,
+      context.rotation,
+      context.mask,
+      cache,
+      causal=context.causal,
+      elementwise=context.elementwise,
+    )
     x = x + tap(self, "attention_out", out, x=normed)
 
     normed = Norm(c.norm, c.norm_eps, name="mlp_norm")(x)

@@ -4,7 +4,7 @@ With one query there is nothing for a matrix product to share: the work is to re
 once. Products and sums over float32 do that at the speed of memory, where batched dots pay for
 thousands of tiny calls.
 
-B batch, T slots, H heads, N key/value heads, G = H / N, K head size.
+B batch, T slots, N key/value heads, G heads of a group, K head size.
 """
 
 import jax
@@ -17,15 +17,14 @@ def attend_one(q: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array
   """As `attention.attend` for one query.
 
   Args:
-    q: `[B, 1, H, K]`.
+    q: `[B, N, G, 1, K]`.
     keys, values: float32 `[B, N, T, K]`.
     mask: bool `[B, 1, T]`, True where the query sees a slot.
 
   Returns:
-    `[B, 1, H, K]` in the type of `q`.
+    `[B, N, G, 1, K]` in the type of `q`.
   """
-  batch, kv_heads, _, size = keys.shape
-  scaled = q.astype(jnp.float32).reshape(batch, kv_heads, -1, 1, size) * size**-0.5
+  scaled = q.astype(jnp.float32) * q.shape[-1] ** -0.5
   scores = jnp.sum(scaled * keys[:, :, None], axis=-1)  # [B, N, G, T]
   scores = jnp.where(mask[:, None], scores, MASKED)
   weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))

@@ -1,6 +1,6 @@
 """Rotary position embedding (Su et al. 2021, RoFormer) and its long-context scalings.
 
-B batch, S sequence, H heads, K head size.
+B batch, S sequence, K head size.
 """
 
 import dataclasses
@@ -58,8 +58,9 @@ def rotation(rope: Rope, positions: jax.Array, head_size: int) -> tuple[jax.Arra
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-  """Rotates `x [B, S, H, K]` by the tables of `rotation`, in float32, to the type of `x`."""
+  """Rotates `x [B, ..., S, K]` by the tables of `rotation`, in float32, to the type of `x`."""
   halves = x.reshape(*x.shape[:-1], 2, x.shape[-1] // 2).astype(jnp.float32)
-  cos, sin = cos[:, :, None], sin[:, :, None]  # [B, S, 1, 2, K/2]
+  over = tuple(range(1, x.ndim - 2))
+  cos, sin = jnp.expand_dims(cos, over), jnp.expand_dims(sin, over)  # [B, ..., S, 2, K/2]
   turned = halves * cos + jnp.flip(halves, axis=-2) * sin
   return turned.reshape(x.shape).astype(x.dtype)

@@ -20,17 +20,21 @@ def _random(*shape, seed=0, dtype=jnp.float32):
 
 
 def _plain_attention(q, k, v, visible):
-  group = q.shape[2] // k.shape[2]
-  k, v = jnp.repeat(k, group, axis=2), jnp.repeat(v, group, axis=2)
-  scores = jnp.einsum("bshk,bthk->bhst", q, k) / jnp.sqrt(q.shape[-1])
-  scores = jnp.where(visible[:, None], scores, -jnp.inf)
-  return jnp.einsum("bhst,bthk->bshk", jax.nn.softmax(scores, axis=-1), v)
+  scores = jnp.einsum("bngsk,bntk->bngst", q, k) / jnp.sqrt(q.shape[-1])
+  p = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf), axis=-1)
+  return jnp.einsum("bngst,bntk->bngsk", p, v)
 
 
 def _visible(b=2, s=5, t=7):
   visible = np.random.default_rng(0).random((b, s, t)) < 0.6
   visible[..., 0] = True
   return jnp.asarray(visible)
+
+
+def _earlier(s=300, before=3):
+  """Three keys before the row, then earlier tokens of documents of 100."""
+  causal = mask.causal(jnp.arange(s)[None] // 100 + 1)
+  return jnp.pad(causal, [(0, 0), (0, 0), (before, 0)], constant_values=True)
 
 
 CASES = {
@@ -52,7 +56,12 @@ CASES = {
   "attention": (
     lambda q, k, v: attend(q, k, v, _visible()),
     lambda q, k, v: _plain_attention(q, k, v, _visible()),
-    (_random(2, 5, 6, 4), _random(2, 7, 3, 4, seed=1), _random(2, 7, 3, 4, seed=2)),
+    (_random(2, 3, 2, 5, 4), _random(2, 3, 7, 4, seed=1), _random(2, 3, 7, 4, seed=2)),
+  ),
+  "causal attention in pieces": (
+    lambda q, k, v: attend(q, k, v, _earlier(), causal=True),
+    lambda q, k, v: _plain_attention(q, k, v, _earlier()),
+    (_random(1, 2, 2, 300, 4), _random(1, 2, 303, 4, seed=1), _random(1, 2, 303, 4, seed=2)),
   ),
 }
 
