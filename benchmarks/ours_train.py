@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ SFT_ROWS, SFT_LENGTH = 2, 1024
 class Training:
   """A model with adapters, its training state and its step, which compiles at first use.
 
-  losses: of each step so far. compile_seconds: how long tracing and compiling took.
+  losses: of each step so far.
   """
 
   def __init__(self, source: Path, config: config_lib.Config):
@@ -44,7 +43,9 @@ class Training:
     learnt = peft.trainable_paths(adapters)
     variables = {"params": params, "adapters": adapters}
     trains = state_lib.trains(config.trainable, variables, lambda path, _: path in learnt)
-    trainable, self._frozen = tree.partition(variables, trains)
+    mesh = sharding.make_mesh(config.mesh)
+    trainable, frozen = tree.partition(variables, trains)
+    model, self._frozen = step_lib.arrange(model, trainable, frozen, mesh)
     optimizer, schedule = optim.build(config.optimizer, trainable, config.train.steps)
     step = step_lib.make_step(
       model,
@@ -54,20 +55,19 @@ class Training:
       accumulate_steps=config.train.accumulate_steps,
       seed=config.seed,
     )
-    self._step = jax.jit(step, donate_argnums=0)
-    self._compiled = None
-    self._state = state_lib.create(trainable, optimizer, sharding.make_mesh(config.mesh))
+    self._step = step_lib.Program(step)
+    self._state = state_lib.create(trainable, optimizer, mesh)
     self.trainable = tree.count(trainable)
     self.losses: list[float] = []
-    self.compile_seconds = 0.0
+
+  @property
+  def compile_seconds(self) -> float:
+    """How long tracing and compiling has taken."""
+    return self._step.seconds
 
   def advance(self, batch: dict[str, Any]) -> int:
     """One step, waited for; returns the number of tokens in it that are no padding."""
-    if self._compiled is None:
-      started = time.perf_counter()
-      self._compiled = self._step.lower(self._state, self._frozen, batch).compile()
-      self.compile_seconds = time.perf_counter() - started
-    self._state, metrics = self._compiled(self._state, self._frozen, batch)
+    self._state, metrics = self._step(self._state, self._frozen, batch)
     jax.block_until_ready(self._state)
     total, weight = metrics["sums"]["loss"]
     self.losses.append(float(total) / float(weight))

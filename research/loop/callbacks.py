@@ -12,6 +12,7 @@ from research.core import tree
 from research.evals import Result
 from research.loop.problem import Problem
 from research.loop.state import TrainState
+from research.models.unrolled import restack
 
 
 @dataclasses.dataclass
@@ -36,7 +37,7 @@ class Context:
   @property
   def variables(self) -> dict[str, Any]:
     """`{"params": ..., "adapters": ...}` as they are now; valid until the next step."""
-    return tree.combine(self.state.trainable, self.frozen)
+    return restack(tree.combine(self.state.trainable, self.frozen))
 
 
 class Callback:

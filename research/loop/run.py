@@ -12,6 +12,7 @@ out the same, to the bit.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -85,7 +86,6 @@ class _Trainer:
       # Checkpoints are written together; of the rest, each process keeps its own.
       directory = shared / f"process_{jax.process_index()}"
     directory.mkdir(parents=True, exist_ok=True)
-    self._task = task
     self._callbacks = callbacks
     self._interrupts = interrupts
     self._total_steps = config.train.steps
@@ -101,15 +101,18 @@ class _Trainer:
     with config_lib.blaming("mesh"):
       shardings = sharding.shardings(self._mesh, shapes)
       frozen = jax.device_put(frozen, sharding.shardings(self._mesh, frozen))
+    step_model, frozen = step.arrange(task.model, trainable, frozen, self._mesh)
+    # Of the stacks that may just have been copied, nothing keeps the originals.
+    task = self._task = dataclasses.replace(task, variables=jax.eval_shape(lambda: task.variables))
     train_step = step.make_step(
-      task.model,
+      step_model,
       task.objective,
       optimizer,
       schedule,
       accumulate_steps=config.train.accumulate_steps,
       seed=config.seed,
     )
-    self._step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    self._step = step.Program(train_step, out_shardings=(shardings, None))
 
     with config_lib.blaming("checkpoint"):
       self._checkpoints = Checkpoints(

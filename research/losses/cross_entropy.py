@@ -62,7 +62,7 @@ def chunked(
   targets: jax.Array,
   weights: jax.Array,
   *,
-  chunk_tokens: int = 512,
+  chunk_tokens: int = 256,
 ) -> tuple[jax.Array, jax.Array]:
   """Weighted sum of token losses, and of right guesses, a chunk of tokens at a time.
 

@@ -23,7 +23,7 @@ from research.nn.positions import rotation
 class Cache:
   """Keys and values of the tokens so far.
 
-  layers: `(keys, values)`, each `[L, B, N, T, K]`, keys after rotation.
+  layers: `(keys, values)`, `[L, B, N, K, T]` and `[L, B, N, T, K]`, keys after rotation.
   positions: int32 `[B, T]`: the position of the token in each slot, -1 where none is.
   used: the number of slots written; the next call writes from there.
   """
@@ -34,14 +34,20 @@ class Cache:
 
   def expand(self, copies: int, slots: int) -> "Cache":
     """Each row `copies` times in a row, with room for `slots` tokens."""
-    more = slots - self.positions.shape[1]
+    have = self.positions.shape[1]
 
-    def grow(array, rows, slots, fill):
+    def grow(array, rows, axis, fill):
       padding = [(0, 0)] * array.ndim
-      padding[slots] = (0, more)
+      padding[axis] = (0, slots - have)
       return jnp.pad(jnp.repeat(array, copies, axis=rows), padding, constant_values=fill)
 
-    layers = jax.tree.map(lambda kept: grow(kept, kept.ndim - 4, kept.ndim - 2, 0), self.layers)
+    def both(layer):
+      keys, values = layer
+      rows = keys.ndim - 4
+      return grow(keys, rows, rows + 3, 0), grow(values, rows, rows + 2, 0)
+
+    stacked = isinstance(self.layers[0], jax.Array)
+    layers = both(self.layers) if stacked else tuple(both(layer) for layer in self.layers)
     return Cache(layers, grow(self.positions, 0, 1, -1), self.used)
 
 
@@ -138,10 +144,12 @@ class Decoder(nn.Module):
   def init_cache(self, batch: int, slots: int, dtype: Any = None) -> Cache:
     """An empty cache of `slots` tokens a row."""
     c = self.config
-    shape = (c.num_layers, batch, c.num_kv_heads, slots, c.head_size)
+    rows = (c.num_layers, batch, c.num_kv_heads)
     dtype = dtype or self.dtype
+    keys = jnp.zeros((*rows, c.head_size, slots), dtype)
+    values = jnp.zeros((*rows, slots, c.head_size), dtype)
     return Cache(
-      (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)),
+      (keys, values),
       jnp.full((batch, slots), -1, jnp.int32),
       jnp.zeros((), jnp.int32),
     )

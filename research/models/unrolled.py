@@ -1,15 +1,18 @@
 """A decoder with an array a layer, for loops that run it many times on a CPU.
 
-A decoder's weights are stacks `[L, ...]`. To slice a layer out of them inside a compiled loop
-of tokens is to copy it: of all weights, each token. Here every layer has its own arrays, which
-such a loop reads where they are, and its own cache, which it updates in place.
+A decoder's weights are stacks `[L, ...]`. To slice a layer out of them inside a compiled program
+is to copy it: of all weights, each step of training and each token of generation. Here layers
+have their own arrays, which such programs read where they are, and their own caches, which they
+update in place.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from research.core import tree
 from research.models.config import DecoderConfig
@@ -18,8 +21,15 @@ from research.nn.block import Block
 from research.nn.dot import Transposed
 
 
+@struct.dataclass
+class Layers:
+  """A leaf of stacks, `[L, ...]`, as what each layer has of it."""
+
+  each: tuple[Any, ...]
+
+
 class Unrolled(Decoder):
-  """A `Decoder` whose `layers` are a tuple of trees, a tree a layer; `unroll` makes both.
+  """A `Decoder` that takes `Layers` where stacks are; without them it slices the stacks.
 
   Its cache's `layers` is a tuple with the `(keys, values)` of each layer, by default float32: to
   write one slot of a bfloat16 array, CPUs convert all of it there and back.
@@ -29,13 +39,18 @@ class Unrolled(Decoder):
     return self._run
 
   def _run(self, x, context, caches):
-    stacks = [(name, tree["layers"]) for name, tree in self.variables.items() if "layers" in tree]
+    stacks = {name: part["layers"] for name, part in self.variables.items() if "layers" in part}
+    leaves, structure = jax.tree.flatten(stacks, is_leaf=_is_layers)
+    layers = zip(*(_each(leaf) for leaf in leaves), strict=True)
     one = caches is not None and x.shape[1] == 1
     context = context.replace(elementwise=one and caches[0][0].dtype == jnp.float32)
+    dropout = self.make_rng("dropout") if self.has_rng("dropout") else None
+    block = jax.checkpoint(_block, static_argnums=0) if self.remat else _block
     filled = []
-    for i in range(self.config.num_layers):
-      variables = {name: layers[i] for name, layers in stacks}
-      x, cache = _block(self.config, variables, x, context, caches and caches[i])
+    for i, own in enumerate(layers):
+      rngs = None if dropout is None else {"dropout": jax.random.fold_in(dropout, i)}
+      cache = None if caches is None else caches[i]
+      x, cache = block(self.config, jax.tree.unflatten(structure, own), x, context, cache, rngs)
       filled.append(cache)
     return x, tuple(filled)
 
@@ -48,33 +63,76 @@ class Unrolled(Decoder):
 
 # Compiled on its own, so that it is traced once for all layers; the compiler inlines it.
 @partial(jax.jit, static_argnums=0)
-def _block(config: DecoderConfig, variables, x, context, cache):
-  return Block(config, parent=None).apply(variables, x, context, cache)
+def _block(config: DecoderConfig, variables, x, context, cache, rngs):
+  return Block(config, parent=None).apply(variables, x, context, cache, rngs=rngs)
 
 
 def unroll(model: Decoder, variables: Any) -> tuple[Unrolled, Any]:
-  """The same model with an array a layer, and its variables, of which kernels are copies."""
-  return Unrolled(model.config, model.dtype), _split(variables, model.config.num_layers)
+  """For generation: the same model, and its variables with kernels as copies in `Layers`.
+
+  bfloat16 kernels are held transposed, which is faster for few rows.
+  """
+  return _unrolled(model), {
+    name: tree.map_with_path(lambda path, leaf: _split(path, leaf, _turned), collection)
+    for name, collection in variables.items()
+  }
 
 
-@partial(jax.jit, static_argnums=1)
-def _split(variables: Any, count: int) -> Any:
-  """Collections with `count` trees of layers in place of each tree of stacks."""
+def unstack(model: Decoder, variables: Any) -> tuple[Unrolled, Any]:
+  """For training: the same model, and `variables` with `Layers` in place of stacks of params."""
+  return _unrolled(model), {
+    name: tree.map_with_path(lambda path, leaf: _split(path, leaf, _same), collection)
+    if name == "params"
+    else collection
+    for name, collection in variables.items()
+  }
 
-  def form(path, leaf):
-    # Which is faster differs: a float32 vector times a kernel wants it as it is.
-    flip = path.endswith("/kernel") and leaf.dtype == jnp.bfloat16
-    return Transposed(leaf.T) if flip else leaf
 
-  def split(collection):
-    parts = dict(collection)
-    stacks = parts.pop("layers", None)
-    parts = tree.map_with_path(form, parts)
-    if stacks is not None:
-      parts["layers"] = tuple(
-        tree.map_with_path(lambda path, leaf, i=i: form(path, leaf[i]), stacks)
-        for i in range(count)
-      )
-    return parts
+def restack(variables: Any) -> Any:
+  """The inverse of `unstack` on variables."""
+  return jax.tree.map(
+    lambda leaf: jnp.stack(leaf.each) if _is_layers(leaf) else leaf, variables, is_leaf=_is_layers
+  )
 
-  return {name: split(collection) for name, collection in variables.items()}
+
+def _unrolled(model: Decoder) -> Unrolled:
+  return Unrolled(model.config, model.dtype, model.remat)
+
+
+def _is_layers(node: Any) -> bool:
+  return isinstance(node, Layers)
+
+
+def _each(leaf: jax.Array | Layers) -> tuple[Any, ...]:
+  if isinstance(leaf, Layers):
+    return leaf.each
+  # Not by indices: the derivative of `split` is one concatenation.
+  parts = jax.lax.split(leaf, (1,) * leaf.shape[0])
+  return tuple(part.reshape(leaf.shape[1:]) for part in parts)
+
+
+def _split(path: str, leaf: jax.Array, form: Callable[[str, jax.Array], Any]) -> Any:
+  if not path.startswith("layers/"):
+    return form(path, leaf)
+  return Layers(tuple(form(path, _layer(leaf, i)) for i in range(leaf.shape[0])))
+
+
+def _same(path: str, leaf: jax.Array) -> jax.Array:
+  del path
+  return leaf
+
+
+def _turned(path: str, leaf: jax.Array) -> jax.Array | Transposed:
+  flip = path.endswith("/kernel") and leaf.dtype == jnp.bfloat16
+  return Transposed(_transpose(leaf)) if flip else leaf
+
+
+# Programs of a shape, and not one of everything, which would take seconds to compile.
+@jax.jit
+def _layer(stack: jax.Array, i: jax.Array) -> jax.Array:
+  return jax.lax.dynamic_index_in_dim(stack, i, keepdims=False)
+
+
+@jax.jit
+def _transpose(kernel: jax.Array) -> jax.Array:
+  return kernel.T

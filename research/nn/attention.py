@@ -127,8 +127,8 @@ class Attention(nn.Module):
     Args:
       rotation: the tables of `positions.rotation`, or None for no rotation.
       mask: bool `[B, S, T]`; T is S without a cache, else the cache's length.
-      cache: None or a `(keys, values, start)`: arrays `[B, N, T, K]` and the first slot
-        to write.
+      cache: None or a `(keys, values, start)`: arrays `[B, N, K, T]` and `[B, N, T, K]`, and
+        the first slot to write.
       causal: see `attend`.
       elementwise: reads the cache by `incremental.attend_one`; needs one query and a cache in
         float32.
@@ -148,13 +148,15 @@ class Attention(nn.Module):
       q, k = rotate(q, *rotation), rotate(k, *rotation)
     k, v = k[:, :, 0], v[:, :, 0]
     if cache is not None:
-      *filled, start = cache
-      k, v = cache = tuple(
-        jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, 2)
-        for old, new in zip(filled, (k, v), strict=True)
+      keys, values, start = cache
+      k, v = k.swapaxes(2, 3).astype(keys.dtype), v.astype(values.dtype)
+      cache = (
+        jax.lax.dynamic_update_slice_in_dim(keys, k, start, axis=3),
+        jax.lax.dynamic_update_slice_in_dim(values, v, start, axis=2),
       )
+      k, v = cache[0].swapaxes(2, 3), cache[1]
     if elementwise and not self.has_variable("adapters", "kv"):
-      out = attend_one(q, k, v, mask)
+      out = attend_one(q, *cache, mask)
     else:
       k, v, mask = tap(self, "kv", (k.astype(q.dtype), v.astype(q.dtype), mask))
       out = attend(q, k, v, mask, causal=causal)

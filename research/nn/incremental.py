@@ -18,14 +18,15 @@ def attend_one(q: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array
 
   Args:
     q: `[B, N, G, 1, K]`.
-    keys, values: float32 `[B, N, T, K]`.
+    keys, values: float32 `[B, N, K, T]` and `[B, N, T, K]`, so that each sum below is one of
+      vectors and not one within a vector.
     mask: bool `[B, 1, T]`, True where the query sees a slot.
 
   Returns:
     `[B, N, G, 1, K]` in the type of `q`.
   """
-  scaled = q.astype(jnp.float32) * q.shape[-1] ** -0.5
-  scores = jnp.sum(scaled * keys[:, :, None], axis=-1)  # [B, N, G, T]
+  scaled = q.astype(jnp.float32).swapaxes(-1, -2) * q.shape[-1] ** -0.5  # [B, N, G, K, 1]
+  scores = jnp.sum(scaled * keys[:, :, None], axis=3)  # [B, N, G, T]
   scores = jnp.where(mask[:, None], scores, MASKED)
   weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
   total = jnp.sum(weights, axis=-1)

@@ -12,7 +12,7 @@ Sums = Mapping[str, tuple[jax.Array, jax.Array]]
 Loss = Callable[..., tuple[jax.Array, jax.Array, Sums]]
 
 
-def causal(*, chunk_tokens: int = 512) -> Loss:
+def causal(*, chunk_tokens: int = 256) -> Loss:
   """The loss `sum over t of weights[t] * -log p(targets[t] | tokens[..t])`, in nats.
 
   What counts (all tokens, or completions alone) is in the batch's weights.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from research import models, peft
-from research.models.unrolled import unroll
+from research.models.unrolled import restack, unroll, unstack
 from research.nn.dot import Transposed
 
 CONFIGS = {
@@ -75,7 +75,7 @@ def test_bfloat16_kernels_are_transposed_and_the_logits_alike(stacked):
   model = models.Decoder(model.config, jnp.bfloat16)
   params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables["params"])
   flat, split = unroll(model, {"params": params})
-  assert isinstance(split["params"]["layers"][0]["mlp"]["up_proj"]["kernel"], Transposed)
+  assert isinstance(split["params"]["layers"]["mlp"]["up_proj"]["kernel"].each[0], Transposed)
   expected = _logits(model, {"params": params})
   atol = 0.03 * np.abs(expected).max()
   np.testing.assert_allclose(_logits(flat, split), expected, atol=atol)
@@ -88,3 +88,29 @@ def test_without_adapters(stacked):
   model, variables = stacked
   bare = {"params": variables["params"]}
   np.testing.assert_allclose(_logits(*unroll(model, bare)), _logits(model, bare), atol=2e-5)
+
+
+def test_training_form_has_the_same_gradients_and_goes_back(stacked):
+  model, variables = stacked
+  flat, split = unstack(model, variables)
+
+  def loss(model, adapters, params):
+    return jnp.square(model.apply({"params": params, "adapters": adapters}, TOKENS)).mean()
+
+  grad = jax.jit(jax.grad(loss, 1), static_argnums=0)
+  expected = grad(model, variables["adapters"], variables["params"])
+  for other in (flat, flat.clone(remat=True)):
+    found = grad(other, split["adapters"], split["params"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
+  jax.tree.map(np.testing.assert_array_equal, restack(split), variables)
+
+
+def test_dropout_follows_its_key(stacked):
+  model, variables = stacked
+  rule = {"target": "layers/.*/kernel", "name": "lora", "rank": 2, "dropout": 0.5}
+  adapters = peft.attach([rule], variables["params"], jax.random.key(2))
+  adapters = jax.tree.map(lambda x: x + 0.1, adapters)
+  flat, split = unstack(model, {"params": variables["params"], "adapters": adapters})
+  seen = [flat.apply(split, TOKENS, rngs={"dropout": jax.random.key(i)}) for i in (0, 0, 1)]
+  np.testing.assert_array_equal(seen[0], seen[1])
+  assert np.abs(seen[0] - seen[2]).max() > 1e-3
