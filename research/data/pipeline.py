@@ -6,8 +6,9 @@ same rows and takes its share of each batch: the number of hosts does not change
 
 A config has `source` (see `sources`), `length` (tokens a row), `packing` (`best_fit`, or
 `none`: a document a row), `buckets` (the lengths that `none` pads to; `length` is always
-one), `completion_only`, `on_bad_row` (`drop`, `stop`), `on_long_row` (`drop`, `truncate`,
-`split`, `stop`), `shuffle` and `window` (examples planned at a time, and so in memory).
+one), `completion_only`, `corruption` (see `denoising`), `on_bad_row` (`drop`, `stop`),
+`on_long_row` (`drop`, `truncate`, `split`, `stop`), `shuffle` and `window` (examples planned at
+a time, and so in memory).
 """
 
 from __future__ import annotations

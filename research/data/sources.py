@@ -301,7 +301,7 @@ def build(config: Mapping[str, Any]) -> Source:
   Raises:
     ValueError: an unknown name or argument, or a missing one.
   """
-  config = _plain(config)
+  config = plain(config)
   if not isinstance(config, dict) or "name" not in config:
     raise ValueError(f"a source is a mapping with a name, one of {', '.join(SOURCES)}: {config!r}")
   name = config.pop("name")
@@ -314,12 +314,12 @@ def build(config: Mapping[str, Any]) -> Source:
   return SOURCES[name](**config)
 
 
-def _plain(config: Any) -> Any:
+def plain(config: Any) -> Any:
   """Nested mappings and ConfigDicts as dicts, sequences as lists."""
   if hasattr(config, "items"):
-    return {key: _plain(value) for key, value in config.items()}
+    return {key: plain(value) for key, value in config.items()}
   if isinstance(config, (list, tuple)):
-    return [_plain(value) for value in config]
+    return [plain(value) for value in config]
   return config
 
 

@@ -29,6 +29,7 @@ def causal(*, chunk_tokens: int = 512) -> Loss:
       batch["tokens"],
       batch["positions"],
       batch["segments"],
+      prefix=batch.get("prefix"),
       method="hidden",
       rngs=rngs,
     )
