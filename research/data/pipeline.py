@@ -73,11 +73,13 @@ class BatchIterator:
   Attributes:
     report: the rows dropped or changed so far. It is complete when the stream has been
       through an epoch, at once if the rows fit in a window.
+    tasks: names of the numbers in the batches' `task`; without any there is no `task`.
   """
 
   def __init__(self, planner: Planner):
     self._planner = planner
     self.report = planner.report
+    self.tasks = planner.tasks
     batches = _Batches(planner)
     self._iterator = iter(
       grain.experimental.ThreadPrefetchIterDataset(
@@ -126,11 +128,13 @@ class EvalBatches:
 
   Attributes:
     report: the rows dropped or changed; complete after one pass.
+    tasks: see `BatchIterator`.
   """
 
   def __init__(self, planner: Planner):
     self._planner = planner
     self.report = planner.report
+    self.tasks = planner.tasks
 
   def __iter__(self) -> Iterator[Batch]:
     place = Place()

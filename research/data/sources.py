@@ -8,7 +8,7 @@ class of that name in `SOURCES`:
   {"name": "tfds", "dataset": "gsm8k", "split": "train", "data_dir": None}
   {"name": "reasoning_gym", "tasks": [{"name": "chain_sum", "weight": 2, "config": {}}],
    "seed": 0, "size": 4000, "split": "train"}
-  {"name": "mixture", "sources": [{…}, {…}], "weights": [3, 1]}
+  {"name": "mixture", "sources": [{…}, {…}], "weights": [3, 1], "tasks": ["math", "chat"]}
 """
 
 from __future__ import annotations
@@ -247,18 +247,37 @@ def _task(task: Mapping[str, Any], seed: int) -> Any:
 class Mixture:
   """Several sources; by index they lie one after the other.
 
-  Training draws from them by `weights` (by default their lengths), each in its own endless
-  order; evaluation reads every row of each once.
+  Training draws from them by weight, each in its own endless order; evaluation reads every row
+  of each once.
+
+  Args:
+    sources: configs of the parts.
+    weights: of the parts; by default `length ** (1 / temperature)`.
+    temperature: 1 draws by length, more evens the parts out (Raffel et al. 2020, section 3.5.2).
+    tasks: names of the parts; objectives then tell their metrics for each.
   """
 
-  def __init__(self, sources: Sequence[Mapping[str, Any]], weights: Sequence[float] | None = None):
+  def __init__(
+    self,
+    sources: Sequence[Mapping[str, Any]],
+    weights: Sequence[float] | None = None,
+    temperature: float = 1.0,
+    tasks: Sequence[str] = (),
+  ):
     self.parts = [build(source) for source in sources]
     if not self.parts or any(isinstance(part, Mixture) for part in self.parts):
       raise ValueError("a mixture needs at least one source, and no mixture among them")
-    self.weights: list[float] = list(weights or map(len, self.parts))
+    if temperature <= 0 or (weights and temperature != 1):
+      raise ValueError(f"a mixture's temperature {temperature} is above 0, and 1 beside weights")
+    self.weights: list[float] = list(weights or (len(p) ** (1 / temperature) for p in self.parts))
     if len(self.weights) != len(self.parts) or min(self.weights) <= 0:
       raise ValueError(
         f"a mixture of {len(self.parts)} sources needs as many weights above 0, not {self.weights}"
+      )
+    self.tasks = tuple(tasks)
+    if tasks and (len(tasks) != len(self.parts) or len({*tasks}) < len(tasks)):
+      raise ValueError(
+        f"a mixture of {len(self.parts)} sources has as many different tasks, not {list(tasks)}"
       )
     self.name = " + ".join(part.name for part in self.parts)
     self.fingerprint = _hash([[part.fingerprint for part in self.parts], self.weights])

@@ -166,9 +166,12 @@ class Planner:
     keep = self.epoch_rows <= config.window
     self._denoiser = denoising.build(config.corruption, tokenizer)
     self._numbers = ["prefix"] if self._denoiser and self._denoiser.bidirectional else []
+    self.tasks: tuple[str, ...] = ()
     parts, weights = [source], [1.0]
     if isinstance(source, sources.Mixture):
-      parts, weights = source.parts, source.weights
+      parts, weights, self.tasks = source.parts, source.weights, source.tasks
+    if self.tasks:
+      self._numbers.append("task")
     streams = [
       grain.MapDataset.source(_Examples(part, tokenizer, config, self.report, keep, self._denoiser))
       for part in parts
@@ -209,13 +212,14 @@ class Planner:
 
     What is drawn for an example depends on the seed, the epoch and the row alone.
     """
-    if self._denoiser is None:
-      return row.examples
-    place = [self._seed or 0, _CORRUPTION, part, position // rows, row.index]
-    return tuple(
-      self._denoiser(example, np.random.default_rng([*place, piece]))
-      for piece, example in enumerate(row.examples)
-    )
+    examples = row.examples
+    if self._denoiser:
+      place = [self._seed or 0, _CORRUPTION, part, position // rows, row.index]
+      examples = tuple(
+        self._denoiser(example, np.random.default_rng([*place, piece]))
+        for piece, example in enumerate(examples)
+      )
+    return tuple(dataclasses.replace(example, task=part) for example in examples)
 
   def window(self, start: Place, progress: bool = False) -> Window:
     """The window that begins at `start`, with no rows at the end of a finite stream.

@@ -96,6 +96,7 @@ PLANS = {
     "on_long_row": "split",
   },
   "mixture": {"source": MIXTURE},
+  "tasks": {"source": {**MIXTURE, "tasks": ["small", "large"]}, "packing": "none"},
   "prefixes": {"corruption": {"name": "prefix"}},
   "spans": {"corruption": SPANS, "source": {"name": "memory", "longest": 50}, "packing": "none"},
   "spans of split rows": {
@@ -253,6 +254,21 @@ def test_evaluation_reads_everything_once(plan, batch_size):
   assert not any(empty[:-1])
   for first, second in zip(once, batches, strict=True):
     assert_same(first, second)
+
+
+def test_every_token_tells_its_task():
+  plan = {"source": {**MIXTURE, "tasks": ["small", "large"]}}
+  for batches in (train(**plan), evaluate(**plan)):
+    assert batches.tasks == ("small", "large")
+    for batch in itertools.islice(batches, 8):
+      for tokens, segments, task in zip(
+        batch["tokens"], batch["segments"], batch["task"], strict=True
+      ):
+        assert not task[segments == 0].any()
+        for number in range(1, segments.max() + 1):
+          at = segments == number
+          assert set(task[at].tolist()) == {int(tokens[at][0] >= 10_000)}
+  assert "task" not in next(train(source=MIXTURE)) and train().tasks == ()
 
 
 def problems(batches, epochs, rows=30):
