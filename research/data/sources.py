@@ -8,6 +8,7 @@ class of that name in `SOURCES`:
   {"name": "tfds", "dataset": "gsm8k", "split": "train", "data_dir": None}
   {"name": "reasoning_gym", "tasks": [{"name": "chain_sum", "weight": 2, "config": {}}],
    "seed": 0, "size": 4000, "split": "train"}
+  {"name": "episodes", "source": {…}, "shots": 4}
   {"name": "mixture", "sources": [{…}, {…}], "weights": [3, 1], "tasks": ["math", "chat"]}
 """
 
@@ -24,6 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from research.core import tree
+from research.data.episodes import Episodes
 from research.data.formats import BadRow, Report
 
 Row = dict[str, Any]
@@ -244,6 +246,27 @@ def _task(task: Mapping[str, Any], seed: int) -> Any:
     raise ValueError(f"reasoning_gym task {name!r}: {error}") from error
 
 
+def episodes(
+  source: Mapping[str, Any],
+  shots: int,
+  exemplars: Mapping[str, Any] | None = None,
+  separator: str = "\n\n",
+  size: int | None = None,
+  seed: int = 0,
+) -> Episodes:
+  """Rows of prompt and completion after `shots` others that are solved, as one prompt.
+
+  Args:
+    source: the rows that are asked.
+    exemplars: where solved rows are drawn from, such as the training split; by default `source`.
+    shots, separator, size, seed: see `Episodes`; more episodes than rows ask each again after
+      other exemplars.
+  """
+  asked = build(source)
+  shown = build(exemplars) if exemplars else asked
+  return Episodes(asked, shown, shots=shots, separator=separator, size=size, seed=seed)
+
+
 class Mixture:
   """Several sources; by index they lie one after the other.
 
@@ -307,6 +330,7 @@ SOURCES: dict[str, Callable[..., Any]] = {
   "text": text,
   "tfds": TFDS,
   "reasoning_gym": ReasoningGym,
+  "episodes": episodes,
   "mixture": Mixture,
 }
 
