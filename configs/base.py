@@ -63,6 +63,8 @@ def get_config() -> ConfigDict:
   # "drop", "truncate", "split" or "stop".
   config.data.train.on_long_row = "truncate"
   config.data.train.shuffle = True
+  # A problem made of each document (research.data.denoising), anew each epoch; empty: none.
+  config.data.train.corruption = ConfigDict()
   # Examples that are packed together.
   config.data.train.window = 1024
   # Held-out rows on which the objective is measured, a section like `train`; empty: none.

@@ -250,3 +250,20 @@ def test_help_explains(command):
   assert code == 0
   for word in ("--config=", "--config.KEY=VALUE", "configs/base.py", "Ctrl-C", "Exit codes"):
     assert word in out
+
+
+def test_tasks_and_corruption_by_the_command(world, command):
+  rows = {"name": "jsonl", "path": "rows.jsonl", "cache": "cache"}
+  source = {"name": "mixture", "sources": (rows, rows), "weights": (2, 1), "tasks": ("a", "b")}
+  code, *_ = command(
+    "--config=config.py",
+    "--config.directory=tasks",
+    "--config.train.steps=3",
+    f"--config.data.train.source={source}",
+    "--config.data.train.corruption={'name': 'prefix', 'split': 'prompt'}",
+    "--config.data.eval={}",
+  )
+  assert code == 0
+  for line in _lines(world / "tasks"):
+    low, high = sorted((line["loss/a"], line["loss/b"]))
+    assert 0 < low <= line["loss"] <= high and 0 <= line["accuracy/a"] <= 1

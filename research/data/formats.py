@@ -43,10 +43,14 @@ class Example:
     tokens: int32.
     weights_mask: bool, whether the token is learnt when it is the next one. The first
       token of a document is nobody's next, so its entry has no effect.
+    prefix: so many of the first tokens see each other both ways.
+    task: the number of its part of a mixture.
   """
 
   tokens: np.ndarray
   weights_mask: np.ndarray
+  prefix: int = 0
+  task: int = 0
 
   def __len__(self) -> int:
     return len(self.tokens)

@@ -92,16 +92,20 @@ def bucket(length: int, buckets: Sequence[int]) -> int:
   return buckets[at]
 
 
-def assemble(rows: Sequence[Sequence[Example]], length: int, pad_id: int) -> dict[str, np.ndarray]:
+def assemble(
+  rows: Sequence[Sequence[Example]], length: int, pad_id: int, also: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
   """The batch of docs/architecture.md; an empty row is all padding.
 
   Args:
     rows: B rows of documents.
     length: S.
     pad_id: the token at padding and the target where there is none.
+    also: numbers of an example that each of its tokens tells; 0 at padding.
 
   Returns:
-    `tokens`, `targets`, `segments`, `positions` int32 and `weights` float32, `[B, S]`.
+    `tokens`, `targets`, `segments`, `positions`, those of `also` int32 and `weights` float32,
+    `[B, S]`.
   """
   shape = (len(rows), length)
   tokens = np.full(shape, pad_id, np.int32)
@@ -109,6 +113,7 @@ def assemble(rows: Sequence[Sequence[Example]], length: int, pad_id: int) -> dic
   weights = np.zeros(shape, np.float32)
   segments = np.zeros(shape, np.int32)
   positions = np.zeros(shape, np.int32)
+  numbers = {name: np.zeros(shape, np.int32) for name in also}
   for r, row in enumerate(rows):
     start = 0
     for number, example in enumerate(row, start=1):
@@ -120,6 +125,8 @@ def assemble(rows: Sequence[Sequence[Example]], length: int, pad_id: int) -> dic
       weights[r, start : end - 1] = example.weights_mask[1:]
       segments[r, start:end] = number
       positions[r, start:end] = np.arange(len(example))
+      for name, array in numbers.items():
+        array[r, start:end] = getattr(example, name)
       start = end
   return {
     "tokens": tokens,
@@ -127,4 +134,5 @@ def assemble(rows: Sequence[Sequence[Example]], length: int, pad_id: int) -> dic
     "weights": weights,
     "segments": segments,
     "positions": positions,
+    **numbers,
   }

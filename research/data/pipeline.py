@@ -6,8 +6,9 @@ same rows and takes its share of each batch: the number of hosts does not change
 
 A config has `source` (see `sources`), `length` (tokens a row), `packing` (`best_fit`, or
 `none`: a document a row), `buckets` (the lengths that `none` pads to; `length` is always
-one), `completion_only`, `on_bad_row` (`drop`, `stop`), `on_long_row` (`drop`, `truncate`,
-`split`, `stop`), `shuffle` and `window` (examples planned at a time, and so in memory).
+one), `completion_only`, `corruption` (see `denoising`), `on_bad_row` (`drop`, `stop`),
+`on_long_row` (`drop`, `truncate`, `split`, `stop`), `shuffle` and `window` (examples planned at
+a time, and so in memory).
 """
 
 from __future__ import annotations
@@ -72,11 +73,13 @@ class BatchIterator:
   Attributes:
     report: the rows dropped or changed so far. It is complete when the stream has been
       through an epoch, at once if the rows fit in a window.
+    tasks: names of the numbers in the batches' `task`; without any there is no `task`.
   """
 
   def __init__(self, planner: Planner):
     self._planner = planner
     self.report = planner.report
+    self.tasks = planner.tasks
     batches = _Batches(planner)
     self._iterator = iter(
       grain.experimental.ThreadPrefetchIterDataset(
@@ -125,11 +128,13 @@ class EvalBatches:
 
   Attributes:
     report: the rows dropped or changed; complete after one pass.
+    tasks: see `BatchIterator`.
   """
 
   def __init__(self, planner: Planner):
     self._planner = planner
     self.report = planner.report
+    self.tasks = planner.tasks
 
   def __iter__(self) -> Iterator[Batch]:
     place = Place()

@@ -8,7 +8,8 @@ class of that name in `SOURCES`:
   {"name": "tfds", "dataset": "gsm8k", "split": "train", "data_dir": None}
   {"name": "reasoning_gym", "tasks": [{"name": "chain_sum", "weight": 2, "config": {}}],
    "seed": 0, "size": 4000, "split": "train"}
-  {"name": "mixture", "sources": [{…}, {…}], "weights": [3, 1]}
+  {"name": "episodes", "source": {…}, "shots": 4}
+  {"name": "mixture", "sources": [{…}, {…}], "weights": [3, 1], "tasks": ["math", "chat"]}
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from research.core import tree
+from research.data.episodes import Episodes
 from research.data.formats import BadRow, Report
 
 Row = dict[str, Any]
@@ -244,21 +246,61 @@ def _task(task: Mapping[str, Any], seed: int) -> Any:
     raise ValueError(f"reasoning_gym task {name!r}: {error}") from error
 
 
+def episodes(
+  source: Mapping[str, Any],
+  shots: int,
+  exemplars: Mapping[str, Any] | None = None,
+  separator: str = "\n\n",
+  size: int | None = None,
+  seed: int = 0,
+) -> Episodes:
+  """Rows of prompt and completion after `shots` others that are solved, as one prompt.
+
+  Args:
+    source: the rows that are asked.
+    exemplars: where solved rows are drawn from, such as the training split; by default `source`.
+    shots, separator, size, seed: see `Episodes`; more episodes than rows ask each again after
+      other exemplars.
+  """
+  asked = build(source)
+  shown = build(exemplars) if exemplars else asked
+  return Episodes(asked, shown, shots=shots, separator=separator, size=size, seed=seed)
+
+
 class Mixture:
   """Several sources; by index they lie one after the other.
 
-  Training draws from them by `weights` (by default their lengths), each in its own endless
-  order; evaluation reads every row of each once.
+  Training draws from them by weight, each in its own endless order; evaluation reads every row
+  of each once.
+
+  Args:
+    sources: configs of the parts.
+    weights: of the parts; by default `length ** (1 / temperature)`.
+    temperature: 1 draws by length, more evens the parts out (Raffel et al. 2020, section 3.5.2).
+    tasks: names of the parts; objectives then tell their metrics for each.
   """
 
-  def __init__(self, sources: Sequence[Mapping[str, Any]], weights: Sequence[float] | None = None):
+  def __init__(
+    self,
+    sources: Sequence[Mapping[str, Any]],
+    weights: Sequence[float] | None = None,
+    temperature: float = 1.0,
+    tasks: Sequence[str] = (),
+  ):
     self.parts = [build(source) for source in sources]
     if not self.parts or any(isinstance(part, Mixture) for part in self.parts):
       raise ValueError("a mixture needs at least one source, and no mixture among them")
-    self.weights: list[float] = list(weights or map(len, self.parts))
+    if temperature <= 0 or (weights and temperature != 1):
+      raise ValueError(f"a mixture's temperature {temperature} is above 0, and 1 beside weights")
+    self.weights: list[float] = list(weights or (len(p) ** (1 / temperature) for p in self.parts))
     if len(self.weights) != len(self.parts) or min(self.weights) <= 0:
       raise ValueError(
         f"a mixture of {len(self.parts)} sources needs as many weights above 0, not {self.weights}"
+      )
+    self.tasks = tuple(tasks)
+    if tasks and (len(tasks) != len(self.parts) or len({*tasks}) < len(tasks)):
+      raise ValueError(
+        f"a mixture of {len(self.parts)} sources has as many different tasks, not {list(tasks)}"
       )
     self.name = " + ".join(part.name for part in self.parts)
     self.fingerprint = _hash([[part.fingerprint for part in self.parts], self.weights])
@@ -288,6 +330,7 @@ SOURCES: dict[str, Callable[..., Any]] = {
   "text": text,
   "tfds": TFDS,
   "reasoning_gym": ReasoningGym,
+  "episodes": episodes,
   "mixture": Mixture,
 }
 
@@ -301,7 +344,7 @@ def build(config: Mapping[str, Any]) -> Source:
   Raises:
     ValueError: an unknown name or argument, or a missing one.
   """
-  config = _plain(config)
+  config = plain(config)
   if not isinstance(config, dict) or "name" not in config:
     raise ValueError(f"a source is a mapping with a name, one of {', '.join(SOURCES)}: {config!r}")
   name = config.pop("name")
@@ -314,12 +357,12 @@ def build(config: Mapping[str, Any]) -> Source:
   return SOURCES[name](**config)
 
 
-def _plain(config: Any) -> Any:
+def plain(config: Any) -> Any:
   """Nested mappings and ConfigDicts as dicts, sequences as lists."""
   if hasattr(config, "items"):
-    return {key: _plain(value) for key, value in config.items()}
+    return {key: plain(value) for key, value in config.items()}
   if isinstance(config, (list, tuple)):
-    return [_plain(value) for value in config]
+    return [plain(value) for value in config]
   return config
 
 

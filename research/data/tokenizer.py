@@ -170,6 +170,19 @@ class Tokenizer:
     encoding = self.backend.encode(text, add_special_tokens=False)
     return encoding.ids, encoding.offsets
 
+  def encode_words(self, text: str) -> tuple[list[int], list[int]]:
+    """The ids of `text`, framed, and of each the number of its word; -1 at the frame.
+
+    Words are what the vocabulary's pre-tokenizer cuts the text into.
+
+    Raises:
+      ValueError: it has none.
+    """
+    if self.backend.pre_tokenizer is None:
+      raise ValueError("the tokenizer has no pre-tokenizer, which tells where words begin")
+    encoding = self.backend.encode(text)
+    return encoding.ids, [-1 if word is None else word for word in encoding.word_ids]
+
   def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
     """The text of `ids`; special tokens are left out unless told otherwise."""
     return self.backend.decode(ids, skip_special_tokens=skip_special)

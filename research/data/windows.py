@@ -10,7 +10,9 @@ window, and a place in the rows is where their window began and a number.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import grain
@@ -18,7 +20,7 @@ import numpy as np
 import tqdm
 
 from research.core import tree
-from research.data import formats, packing, sources
+from research.data import denoising, formats, packing, sources
 from research.data.formats import BadRow, Example, Report
 
 if TYPE_CHECKING:
@@ -27,15 +29,33 @@ if TYPE_CHECKING:
 Batch = dict[str, np.ndarray]
 
 
+_CORRUPTION = zlib.crc32(b"corruption")  # apart from the seeds of other draws
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+  """A row of a source as its examples, none if it was dropped."""
+
+  index: int
+  examples: tuple[Example, ...]
+
+
 class _Examples(grain.sources.RandomAccessDataSource):
-  """Row `i` of a source as its examples, none if it is dropped; all kept if `keep`."""
+  """Row `i` of a source, before any corruption; all kept if `keep`."""
 
   def __init__(
-    self, source: sources.Source, tokenizer: Tokenizer, config: Any, report: Report, keep: bool
+    self,
+    source: sources.Source,
+    tokenizer: Tokenizer,
+    config: Any,
+    report: Report,
+    keep: bool,
+    denoiser: denoising.Denoiser | None,
   ):
     self._source = source
     self._tokenizer = tokenizer
-    self._length = config.length
+    self._denoiser = denoiser
+    self._length = denoiser.raw_length(config.length) if denoiser else config.length
     self._completion_only = config.completion_only
     self._stop_on_bad = config.on_bad_row == "stop"
     self._on_long_row = config.on_long_row
@@ -45,25 +65,30 @@ class _Examples(grain.sources.RandomAccessDataSource):
   def __len__(self) -> int:
     return len(self._source)
 
-  def __getitem__(self, index: Any) -> tuple[Example, ...]:
+  def __getitem__(self, index: Any) -> _Row:
     index = int(index)
     if self._kept is None:
-      return self._read(index)
+      return _Row(index, self._read(index))
     if index not in self._kept:
       self._kept[index] = self._read(index)
-    return self._kept[index]
+    return _Row(index, self._kept[index])
 
   def _read(self, index: int) -> tuple[Example, ...]:
     try:
       example = formats.tokenize(
         self._source[index], self._tokenizer, completion_only=self._completion_only
       )
+      if self._denoiser:
+        self._denoiser.check(example)
     except BadRow as error:
       return self._drop(index, error, "on_bad_row", self._stop_on_bad)
     try:
       pieces = formats.fit(example, self._length, self._on_long_row)
     except BadRow as error:
       return self._drop(index, error, "on_long_row", self._on_long_row == "stop")
+    if self._denoiser:
+      # A last piece of one or two tokens is no problem; the row's others are.
+      pieces = tuple(piece for piece in pieces if _accepts(self._denoiser, piece))
     if len(example) > self._length:
       verb = "truncated" if self._on_long_row == "truncate" else "split"
       self._count(index, f"{verb} to {self._length} tokens", f"it has {len(example)}")
@@ -139,11 +164,16 @@ class Planner:
     if not self.epoch_rows:
       raise ValueError(f"{source.name} has no rows")
     keep = self.epoch_rows <= config.window
+    self._denoiser = denoising.build(config.corruption, tokenizer)
+    self._numbers = ["prefix"] if self._denoiser and self._denoiser.bidirectional else []
+    self.tasks: tuple[str, ...] = ()
     parts, weights = [source], [1.0]
     if isinstance(source, sources.Mixture):
-      parts, weights = source.parts, source.weights
+      parts, weights, self.tasks = source.parts, source.weights, source.tasks
+    if self.tasks:
+      self._numbers.append("task")
     streams = [
-      grain.MapDataset.source(_Examples(part, tokenizer, config, self.report, keep))
+      grain.MapDataset.source(_Examples(part, tokenizer, config, self.report, keep, self._denoiser))
       for part in parts
     ]
     if seed is not None:
@@ -151,6 +181,10 @@ class Planner:
         seeds = np.random.SeedSequence(seed).generate_state(len(parts))
         streams = [s.shuffle(seed=int(n)) for s, n in zip(streams, seeds, strict=True)]
       streams = [stream.repeat() for stream in streams]
+    streams = [
+      stream.map_with_index(functools.partial(self._finished, number, len(part)))
+      for number, (stream, part) in enumerate(zip(streams, parts, strict=True))
+    ]
     if len(streams) == 1:
       self._stream = streams[0]
     elif seed is None:
@@ -168,9 +202,24 @@ class Planner:
       "on_long_row": config.on_long_row,
       "shuffle": config.shuffle,
       "window": config.window,
+      "corruption": sources.plain(config.corruption),
       "vocab_size": tokenizer.vocab_size,
     }
     self._window: Window | None = None
+
+  def _finished(self, part: int, rows: int, position: int, row: _Row) -> tuple[Example, ...]:
+    """The examples of a row at `position` of the stream of a part that has so many rows.
+
+    What is drawn for an example depends on the seed, the epoch and the row alone.
+    """
+    examples = row.examples
+    if self._denoiser:
+      place = [self._seed or 0, _CORRUPTION, part, position // rows, row.index]
+      examples = tuple(
+        self._denoiser(example, np.random.default_rng([*place, piece]))
+        for piece, example in enumerate(examples)
+      )
+    return tuple(dataclasses.replace(example, task=part) for example in examples)
 
   def window(self, start: Place, progress: bool = False) -> Window:
     """The window that begins at `start`, with no rows at the end of a finite stream.
@@ -236,7 +285,8 @@ class Planner:
   def batch(self, rows: list[list[Example]]) -> Batch:
     """This host's share of the batch of `rows`, with empty rows to fill it up."""
     padded = rows + [[] for _ in range(self.batch_size - len(rows))]
-    return packing.assemble(padded[self._shard], self._width(rows), self._pad_id)
+    width = self._width(rows)
+    return packing.assemble(padded[self._shard], width, self._pad_id, self._numbers)
 
   def description(self, start: Place) -> str:
     """A line on the window planned last, or if there is none on the one at `start`."""
@@ -251,6 +301,14 @@ class Planner:
       f"{self._name}: {self.epoch_rows:,} rows; a window of {documents:,} has {tokens:,} tokens, "
       f"{how} with {1 - tokens / slots:.1%} padding"
     )
+
+
+def _accepts(denoiser: denoising.Denoiser, example: Example) -> bool:
+  try:
+    denoiser.check(example)
+  except BadRow:
+    return False
+  return True
 
 
 def _check_config(config: Any) -> None:

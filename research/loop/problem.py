@@ -81,19 +81,20 @@ def assemble(config: config_lib.Config) -> Problem:
   variables = tree.map_with_path(
     lambda path, leaf: leaf.astype(dtype) if _is_frozen(path, leaf, trains) else leaf, variables
   )
-  with config_lib.blaming("objective"):
-    objective = objectives.build(config.objective)
   shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
   batch_size = config.train.batch_size
   with config_lib.blaming("data.train"):
     batches = pipeline.train_batches(
       config.data.train, tokenizer, batch_size=batch_size, seed=config.seed, **shard
     )
+  with config_lib.blaming("objective"):
+    objective = objectives.build(config.objective, batches.tasks)
   evaluators: list[Evaluator] = []
   if config.data.eval:
     with config_lib.blaming("data.eval"):
       held_out = pipeline.eval_batches(config.data.eval, tokenizer, batch_size=batch_size, **shard)
-    evaluators.append(held_out_loss(objective, held_out))
+    loss = objectives.build(config.objective, held_out.tasks)
+    evaluators.append(held_out_loss(loss, held_out))
   with config_lib.blaming("eval.evaluators"):
     evaluators += evals.build([section.take() for section in config.eval.evaluators])
 

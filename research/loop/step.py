@@ -161,8 +161,9 @@ def _sliced(rows: jax.Array, count: int) -> jax.Array:
 def _counts(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
   """Token counts as float32: a row of 10^5 tokens has more context than int32 holds."""
   useful = batch["segments"] > 0
+  seen = jnp.maximum(batch["positions"] + 1, batch.get("prefix", 0))
   return {
     "tokens": jnp.asarray(useful.size, jnp.float32),
     "useful_tokens": jnp.sum(useful, dtype=jnp.float32),
-    "context": jnp.sum(jnp.where(useful, batch["positions"] + 1, 0), dtype=jnp.float32),
+    "context": jnp.sum(jnp.where(useful, seen, 0), dtype=jnp.float32),
   }

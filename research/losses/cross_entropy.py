@@ -62,9 +62,15 @@ def chunked(
   targets: jax.Array,
   weights: jax.Array,
   *,
+<<<<<<< HEAD
   chunk_tokens: int = 256,
 ) -> tuple[jax.Array, jax.Array]:
   """Weighted sum of token losses, and of right guesses, a chunk of tokens at a time.
+=======
+  chunk_tokens: int = 512,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Weighted sum of token losses, a chunk of tokens at a time; token by token, what it adds up.
+>>>>>>> h-data
 
   Tokens of weight 0 are moved to the end of their row, and a chunk that holds nothing else
   is skipped: prompts and padding cost no logits. The gradient of a chunk is taken while its
@@ -80,8 +86,8 @@ def chunked(
     chunk_tokens: tokens at a time, over all rows.
 
   Returns:
-    `(sum of weight * loss in nats, sum of weight * [guess is right])`; no gradient flows
-    through the second.
+    `(sum of weight * loss in nats, weight * loss [B, S], weight * [guess is right] [B, S])`;
+    gradients flow through the first alone.
   """
   batch, length, _ = hidden.shape
   chunks = min(length, max(1, -(-batch * length // chunk_tokens)))
@@ -93,12 +99,15 @@ def chunked(
     x = jnp.pad(x, [(0, 0), (0, chunks * width - length)] + [(0, 0)] * (x.ndim - 2))
     return jnp.moveaxis(x.reshape(batch, chunks, width, *x.shape[2:]), 1, 0)
 
-  return _sums(head, variables, split(hidden), split(targets), split(weights))
+  total, tokens = _sums(head, variables, split(hidden), split(targets), split(weights))
+  tokens = jnp.moveaxis(tokens, 0, 2).reshape(2, batch, -1)[..., :length]  # [2, B, S]
+  losses, right = jnp.take_along_axis(tokens, jnp.argsort(order, axis=1)[None], axis=2)
+  return total, losses, right
 
 
 def _chunk_sums(head, variables, hidden, targets, weights):
   losses, right = token_losses(head(variables, hidden), targets)
-  return jnp.sum(losses * weights), jnp.sum(right * weights)
+  return jnp.sum(losses * weights), jnp.stack([losses * weights, right * weights])
 
 
 def _scan(body, init, chunks):
@@ -108,15 +117,15 @@ def _scan(body, init, chunks):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sums(head, variables, hidden, targets, weights):
-  def body(totals, chunk):
-    sums = jax.lax.cond(
+  def body(total, chunk):
+    found, tokens = jax.lax.cond(
       jnp.any(chunk[2] != 0),
       lambda: _chunk_sums(head, variables, *chunk),
-      lambda: (jnp.zeros(()), jnp.zeros(())),
+      lambda: (jnp.zeros(()), jnp.zeros((2, *chunk[2].shape))),
     )
-    return (totals[0] + sums[0], totals[1] + sums[1]), None
+    return total + found, tokens
 
-  return _scan(body, (jnp.zeros(()), jnp.zeros(())), (hidden, targets, weights))[0]
+  return _scan(body, jnp.zeros(()), (hidden, targets, weights))
 
 
 def _forward(head, variables, hidden, targets, weights):
@@ -133,23 +142,23 @@ def _forward(head, variables, hidden, targets, weights):
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), wanted)
 
   def body(carry, chunk):
-    total, right, dvariables = carry
+    total, dvariables = carry
 
     def live():
-      sums, (d, dhidden) = jax.value_and_grad(loss, (0, 1), has_aux=True)(wanted, *chunk)
-      return sums, jax.tree.map(lambda s, g: s + g, dvariables, d), dhidden
+      found, (d, dhidden) = jax.value_and_grad(loss, (0, 1), has_aux=True)(wanted, *chunk)
+      return found, jax.tree.map(lambda s, g: s + g, dvariables, d), dhidden
 
     def skipped():
-      return (jnp.zeros(()), jnp.zeros(())), dvariables, jnp.zeros_like(chunk[0])
+      nothing = jnp.zeros(()), jnp.zeros((2, *chunk[2].shape))
+      return nothing, dvariables, jnp.zeros_like(chunk[0])
 
-    sums, dvariables, dhidden = jax.lax.cond(jnp.any(chunk[2] != 0), live, skipped)
-    return (total + sums[0], right + sums[1], dvariables), dhidden
+    (found, tokens), dvariables, dhidden = jax.lax.cond(jnp.any(chunk[2] != 0), live, skipped)
+    return (total + found, dvariables), (dhidden, tokens)
 
-  carry = (jnp.zeros(()), jnp.zeros(()), zeros)
   chunks = (hidden.value, targets.value, weights.value)
-  (total, right, dvariables), dhidden = _scan(body, carry, chunks)
+  (total, dvariables), (dhidden, tokens) = _scan(body, (jnp.zeros(()), zeros), chunks)
   dvariables = jax.tree.map(lambda leaf, d: d.astype(leaf.dtype), wanted, dvariables)
-  return (total, right), (dvariables, dhidden)
+  return (total, tokens), (dvariables, dhidden)
 
 
 def _backward(head, residuals, g):

@@ -97,7 +97,7 @@ class Decoder(nn.Module):
       return self.head(out)
     return self.head(out[0]), out[1]
 
-  def hidden(self, tokens, positions=None, segments=None, cache=None):
+  def hidden(self, tokens, positions=None, segments=None, cache=None, prefix=None):
     """The last layer's normed output `[B, S, D]`; with a cache, `(output, cache)`.
 
     Args:
@@ -107,9 +107,13 @@ class Decoder(nn.Module):
       segments: int32 `[B, S]`: tokens see earlier tokens of the same number, 0 being
         padding; by default a row is one document. Not used with a cache.
       cache: a `Cache` with at least S free slots.
+      prefix: int32 `[B, S]`: how many first tokens of a token's document see each other both
+        ways; by default none. Not used with a cache.
     """
     if cache is not None and segments is not None:
       raise ValueError("segments are for whole rows; with a cache mark padding by position -1")
+    if cache is not None and prefix is not None:
+      raise ValueError("a prefix is for whole rows; a cache's tokens see earlier ones only")
     start = 0 if cache is None else cache.used
     if positions is None:
       positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
@@ -122,7 +126,9 @@ class Decoder(nn.Module):
       turn = rotation(c.rope, positions, c.head_size)
     if cache is None:
       segments = jnp.ones_like(tokens) if segments is None else segments
-      x, _ = self.layers(x, Context(turn, masks.causal(segments), causal=True), None)
+      known = None if prefix is None else positions < prefix
+      mask = masks.causal(segments, known)
+      x, _ = self.layers(x, Context(turn, mask, causal=known is None), None)
       return self.final_norm(x)
     slots = jax.lax.dynamic_update_slice_in_dim(cache.positions, positions, start, axis=1)
     context = Context(turn, masks.cached(positions, slots), start)

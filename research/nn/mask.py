@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 
 
-def causal(segments: jax.Array) -> jax.Array:
+def causal(segments: jax.Array, known: jax.Array | None = None) -> jax.Array:
   """Earlier tokens of the same document: `segments [B, S]` -> `[B, S, S]`.
 
-  Padding (segment 0) sees earlier padding, so that no row is empty.
+  Padding (segment 0) sees earlier padding, so that no row is empty. Keys that are `known`, bool
+  `[B, S]`, are seen by all of their document.
   """
   index = jnp.arange(segments.shape[1])
   same = segments[:, :, None] == segments[:, None, :]
-  return same & (index[:, None] >= index[None, :])
+  earlier = index[:, None] >= index[None, :]
+  return same & (earlier if known is None else earlier | known[:, None, :])
 
 
 def cached(query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """Objectives bind losses to models: `loss(model, variables, batch, rng, step)`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.core import config
@@ -9,9 +9,13 @@ from research.objectives.causal import Loss, causal
 OBJECTIVES = {"causal": causal}
 
 
-def build(section: Mapping[str, Any]) -> Loss:
-  """The objective that a config's section names, with the section's other keys."""
-  return config.call(OBJECTIVES, section)
+def build(section: Mapping[str, Any], tasks: Sequence[str] = ()) -> Loss:
+  """The objective that a config's section names, with the section's other keys.
+
+  Args:
+    tasks: the names of the data's tasks, which have metrics of their own.
+  """
+  return config.call(OBJECTIVES, section, tasks=tasks)
 
 
 __all__ = ["OBJECTIVES", "Loss", "build", "causal"]

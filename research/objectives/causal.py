@@ -1,9 +1,10 @@
 """Next-token prediction: pre-training, and supervised fine-tuning by the batch's weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from research.losses import cross_entropy
 
@@ -12,12 +13,14 @@ Sums = Mapping[str, tuple[jax.Array, jax.Array]]
 Loss = Callable[..., tuple[jax.Array, jax.Array, Sums]]
 
 
-def causal(*, chunk_tokens: int = 256) -> Loss:
+def causal(*, tasks: Sequence[str] = (), chunk_tokens: int = 256) -> Loss:
   """The loss `sum over t of weights[t] * -log p(targets[t] | tokens[..t])`, in nats.
 
   What counts (all tokens, or completions alone) is in the batch's weights.
 
   Args:
+    tasks: names of the numbers in the batch's `task`; each has its own `loss/NAME` and
+      `accuracy/NAME`.
     chunk_tokens: tokens whose logits exist at one time, over the whole batch.
   """
 
@@ -29,10 +32,11 @@ def causal(*, chunk_tokens: int = 256) -> Loss:
       batch["tokens"],
       batch["positions"],
       batch["segments"],
+      prefix=batch.get("prefix"),
       method="hidden",
       rngs=rngs,
     )
-    total, right = cross_entropy.chunked(
+    total, losses, right = cross_entropy.chunked(
       lambda v, h: model.apply(v, h, method="head", rngs=rngs),
       {
         collection: {name: tree[name] for name in model.head_names if name in tree}
@@ -44,6 +48,12 @@ def causal(*, chunk_tokens: int = 256) -> Loss:
       chunk_tokens=chunk_tokens,
     )
     weight = batch["weights"].sum()
-    return total, weight, {"loss": (total, weight), "accuracy": (right, weight)}
+    metrics = {"loss": (total, weight), "accuracy": (right.sum(), weight)}
+    for number, name in enumerate(tasks):
+      here = batch["task"] == number
+      count = jnp.sum(batch["weights"], where=here)
+      metrics[f"loss/{name}"] = (jnp.sum(losses, where=here), count)
+      metrics[f"accuracy/{name}"] = (jnp.sum(right, where=here), count)
+    return total, weight, metrics
 
   return loss

@@ -18,6 +18,7 @@ class NumberTokenizer:
 
   vocab_size = 10**6
   eos_ids = (1,)
+  bos_id = None
   pad_id = 0
   chat_template = None
 
@@ -69,6 +70,7 @@ BASE = {
   "packing": "best_fit",
   "buckets": (),
   "completion_only": True,
+  "corruption": {},
   "on_bad_row": "drop",
   "on_long_row": "drop",
   "shuffle": True,
@@ -79,6 +81,7 @@ MIXTURE = {
   "sources": [{"name": "memory"}, {"name": "memory", "rows": 7, "first": 1000}],
   "weights": [2, 1],
 }
+SPANS = {"name": "spans", "sentinels": 8}
 PLANS = {
   "packed in small windows": {},
   "packed in one window": {"window": 100},
@@ -93,6 +96,14 @@ PLANS = {
     "on_long_row": "split",
   },
   "mixture": {"source": MIXTURE},
+  "tasks": {"source": {**MIXTURE, "tasks": ["small", "large"]}, "packing": "none"},
+  "prefixes": {"corruption": {"name": "prefix"}},
+  "spans": {"corruption": SPANS, "source": {"name": "memory", "longest": 50}, "packing": "none"},
+  "spans of split rows": {
+    "corruption": SPANS,
+    "source": {"name": "memory", "longest": 50},
+    "on_long_row": "split",
+  },
 }
 
 
@@ -223,7 +234,7 @@ def test_mixture_keeps_its_weights():
   assert counts.max() - counts.min() <= 1
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", [name for name in PLANS if "corruption" not in PLANS[name]])
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_evaluation_reads_everything_once(plan, batch_size):
   batches = evaluate(batch_size, **PLANS[plan])
@@ -243,6 +254,72 @@ def test_evaluation_reads_everything_once(plan, batch_size):
   assert not any(empty[:-1])
   for first, second in zip(once, batches, strict=True):
     assert_same(first, second)
+
+
+def test_every_token_tells_its_task():
+  plan = {"source": {**MIXTURE, "tasks": ["small", "large"]}}
+  for batches in (train(**plan), evaluate(**plan)):
+    assert batches.tasks == ("small", "large")
+    for batch in itertools.islice(batches, 8):
+      for tokens, segments, task in zip(
+        batch["tokens"], batch["segments"], batch["task"], strict=True
+      ):
+        assert not task[segments == 0].any()
+        for number in range(1, segments.max() + 1):
+          at = segments == number
+          assert set(task[at].tolist()) == {int(tokens[at][0] >= 10_000)}
+  assert "task" not in next(train(source=MIXTURE)) and train().tasks == ()
+
+
+def problems(batches, epochs, rows=30):
+  """For each document its problem in each epoch: tokens and length of the prefix."""
+  found = {}
+  while sum(map(len, found.values())) < epochs * rows:
+    batch = next(batches)
+    for tokens, segments, prefix in zip(
+      batch["tokens"], batch["segments"], batch["prefix"], strict=True
+    ):
+      for number in range(1, segments.max() + 1):
+        at = segments == number
+        (length,) = set(prefix[at].tolist())
+        found.setdefault(tokens[at][0], []).append((tokens[at].tolist(), length))
+  return {number: once[:epochs] for number, once in found.items()}
+
+
+def test_corruption_is_a_function_of_seed_epoch_and_row():
+  plan = {"corruption": {"name": "prefix"}, "source": {"name": "memory", "longest": 16}}
+  first = problems(train(**plan), 2)
+  # The order, the windows and the batches have no part in it.
+  assert problems(train(**plan, shuffle=False), 2) == first
+  assert problems(train(**plan, window=100, batch_size=6, packing="none"), 2) == first
+  other = problems(train(**plan, seed=1), 2)
+  long = [number for number, (once, _) in first.items() if len(once[0]) > 3]
+  again = [number for number in long if first[number][0] == first[number][1]]
+  seeds = [number for number in long if first[number][0] == other[number][0]]
+  assert len(again) < len(long) / 2 and len(seeds) < len(long) / 2
+  once, again = (list(evaluate(**plan)) for _ in range(2))
+  for a, b in zip(once, again, strict=True):
+    assert_same(a, b)
+
+
+def test_corrupted_rows_fit_and_learn_their_solutions():
+  plan = {"corruption": SPANS, "source": {"name": "memory", "longest": 50}, "packing": "none"}
+  batches = train(**plan, on_long_row="split")
+  for batch in itertools.islice(batches, 30):
+    assert batch["tokens"].shape[1] == 16
+    for r, prefix in enumerate(batch["prefix"].max(axis=1)):
+      used = np.count_nonzero(batch["segments"][r])
+      tokens = batch["tokens"][r, :used]
+      assert tokens[prefix] == 10**6 - 1 and tokens[-1] == 1
+      learnt = (np.arange(16) >= prefix - 1) & (np.arange(16) < used - 1)
+      np.testing.assert_array_equal(batch["weights"][r] > 0, learnt)
+  lengths = np.random.default_rng(1).integers(1, 50, 30)
+  short = train(**plan)
+  stream_of(short, 60)
+  assert short.report.count("dropped, too short to corrupt") == (lengths < 2).sum()
+  state = train(**plan).get_state()
+  with pytest.raises(ValueError, match="other data: corruption was {'name': 'spans'.*, is {}"):
+    train(**{**plan, "corruption": {}}).set_state(state)
 
 
 def test_bad_and_long_rows_are_counted_once_with_their_index():

@@ -237,6 +237,20 @@ def test_mixture_lays_its_sources_end_to_end(tmp_path, cache):
   assert [mixture.origin(i) for i in range(3)] == [0, 2, 0]
   assert mixture.weights == [3, 1] and mixture.report.count("not JSON") == 1
   assert sources.build({"name": "mixture", "sources": parts}).weights == [2, 1]
+  warm = sources.build({"name": "mixture", "sources": parts, "temperature": 2.0})
+  assert warm.weights == pytest.approx([2**0.5, 1])
+  assert sources.build({"name": "mixture", "sources": parts, "tasks": ["a", "b"]}).tasks == (
+    "a",
+    "b",
+  )
+  for wrong, told in (
+    ({"tasks": ["a"]}, r"as many different tasks, not \['a'\]"),
+    ({"tasks": ["a", "a"]}, "as many different tasks"),
+    ({"temperature": 0.0}, "temperature 0.0 is above 0"),
+    ({"temperature": 2.0, "weights": [1, 1]}, "1 beside weights"),
+  ):
+    with pytest.raises(ValueError, match=told):
+      sources.build({"name": "mixture", "sources": parts, **wrong})
   for weights in ([1], [1, 0]):
     with pytest.raises(ValueError, match="as many weights above 0"):
       sources.build({"name": "mixture", "sources": parts, "weights": weights})

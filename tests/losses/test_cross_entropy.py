@@ -42,10 +42,20 @@ def test_gradient_of_a_part_of_the_head():
   np.testing.assert_allclose(jax.grad(ours)(HEAD["bias"]), want, rtol=1e-5, atol=1e-5)
 
 
-def test_accuracy_counts_weighted_right_guesses():
-  _, right = chunked(head, HEAD, HIDDEN, TARGETS, WEIGHTS)
-  guess = head(HEAD, HIDDEN).argmax(-1)
-  np.testing.assert_allclose(right, ((guess == TARGETS) * WEIGHTS).sum(), rtol=1e-6)
+@pytest.mark.parametrize("chunk_tokens", [5, 16, 1000])
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_losses_and_right_guesses_of_every_token(chunk_tokens, differentiated):
+  def ours(hidden):
+    total, *tokens = chunked(head, HEAD, hidden, TARGETS, WEIGHTS, chunk_tokens=chunk_tokens)
+    return total, tokens
+
+  found = jax.value_and_grad(ours, has_aux=True)(HIDDEN)[0] if differentiated else ours(HIDDEN)
+  total, (losses, right) = found
+  logits = head(HEAD, HIDDEN)
+  np.testing.assert_array_equal(right, (logits.argmax(-1) == TARGETS) * WEIGHTS)
+  chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), TARGETS[..., None], -1)[..., 0]
+  np.testing.assert_allclose(losses, -chosen * WEIGHTS, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(losses.sum(), total, rtol=1e-6)
 
 
 def test_no_weight_no_loss():

@@ -101,3 +101,16 @@ def test_causal_mask_keeps_documents_apart():
 def test_cached_mask_hides_empty_padding_and_later_slots():
   visible = mask.cached(jnp.array([[1, -1]]), jnp.array([[-1, 0, 1, 2, -1]]))
   np.testing.assert_array_equal(visible[0], np.array([[0, 1, 1, 0, 0], [0] * 5], bool))
+
+
+def test_a_known_prefix_is_seen_both_ways():
+  segments = jnp.array([[1, 1, 1, 2, 2, 2, 0]])
+  known = jnp.array([[True, True, False, True, False, False, False]])
+  visible = mask.causal(segments, known)
+  for i in range(7):
+    for j in range(7):
+      same = segments[0, i] == segments[0, j]
+      assert visible[0, i, j] == (same and (j <= i or known[0, j])), (i, j)
+  np.testing.assert_array_equal(
+    mask.causal(segments, jnp.zeros((1, 7), bool)), mask.causal(segments)
+  )

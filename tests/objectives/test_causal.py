@@ -79,6 +79,50 @@ def test_weight_and_metrics(model_and_variables):
   np.testing.assert_allclose(metrics["accuracy"][0], right, rtol=1e-6)
 
 
+def test_metrics_of_each_task(model_and_variables):
+  model, variables = model_and_variables
+  batch = {**_batch(), "task": np.array([[1] * 9, [0] * 4 + [1] * 5], np.int32)}
+  loss = objectives.build({"name": "causal", "chunk_tokens": 7}, ("a", "b", "none"))
+  total, weight, metrics = loss(model, variables, batch, None, 0)
+  assert (total, weight) == LOSS(model, variables, batch, None, 0)[:2]
+  for name, number in (("a", 0), ("b", 1)):
+    weights = batch["weights"] * (batch["task"] == number)
+    alone, count, others = LOSS(model, variables, {**batch, "weights": weights}, None, 0)
+    np.testing.assert_allclose(metrics[f"loss/{name}"], (alone, count), rtol=1e-5)
+    np.testing.assert_allclose(metrics[f"accuracy/{name}"], others["accuracy"], rtol=1e-5)
+  assert metrics["loss/none"] == (0, 0)
+
+
 def test_unknown_objective():
   with pytest.raises(ConfigError, match="did you mean 'causal'"):
     objectives.build({"name": "casual"})
+
+
+def test_a_prefix_is_seen_both_ways_and_what_follows_is_not(model_and_variables):
+  model, variables = model_and_variables
+  batch = _batch()
+  batch["prefix"] = np.array([[4] * 9, [2] * 4 + [3] * 5], np.int32)
+
+  @jax.jit
+  def hidden(tokens):
+    args = (tokens, batch["positions"], batch["segments"])
+    return model.apply(variables, *args, prefix=batch["prefix"], method="hidden")
+
+  # Who sees the token at `at`: everyone whose output changes with it.
+  before = hidden(batch["tokens"])
+  for row, at, seen_by in (
+    (0, 3, range(9)),
+    (0, 5, range(5, 9)),
+    (1, 1, range(4)),
+    (1, 6, [*range(4, 9)]),
+    (1, 7, (7, 8)),
+  ):
+    tokens = batch["tokens"].copy()
+    tokens[row, at] = (tokens[row, at] + 1) % 37
+    changed = np.abs(hidden(tokens) - before).max(axis=-1)
+    np.testing.assert_array_equal(np.argwhere(changed > 1e-6), [[row, i] for i in seen_by])
+  # Without a prefix it is what it was, and the objective passes the prefix on.
+  plain, none = _batch(), {**_batch(), "prefix": np.zeros((2, 9), np.int32)}
+  loss = [LOSS(model, variables, b, None, 0)[0] for b in (plain, none, batch)]
+  np.testing.assert_allclose(loss[0], loss[1], rtol=1e-6)
+  assert abs(loss[2] - loss[0]) > 1e-4
