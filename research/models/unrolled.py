@@ -28,13 +28,16 @@ class Unrolled(Decoder):
   def _stack(self):
     return self._run
 
-  def _run(self, x, context, caches):
+  def _run(self, x, context, caches, kinds):
     stacks = [(name, tree["layers"]) for name, tree in self.variables.items() if "layers" in tree]
     one = caches is not None and x.shape[1] == 1
-    context = context.replace(elementwise=one and caches[0][0].dtype == jnp.float32)
+    elementwise = one and caches[0][0].dtype == jnp.float32
+    shared = kinds is None
+    contexts = [c.replace(elementwise=elementwise) for c in ((context,) if shared else context)]
     filled = []
     for i in range(self.config.num_layers):
       variables = {name: layers[i] for name, layers in stacks}
+      context = contexts[0 if shared else kinds[i]]
       x, cache = _block(self.config, variables, x, context, caches and caches[i])
       filled.append(cache)
     return x, tuple(filled)
