@@ -62,15 +62,9 @@ def chunked(
   targets: jax.Array,
   weights: jax.Array,
   *,
-<<<<<<< HEAD
   chunk_tokens: int = 256,
-) -> tuple[jax.Array, jax.Array]:
-  """Weighted sum of token losses, and of right guesses, a chunk of tokens at a time.
-=======
-  chunk_tokens: int = 512,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Weighted sum of token losses, a chunk of tokens at a time; token by token, what it adds up.
->>>>>>> h-data
 
   Tokens of weight 0 are moved to the end of their row, and a chunk that holds nothing else
   is skipped: prompts and padding cost no logits. The gradient of a chunk is taken while its

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from research.models.config import DecoderConfig
@@ -76,13 +77,16 @@ class Decoder(nn.Module):
       self.lm_head = Linear(c.vocab_size)
 
   def _stack(self):
-    """All layers as one module: `(x, context, caches)` -> `x` and the caches."""
+    """All layers as one module: `(x, context, caches, kinds)` -> `x` and the caches.
+
+    kinds: int32 `[L]`, which of a tuple of contexts is each layer's; None if they share one.
+    """
     block = nn.remat(Block, prevent_cse=False) if self.remat else Block
     return nn.scan(
       block,
       variable_axes={"params": 0, "adapters": 0},
       split_rngs={"params": True, "dropout": True},
-      in_axes=(nn.broadcast, 0),
+      in_axes=(nn.broadcast, 0, 0),
       length=self.config.num_layers,
       unroll=self.unroll or (self.config.num_layers if jax.default_backend() == "cpu" else 1),
     )(self.config)
@@ -117,24 +121,42 @@ class Decoder(nn.Module):
     start = 0 if cache is None else cache.used
     if positions is None:
       positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
-    x = self.embed(tokens)
     c = self.config
-    turn = None
+    x = self.embed(tokens)
+    if c.embedding_scale is not None:
+      x = x * jnp.asarray(c.embedding_scale, x.dtype)
     if c.rope is None:
       x = x + self.position_embed(jnp.maximum(positions, 0))
-    else:
-      turn = rotation(c.rope, positions, c.head_size)
     if cache is None:
       segments = jnp.ones_like(tokens) if segments is None else segments
       known = None if prefix is None else positions < prefix
-      mask = masks.causal(segments, known)
-      x, _ = self.layers(x, Context(turn, mask, causal=known is None), None)
+      keys, visible, start = positions, masks.causal(segments, known), None
+      same = segments[:, :, None] == segments[:, None, :]
+      lengths = 1 + jnp.max(jnp.where(same, positions[:, None, :], 0), axis=-1)
+    else:
+      keys = jax.lax.dynamic_update_slice_in_dim(cache.positions, positions, start, axis=1)
+      visible = masks.cached(positions, keys)
+      lengths = 1 + jnp.max(positions, axis=1, keepdims=True)
+    windows = tuple(dict.fromkeys(c.windows)) or (0,)
+    contexts = tuple(
+      Context(
+        None
+        if c.rope is None
+        else rotation(c.rope_within(window), positions, c.head_size, lengths),
+        masks.within(visible, positions, keys, window),
+        start,
+        causal=cache is None and prefix is None,
+      )
+      for window in windows
+    )
+    if len(contexts) == 1:
+      context, kinds = contexts[0], None
+    else:
+      context, kinds = contexts, np.array([windows.index(w) for w in c.windows], np.int32)
+    x, layers = self.layers(x, context, None if cache is None else cache.layers, kinds)
+    if cache is None:
       return self.final_norm(x)
-    slots = jax.lax.dynamic_update_slice_in_dim(cache.positions, positions, start, axis=1)
-    context = Context(turn, masks.cached(positions, slots), start)
-    x, layers = self.layers(x, context, cache.layers)
-    cache = Cache(layers, slots, start + tokens.shape[1])
-    return self.final_norm(x), cache
+    return self.final_norm(x), Cache(layers, keys, start + tokens.shape[1])
 
   @property
   def head_names(self) -> tuple[str, ...]:
@@ -144,8 +166,11 @@ class Decoder(nn.Module):
   def head(self, hidden):
     """`[..., D]` -> float32 logits `[..., V]`."""
     if self.config.tied_head:
-      return self.embed.attend(hidden)
-    return self.lm_head(hidden).astype(jnp.float32)
+      logits = self.embed.attend(hidden)
+    else:
+      logits = self.lm_head(hidden).astype(jnp.float32)
+    cap = self.config.logit_softcap
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
 
   def init_cache(self, batch: int, slots: int, dtype: Any = None) -> Cache:
     """An empty cache of `slots` tokens a row."""

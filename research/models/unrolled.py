@@ -38,18 +38,22 @@ class Unrolled(Decoder):
   def _stack(self):
     return self._run
 
-  def _run(self, x, context, caches):
+  def _run(self, x, context, caches, kinds):
     stacks = {name: part["layers"] for name, part in self.variables.items() if "layers" in part}
     leaves, structure = jax.tree.flatten(stacks, is_leaf=_is_layers)
     layers = zip(*(_each(leaf) for leaf in leaves), strict=True)
     one = caches is not None and x.shape[1] == 1
-    context = context.replace(elementwise=one and caches[0][0].dtype == jnp.float32)
+    elementwise = one and caches[0][0].dtype == jnp.float32
+    contexts = [
+      c.replace(elementwise=elementwise) for c in ((context,) if kinds is None else context)
+    ]
     dropout = self.make_rng("dropout") if self.has_rng("dropout") else None
     block = jax.checkpoint(_block, static_argnums=0) if self.remat else _block
     filled = []
     for i, own in enumerate(layers):
       rngs = None if dropout is None else {"dropout": jax.random.fold_in(dropout, i)}
       cache = None if caches is None else caches[i]
+      context = contexts[0 if kinds is None else kinds[i]]
       x, cache = block(self.config, jax.tree.unflatten(structure, own), x, context, cache, rngs)
       filled.append(cache)
     return x, tuple(filled)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from research.core.products import matmul, outer
 from research.nn.incremental import MASKED, attend_one
 from research.nn.linear import Linear
+from research.nn.norm import Norm
 from research.nn.positions import rotate
 from research.nn.tap import tap
 
@@ -19,9 +20,16 @@ MIN_PIECE, MAX_PIECES = 128, 4  # queries in a piece of causal attention, pieces
 
 
 def attend(
-  q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, causal: bool = False
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  mask: jax.Array,
+  *,
+  causal: bool = False,
+  scale: float | None = None,
+  softcap: float | None = None,
 ) -> jax.Array:
-  """`softmax(q k^T / sqrt(K)) v`, each head of a group with the group's keys and values.
+  """`softmax(q k^T * scale) v`, each head of a group with the group's keys and values.
 
   Args:
     q: `[B, N, G, S, K]`.
@@ -29,6 +37,8 @@ def attend(
     mask: bool `[B, S, T]`, True where a query sees a key.
     causal: promises that query `i` sees no key after `T - S + i`. Rows are then worked on in
       pieces, each with the keys that it can see: up to 3/8 of the work is saved.
+    scale: by default `1 / sqrt(K)`.
+    softcap: scores `x` become `softcap * tanh(x / softcap)` (Gemma 2, arXiv:2408.00118).
 
   Returns:
     `[B, N, G, S, K]` in the type of `q`; softmax in float32.
@@ -41,27 +51,32 @@ def attend(
     (low, high, hidden + high if causal else keys)
     for low, high in zip(bounds, bounds[1:], strict=False)
   )
-  return _attend(q, k, v, mask, pieces)
+  return _attend(q, k, v, mask, pieces, scale or q.shape[-1] ** -0.5, softcap)
 
 
 # The derivative is written out so that both directions multiply in the operands' type and keep
 # one matrix of weights in that type; see dot.py for why it matters. The heads of a group share
 # keys, so they stack along the queries of one matrix product. Weights stay as they are after
 # `exp`: what is divided by their sum is the thinner output.
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q, k, v, mask, pieces):
-  return _attend_forward(q, k, v, mask, pieces)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _attend(q, k, v, mask, pieces, scale, softcap):
+  return _attend_forward(q, k, v, mask, pieces, scale, softcap)[0]
 
 
-def _attend_forward(q, k, v, mask, pieces):
+def _attend_forward(q, k, v, mask, pieces, scale, softcap):
   batch, kv_heads, group, _, size = q.shape
   outs, kept = [], []
   for low, high, seen in pieces:
     rows = (batch, kv_heads, group, high - low, seen)
     scores = matmul(_stack(q, low, high), _flat(k, seen), (2, 2), 1).reshape(rows)
+    slope = None
+    if softcap is not None:
+      tanh = jnp.tanh(scores * (scale / softcap))
+      slope = (1 - tanh * tanh).astype(q.dtype).reshape(batch * kv_heads, -1, seen)
+      scores = tanh * (softcap / scale)
     scores = jnp.where(mask[:, None, None, low:high, :seen], scores, MASKED)
     scores = scores - jnp.max(scores, axis=-1, keepdims=True)
-    weights = jnp.exp(scores * size**-0.5).astype(q.dtype)
+    weights = jnp.exp(scores * scale).astype(q.dtype)
     weights = weights.reshape(batch * kv_heads, -1, seen)
     # A column of ones gives the sum of each row in the same product.
     ones = jnp.ones((batch * kv_heads, seen, 1), v.dtype)
@@ -69,24 +84,27 @@ def _attend_forward(q, k, v, mask, pieces):
     inverse = 1 / out[..., size:]
     out = (out[..., :size] * inverse).astype(q.dtype)
     outs.append(out.reshape(*rows[:-1], size))
-    kept.append((weights, inverse, out))
+    kept.append((weights, inverse, out, slope))
   return jnp.concatenate(outs, axis=3), (q, k, v, kept)
 
 
-def _attend_backward(pieces, residuals, dout):
+def _attend_backward(pieces, scale, softcap, residuals, dout):
+  del softcap  # `slope` is what is left of it
   q, k, v, kept = residuals
-  size = q.shape[-1]
   wide = jnp.float32
   dqs, dk, dv = [], jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)
-  for (low, high, seen), (weights, inverse, out) in zip(pieces, kept, strict=True):
+  for (low, high, seen), (weights, inverse, out, slope) in zip(pieces, kept, strict=True):
     d = _stack(dout, low, high).astype(wide) * inverse
     delta = jnp.sum(d * out.astype(wide), axis=-1, keepdims=True)
     d = d.astype(q.dtype)
     dweights = matmul(d, _flat(v, seen), (2, 2), 1) - delta
-    dscores = (weights.astype(wide) * dweights).astype(q.dtype)
-    dq = matmul(dscores, _flat(k, seen), (2, 1), 1) * size**-0.5
+    dscores = weights.astype(wide) * dweights
+    if slope is not None:
+      dscores = dscores * slope.astype(wide)
+    dscores = dscores.astype(q.dtype)
+    dq = matmul(dscores, _flat(k, seen), (2, 1), 1) * scale
     dqs.append(dq.astype(q.dtype).reshape(q[..., low:high, :].shape))
-    dk += _spread(outer(dscores, _stack(q, low, high), 1) * size**-0.5, k.shape)
+    dk += _spread(outer(dscores, _stack(q, low, high), 1) * scale, k.shape)
     dv += _spread(outer(weights, d, 1), v.shape)
   return jnp.concatenate(dqs, axis=3), dk.astype(k.dtype), dv.astype(v.dtype), None
 
@@ -112,13 +130,23 @@ def _spread(x, shape):
 
 
 class Attention(nn.Module):
-  """Self-attention with projections, over the whole row or through a cache."""
+  """Self-attention with projections, over the whole row or through a cache.
+
+  qk_norm: RMSNorm of queries and keys before rotation: "head" by head, "projection" over all
+    heads at once, or None. norm: its kind, norm_eps: its epsilon, see `Norm`.
+  scale, softcap: see `attend`.
+  """
 
   num_heads: int
   num_kv_heads: int
   head_size: int
   qkv_bias: bool
   out_bias: bool
+  qk_norm: str | None = None
+  norm: str = "rms"
+  norm_eps: float = 1e-6
+  scale: float | None = None
+  softcap: float | None = None
 
   @nn.compact
   def __call__(self, x, rotation, mask, cache=None, *, causal=False, elementwise=False):
@@ -136,12 +164,18 @@ class Attention(nn.Module):
     batch, length, features = x.shape
     groups = self.num_heads // self.num_kv_heads
 
-    def heads(name, count):
+    def heads(name, count, norm=None):
       y = Linear(self.num_kv_heads * count * self.head_size, self.qkv_bias, name=name)(x)
+      if norm and self.qk_norm == "projection":
+        y = Norm(self.norm, self.norm_eps, name=norm)(y)
       y = y.reshape(batch, length, self.num_kv_heads, count, self.head_size)
-      return y.transpose(0, 2, 3, 1, 4)  # [B, N, count, S, K]
+      y = y.transpose(0, 2, 3, 1, 4)  # [B, N, count, S, K]
+      if norm and self.qk_norm == "head":
+        y = Norm(self.norm, self.norm_eps, name=norm)(y)
+      return y
 
-    q, k, v = heads("q_proj", groups), heads("k_proj", 1), heads("v_proj", 1)
+    q = heads("q_proj", groups, "q_norm")
+    k, v = heads("k_proj", 1, "k_norm"), heads("v_proj", 1)
     if rotation is not None:
       # The barrier keeps the copy above apart from the rotation, which runs slowly across it.
       q, k = jax.lax.optimization_barrier((q, k))
@@ -156,9 +190,9 @@ class Attention(nn.Module):
       )
       k, v = cache[0].swapaxes(2, 3), cache[1]
     if elementwise and not self.has_variable("adapters", "kv"):
-      out = attend_one(q, *cache, mask)
+      out = attend_one(q, *cache, mask, scale=self.scale, softcap=self.softcap)
     else:
       k, v, mask = tap(self, "kv", (k.astype(q.dtype), v.astype(q.dtype), mask))
-      out = attend(q, k, v, mask, causal=causal)
+      out = attend(q, k, v, mask, causal=causal, scale=self.scale, softcap=self.softcap)
     out = out.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1)
     return Linear(features, self.out_bias, name="o_proj")(out), cache

@@ -1,5 +1,6 @@
 """One transformer layer."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ from research.nn.tap import tap
 
 @struct.dataclass
 class Context:
-  """What every layer of a forward pass shares.
+  """What the layers of a forward pass, or those of one kind, share.
 
   rotation: tables of `positions.rotation`, or None.
   mask: bool `[B, S, T]`.
@@ -30,7 +31,9 @@ class Context:
 
 
 class Block(nn.Module):
-  """Pre-norm layer: `x += attention(norm(x)); x += mlp(norm(x))`.
+  """One layer: `x += norm(attention(norm(x))); x += norm(mlp(norm(x)))`.
+
+  The inner norms are there if `pre_norm`, the outer ones if `post_norm`.
 
   config: see `research.models.config.DecoderConfig`, whose fields it reads.
   """
@@ -38,15 +41,36 @@ class Block(nn.Module):
   config: Any
 
   @nn.compact
-  def __call__(self, x: jax.Array, context: Context, cache: Any = None):
-    """`x [B, S, D]` -> `[B, S, D]` and the layer's `(keys, values)`, None without a cache."""
+  def __call__(self, x: jax.Array, context: Any, cache: Any = None, kind: Any = None):
+    """`x [B, S, D]` -> `[B, S, D]` and the layer's `(keys, values)`, None without a cache.
+
+    Args:
+      context: a `Context`; if layers differ, a tuple of them, of which the layer takes the
+        `kind`-th.
+      kind: int32 scalar, or None.
+    """
     c = self.config
+    if kind is not None:
+      context = jax.tree.map(partial(jax.lax.select_n, kind), *context)
     attention = Attention(
-      c.num_heads, c.num_kv_heads, c.head_size, c.qkv_bias, c.out_bias, name="attention"
+      c.num_heads,
+      c.num_kv_heads,
+      c.head_size,
+      c.qkv_bias,
+      c.out_bias,
+      c.qk_norm,
+      c.norm,
+      c.norm_eps,
+      c.attention_scale,
+      c.attention_softcap,
+      name="attention",
     )
     mlp = MLP(c.mlp_size, c.activation, c.gated_mlp, c.mlp_bias, name="mlp")
 
-    normed = Norm(c.norm, c.norm_eps, name="attention_norm")(x)
+    def norm(wanted, name, x):
+      return Norm(c.norm, c.norm_eps, name=name)(x) if wanted else x
+
+    normed = norm(c.pre_norm, "attention_norm", x)
     cache = None if cache is None else (*cache, context.start)
     out, cache = attention(
       normed,
@@ -56,8 +80,10 @@ class Block(nn.Module):
       causal=context.causal,
       elementwise=context.elementwise,
     )
-    x = x + tap(self, "attention_out", out, x=normed)
+    out = tap(self, "attention_out", out, x=normed)
+    x = x + norm(c.post_norm, "attention_post_norm", out)
 
-    normed = Norm(c.norm, c.norm_eps, name="mlp_norm")(x)
-    x = x + tap(self, "mlp_out", mlp(normed), x=normed)
+    normed = norm(c.pre_norm, "mlp_norm", x)
+    out = tap(self, "mlp_out", mlp(normed), x=normed)
+    x = x + norm(c.post_norm, "mlp_post_norm", out)
     return x, cache

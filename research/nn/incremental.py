@@ -13,7 +13,15 @@ import jax.numpy as jnp
 MASKED = -1e30  # finite: a row that sees nothing becomes a mean, not a NaN
 
 
-def attend_one(q: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
+def attend_one(
+  q: jax.Array,
+  keys: jax.Array,
+  values: jax.Array,
+  mask: jax.Array,
+  *,
+  scale: float | None = None,
+  softcap: float | None = None,
+) -> jax.Array:
   """As `attention.attend` for one query.
 
   Args:
@@ -21,12 +29,15 @@ def attend_one(q: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array
     keys, values: float32 `[B, N, K, T]` and `[B, N, T, K]`, so that each sum below is one of
       vectors and not one within a vector.
     mask: bool `[B, 1, T]`, True where the query sees a slot.
+    scale, softcap: as of `attention.attend`.
 
   Returns:
     `[B, N, G, 1, K]` in the type of `q`.
   """
-  scaled = q.astype(jnp.float32).swapaxes(-1, -2) * q.shape[-1] ** -0.5  # [B, N, G, K, 1]
+  scaled = q.astype(jnp.float32).swapaxes(-1, -2) * (scale or q.shape[-1] ** -0.5)
   scores = jnp.sum(scaled * keys[:, :, None], axis=3)  # [B, N, G, T]
+  if softcap is not None:
+    scores = softcap * jnp.tanh(scores / softcap)
   scores = jnp.where(mask[:, None], scores, MASKED)
   weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
   total = jnp.sum(weights, axis=-1)

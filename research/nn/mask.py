@@ -26,3 +26,15 @@ def cached(query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
   """
   keys = key_positions[:, None, :]
   return (keys >= 0) & (keys <= query_positions[:, :, None])
+
+
+def within(
+  mask: jax.Array, query_positions: jax.Array, key_positions: jax.Array, window: int
+) -> jax.Array:
+  """What of `mask [B, S, T]` is in each query's `window`: itself and `window - 1` before it.
+
+  window: 0 is no limit. query_positions: `[B, S]`. key_positions: `[B, T]`.
+  """
+  if not window:
+    return mask
+  return mask & (query_positions[:, :, None] - key_positions[:, None, :] < window)

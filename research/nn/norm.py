@@ -78,15 +78,22 @@ layer_norm.defvjp(_layer_forward, _layer_backward)
 
 
 class Norm(nn.Module):
-  """RMSNorm or LayerNorm over the last axis, by `kind`: "rms" or "layer"."""
+  """RMSNorm or LayerNorm over the last axis.
+
+  kind: "rms", "layer", or "rms_plus_one": RMSNorm whose scale is kept as its difference from 1.
+  """
 
   kind: str
   eps: float
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-    if self.kind == "rms":
+    plus_one = self.kind == "rms_plus_one"
+    initial = nn.initializers.zeros if plus_one else nn.initializers.ones
+    scale = self.param("scale", initial, (x.shape[-1],))
+    if plus_one:
+      scale = 1 + scale.astype(jnp.float32)
+    if plus_one or self.kind == "rms":
       return rms_norm(x, scale, self.eps)
     bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
     return layer_norm(x, scale, bias, self.eps)

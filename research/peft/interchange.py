@@ -24,8 +24,10 @@ from research.peft.adapter import sites
 from research.peft.lora import LoRA
 
 Tree = Any
-# path of a kernel -> (module's name in the checkpoint, `{}` for the layer; (part, parts))
-Modules = Mapping[str, tuple[str, tuple[int, int]]]
+# path of a kernel -> (module's name in the checkpoint, `{}` for the layer; the units
+# `(start, stop, total)` of the module's outputs that it holds)
+Part = tuple[int, int, int]
+Modules = Mapping[str, tuple[str, Part]]
 
 _PREFIX = "base_model.model."
 # Keys that change what the adapter computes and the values with which they change nothing.
@@ -57,23 +59,20 @@ def save(
   Raises:
     ValueError: an adapter is no LoRA, or its site is no module of the checkpoint.
   """
-  grouped: dict[str, dict[int, LoRA]] = {}
-  parts: dict[str, int] = {}
+  grouped: dict[str, dict[Part, LoRA]] = {}
   for path, adapter in sites(jax.device_get(adapters)):
     if path not in modules:
       raise ValueError(f"PEFT knows no module for {path!r}{tree.nearest(path, modules)}")
     if not isinstance(adapter, LoRA):
       raise ValueError(f"{path!r} holds a {type(adapter).__name__}, not a LoRA")
-    module, (part, count) = modules[path]
+    module, part = modules[path]
     grouped.setdefault(module, {})[part] = adapter
-    parts[module] = count
 
   tensors: dict[str, np.ndarray] = {}
   shapes: dict[str, tuple[int, float]] = {}  # module with its layer -> rank, alpha
   for module, group in grouped.items():
     for layer in range(_layers(next(iter(group.values())))):
-      factors = [_factors(group[i], layer) if i in group else None for i in range(parts[module])]
-      a, b, scale = _fuse(factors)
+      a, b, scale = _fuse({part: _factors(group[part], layer) for part in sorted(group)})
       if not len(a):
         continue
       name = module.format(layer)
@@ -104,7 +103,7 @@ def load(directory: str | Path, params: Tree, modules: Modules) -> Tree:
   config = json.loads(file.read_text())
   _check(config)
   kernels = tree.flatten(params)
-  by_module: dict[str, list[tuple[str, int, tuple[int, int]]]] = {}
+  by_module: dict[str, list[tuple[str, int, Part]]] = {}
   for path, (module, part) in modules.items():
     if path in kernels:
       stack = kernels[path].shape[:-2]
@@ -123,8 +122,9 @@ def load(directory: str | Path, params: Tree, modules: Modules) -> Tree:
     a = np.asarray(tensors.pop(name), np.float32).T  # [in, r]
     b = np.asarray(tensors.pop(name.replace("lora_A", "lora_B")), np.float32).T  # [r, out]
     scale = _scale(config, module, a.shape[1])
-    for path, layer, (index, count) in by_module[module]:
-      piece = np.split(b, count, axis=-1)[index]
+    for path, layer, (start, stop, total) in by_module[module]:
+      unit = b.shape[-1] // total
+      piece = b[:, start * unit : stop * unit]
       kernel = kernels[path].shape
       if (a.shape[0], piece.shape[1]) != kernel[-2:]:
         raise ValueError(f"{module}: {a.shape} x {b.shape} does not fit {path} {kernel}")
@@ -153,25 +153,24 @@ def _factors(adapter: LoRA, layer: int):
 
 
 def _fuse(factors):
-  """One `(A, B, scale)` for a module of which each of `factors` holds an equal part."""
-  held = [f for f in factors if f is not None]
-  if len(factors) == 1:
+  """One `(A, B, scale)` for a module of which each of `factors` holds a part, its key."""
+  held = list(factors.values())
+  start, stop, total = next(iter(factors))
+  if stop - start == total:
     return held[0]
   scale = next((f[2] for f in held if len(f[0])), 1.0)
-  out = held[0][1].shape[0]
-  shared = len(held) == len(factors) and all(
-    np.array_equal(f[0], held[0][0]) and f[2] == held[0][2] for f in held
-  )
+  unit = held[0][1].shape[0] // (stop - start)
+  whole = sum(stop - start for start, stop, _ in factors) == total
+  shared = whole and all(np.array_equal(f[0], held[0][0]) and f[2] == held[0][2] for f in held)
   if shared:
     return held[0][0], np.concatenate([f[1] for f in held]), scale
   rank = sum(len(f[0]) for f in held)
-  b = np.zeros((out * len(factors), rank), np.float32)
-  start = 0
-  for index, f in enumerate(factors):
-    if f is not None:
-      stop = start + len(f[0])
-      b[index * out : (index + 1) * out, start:stop] = f[1] * (f[2] / scale)
-      start = stop
+  b = np.zeros((unit * total, rank), np.float32)
+  column = 0
+  for (start, stop, _), f in factors.items():
+    after = column + len(f[0])
+    b[start * unit : stop * unit, column:after] = f[1] * (f[2] / scale)
+    column = after
   return np.concatenate([f[0] for f in held]), b, scale
 
 

@@ -28,6 +28,19 @@ CONFIGS = {
     "n_head": 4,
     "n_positions": 64,
   },
+  "gemma2": {
+    "model_type": "gemma2",
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "max_position_embeddings": 64,
+    "sliding_window": 4,
+    "attn_logit_softcapping": 2.0,
+  },
 }
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 61, (3, 9)), jnp.int32)
 

@@ -9,6 +9,7 @@ from research.nn import mask
 from research.nn.attention import attend
 from research.nn.dot import dot
 from research.nn.embed import _attend as attend_table
+from research.nn.incremental import attend_one
 from research.nn.mlp import swiglu
 from research.nn.norm import layer_norm, rms_norm
 
@@ -19,8 +20,10 @@ def _random(*shape, seed=0, dtype=jnp.float32):
   return jax.random.normal(jax.random.fold_in(KEY, seed), shape, dtype)
 
 
-def _plain_attention(q, k, v, visible):
-  scores = jnp.einsum("bngsk,bntk->bngst", q, k) / jnp.sqrt(q.shape[-1])
+def _plain_attention(q, k, v, visible, scale=None, softcap=None):
+  scores = jnp.einsum("bngsk,bntk->bngst", q, k) * (scale or q.shape[-1] ** -0.5)
+  if softcap is not None:
+    scores = softcap * jnp.tanh(scores / softcap)
   p = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf), axis=-1)
   return jnp.einsum("bngst,bntk->bngsk", p, v)
 
@@ -35,6 +38,10 @@ def _earlier(s=300, before=3):
   """Three keys before the row, then earlier tokens of documents of 100."""
   causal = mask.causal(jnp.arange(s)[None] // 100 + 1)
   return jnp.pad(causal, [(0, 0), (0, 0), (before, 0)], constant_values=True)
+
+
+def _wide(*arrays):
+  return tuple(array.astype(jnp.float32) for array in arrays)
 
 
 CASES = {
@@ -57,6 +64,16 @@ CASES = {
     lambda q, k, v: attend(q, k, v, _visible()),
     lambda q, k, v: _plain_attention(q, k, v, _visible()),
     (_random(2, 3, 2, 5, 4), _random(2, 3, 7, 4, seed=1), _random(2, 3, 7, 4, seed=2)),
+  ),
+  "attention with a cap": (
+    lambda q, k, v: attend(q, k, v, _visible(), scale=0.8, softcap=1.5),
+    lambda q, k, v: _plain_attention(q, k, v, _visible(), 0.8, 1.5),
+    (_random(2, 3, 2, 5, 4), _random(2, 3, 7, 4, seed=1), _random(2, 3, 7, 4, seed=2)),
+  ),
+  "attention of one query": (
+    lambda q, k, v: attend_one(q, *_wide(k, v), _visible(s=1), scale=0.8, softcap=1.5),
+    lambda q, k, v: _plain_attention(q, k, v, _visible(s=1), 0.8, 1.5),
+    (_random(2, 3, 2, 1, 4), _random(2, 3, 7, 4, seed=1), _random(2, 3, 7, 4, seed=2)),
   ),
   "causal attention in pieces": (
     lambda q, k, v: attend(q, k, v, _earlier(), causal=True),
@@ -114,3 +131,10 @@ def test_a_known_prefix_is_seen_both_ways():
   np.testing.assert_array_equal(
     mask.causal(segments, jnp.zeros((1, 7), bool)), mask.causal(segments)
   )
+
+
+def test_window_counts_the_query_itself():
+  positions = jnp.array([[0, 1, 2, 0, 1]])
+  visible = mask.within(mask.causal(jnp.array([[1, 1, 1, 2, 2]])), positions, positions, 2)
+  want = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
+  np.testing.assert_array_equal(visible[0], np.array(want, bool))

@@ -3,10 +3,20 @@
 from types import ModuleType
 
 from research.core import tree
-from research.models.families import gpt2, llama
+from research.models.families import gemma2, gemma3, gpt2, llama, mistral, olmo2, phi3, qwen2, qwen3
 
-FAMILIES: dict[str, ModuleType] = {module.NAME: module for module in (llama, gpt2)}
-GGUF_FAMILIES: dict[str, ModuleType] = {"llama": llama}
+FAMILIES: dict[str, ModuleType] = {
+  module.NAME: module
+  for module in (llama, gpt2, mistral, qwen2, qwen3, gemma2, gemma3, olmo2, phi3)
+}
+# By llama.cpp's names.
+GGUF_FAMILIES: dict[str, ModuleType] = {
+  "llama": llama,
+  "qwen2": qwen2,
+  "qwen3": qwen3,
+  "gemma2": gemma2,
+  "gemma3": gemma3,
+}
 
 
 def find(name: str, families: dict[str, ModuleType] = FAMILIES) -> ModuleType:

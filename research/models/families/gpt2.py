@@ -15,12 +15,12 @@ _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu
 
 # Conv1D modules: `[in, out]`, query, key and value fused along out.
 _MODULES = {
-  "attention/q_proj": ("attn.c_attn", (0, 3)),
-  "attention/k_proj": ("attn.c_attn", (1, 3)),
-  "attention/v_proj": ("attn.c_attn", (2, 3)),
-  "attention/o_proj": ("attn.c_proj", (0, 1)),
-  "mlp/up_proj": ("mlp.c_fc", (0, 1)),
-  "mlp/down_proj": ("mlp.c_proj", (0, 1)),
+  "attention/q_proj": ("attn.c_attn", (0, 1, 3)),
+  "attention/k_proj": ("attn.c_attn", (1, 2, 3)),
+  "attention/v_proj": ("attn.c_attn", (2, 3, 3)),
+  "attention/o_proj": ("attn.c_proj", (0, 1, 1)),
+  "mlp/up_proj": ("mlp.c_fc", (0, 1, 1)),
+  "mlp/down_proj": ("mlp.c_proj", (0, 1, 1)),
 }
 
 
@@ -91,14 +91,14 @@ def weights(config: DecoderConfig) -> list[Weight]:
   return found
 
 
-def modules(config: DecoderConfig) -> dict[str, tuple[str, tuple[int, int]]]:
+def modules(config: DecoderConfig) -> dict[str, tuple[str, tuple[int, int, int]]]:
   """Our projection's kernel -> PEFT's module name and the part of it that we hold."""
   del config
   found = {
     f"layers/{ours}/kernel": (f"transformer.h.{{}}.{theirs}", part)
     for ours, (theirs, part) in _MODULES.items()
   }
-  return found | {"lm_head/kernel": ("lm_head", (0, 1))}
+  return found | {"lm_head/kernel": ("lm_head", (0, 1, 1))}
 
 
 def _activation(name: str) -> str:

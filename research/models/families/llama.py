@@ -3,15 +3,17 @@
 Touvron et al. 2023 (arXiv:2307.09288); Llama 3, arXiv:2407.21783.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from research.models.config import DecoderConfig
+from research.models.families import rope
 from research.models.families.weights import Weight
 from research.nn.positions import Rope
 
 NAME = "llama"
 ARCHITECTURE = "LlamaForCausalLM"
+KINDS = ("full_attention", "sliding_attention")  # of layers, in `layer_types`
 IGNORED = (r".*rotary_emb\.inv_freq", r"rope_freqs\.weight")
 
 _MODULES = {
@@ -23,6 +25,8 @@ _MODULES = {
   "mlp/up_proj": "mlp.up_proj",
   "mlp/down_proj": "mlp.down_proj",
 }
+NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+GGUF_NORMS = {"attention_norm": "attn_norm", "mlp_norm": "ffn_norm"}
 
 
 def read_config(hf: Mapping[str, Any]) -> DecoderConfig:
@@ -53,34 +57,41 @@ def read_config(hf: Mapping[str, Any]) -> DecoderConfig:
 
 def read_rope(hf: Mapping[str, Any]) -> Rope:
   """Rotary settings from `rope_parameters` (v5), or `rope_theta` with `rope_scaling`."""
-  found = {"rope_theta": hf.get("rope_theta", 10_000.0)}
-  found |= hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-  return Rope(
-    theta=float(found["rope_theta"]),
-    kind=found.get("rope_type", found.get("type", "default")),
-    factor=float(found.get("factor", 1.0)),
-    low_freq_factor=float(found.get("low_freq_factor", 1.0)),
-    high_freq_factor=float(found.get("high_freq_factor", 4.0)),
-    original_max_positions=int(
-      found.get("original_max_position_embeddings", hf.get("max_position_embeddings", 8192))
-    ),
+  return rope.read(
+    hf.get("rope_parameters") or hf.get("rope_scaling") or {},
+    hf.get("max_position_embeddings", 2048),
+    theta=hf.get("rope_theta", 10_000.0),
+    fraction=hf.get("partial_rotary_factor", 1.0),
   )
+
+
+def read_windows(
+  hf: Mapping[str, Any], window: int | None, sliding: Callable[[int], bool]
+) -> tuple[int, ...]:
+  """`DecoderConfig.windows` from `layer_types`, or by `sliding`, which tells it of a layer.
+
+  Raises:
+    ValueError: a layer's type is unknown.
+  """
+  default = [KINDS[bool(window) and sliding(i)] for i in range(hf["num_hidden_layers"])]
+  found = hf.get("layer_types") or default
+  for kind in found:
+    if kind not in KINDS:
+      raise ValueError(f"layer type {kind!r} is unknown; known: {', '.join(KINDS)}")
+  windows = tuple(int(window or 0) if kind == KINDS[1] else 0 for kind in found)
+  return windows if any(windows) else ()
+
+
+def layer_types(config: DecoderConfig) -> list[str]:
+  """The inverse of `read_windows`."""
+  return [KINDS[bool(window)] for window in config.windows or (0,) * config.num_layers]
 
 
 def write_config(config: DecoderConfig) -> dict[str, Any]:
   """The `config.json` that `transformers` reads."""
-  rope = config.rope
-  if rope is None:
-    raise ValueError("a llama has rotary positions; this model's are learned")
-  parameters: dict[str, Any] = {"rope_type": rope.kind, "rope_theta": rope.theta}
-  if rope.kind != "default":
-    parameters["factor"] = rope.factor
-  if rope.kind == "llama3":
-    parameters |= {
-      "low_freq_factor": rope.low_freq_factor,
-      "high_freq_factor": rope.high_freq_factor,
-      "original_max_position_embeddings": rope.original_max_positions,
-    }
+  if config.rope is None:
+    raise ValueError(f"a {config.family} has rotary positions; this model's are learned")
+  parameters = rope.write(config.rope)
   return {
     "architectures": [ARCHITECTURE],
     "model_type": NAME,
@@ -93,26 +104,30 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
     "head_dim": config.head_size,
     "max_position_embeddings": config.max_positions,
     "rms_norm_eps": config.norm_eps,
-    "hidden_act": config.activation,
+    "hidden_act": {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation),
     "attention_bias": config.qkv_bias,
     "mlp_bias": config.mlp_bias,
     "tie_word_embeddings": config.tied_head,
     "rope_parameters": parameters,
     # The keys that transformers 4 and most other readers look for.
-    "rope_theta": rope.theta,
-    "rope_scaling": None if rope.kind == "default" else parameters,
+    "rope_theta": config.rope.theta,
+    "rope_scaling": None if config.rope.kind == "default" else parameters,
   }
 
 
-def weights(config: DecoderConfig) -> list[Weight]:
-  """Hugging Face's tensors."""
+def weights(config: DecoderConfig, norms: Mapping[str, str] = NORMS) -> list[Weight]:
+  """Hugging Face's tensors.
+
+  norms: our name of a layer's norm -> theirs.
+  """
   found = [
     Weight("embed/embedding", "model.embed_tokens.weight"),
-    Weight("layers/attention_norm/scale", "model.layers.{}.input_layernorm.weight"),
-    Weight("layers/mlp_norm/scale", "model.layers.{}.post_attention_layernorm.weight"),
     Weight("final_norm/scale", "model.norm.weight"),
     Weight("lm_head/kernel", "lm_head.weight", transposed=True),
   ]
+  names = {"attention/q_norm": "self_attn.q_norm", "attention/k_norm": "self_attn.k_norm"}
+  for ours, theirs in (*norms.items(), *names.items()):
+    found.append(Weight(f"layers/{ours}/scale", f"model.layers.{{}}.{theirs}.weight"))
   for ours, theirs in _MODULES.items():
     name = f"model.layers.{{}}.{theirs}"
     found.append(Weight(f"layers/{ours}/kernel", f"{name}.weight", transposed=True))
@@ -121,14 +136,23 @@ def weights(config: DecoderConfig) -> list[Weight]:
 
 
 def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> DecoderConfig:
-  """From a GGUF file's metadata (architecture `llama`)."""
-  get = {key.removeprefix("llama."): value for key, value in metadata.items()}
+  """From a GGUF file's metadata; what llama.cpp's architectures have in common.
+
+  Raises:
+    ValueError: the model is of a kind that is not supported.
+  """
+  architecture = metadata["general.architecture"]
+  get = {key.removeprefix(f"{architecture}."): value for key, value in metadata.items()}
   heads = get["attention.head_count"]
   hidden = get["embedding_length"]
-  size = get.get("rope.dimension_count", hidden // heads)
-  if get.get("attention.key_length", size) != size:
-    raise ValueError("partial rotation (rope.dimension_count below key_length) is not of llama")
+  size = get.get("attention.key_length", hidden // heads)
+  if get.get("rope.dimension_count", size) != size:
+    raise ValueError(
+      f"partial rotation (rope.dimension_count below key_length) is not of {architecture}"
+    )
   scaling = get.get("rope.scaling.type", "none")
+  if scaling not in ("none", "linear"):
+    raise ValueError(f"GGUF's rope scaling {scaling!r} is not supported; only 'linear' is")
   return DecoderConfig(
     family=NAME,
     vocab_size=get.get("vocab_size") or len(metadata["tokenizer.ggml.tokens"]),
@@ -152,15 +176,23 @@ def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Deco
       theta=float(get.get("rope.freq_base", 10_000.0)),
       kind="default" if scaling == "none" else scaling,
       factor=float(get.get("rope.scaling.factor", 1.0)),
+      original_max_positions=get["context_length"],
     ),
   )
 
 
-def gguf_weights(config: DecoderConfig) -> list[Weight]:
-  """llama.cpp's tensors."""
+def gguf_weights(
+  config: DecoderConfig, norms: Mapping[str, str] = GGUF_NORMS, offset: float = 0.0
+) -> list[Weight]:
+  """llama.cpp's tensors.
+
+  norms: our name of a layer's norm -> theirs. offset: see `Weight`, of norms.
+  """
+  # Only llama's queries and keys are reordered.
+  q, k = (config.num_heads, config.num_kv_heads) if config.family == NAME else (0, 0)
   names = {
-    "attention/q_proj": ("attn_q", config.num_heads),
-    "attention/k_proj": ("attn_k", config.num_kv_heads),
+    "attention/q_proj": ("attn_q", q),
+    "attention/k_proj": ("attn_k", k),
     "attention/v_proj": ("attn_v", 0),
     "attention/o_proj": ("attn_output", 0),
     "mlp/gate_proj": ("ffn_gate", 0),
@@ -169,11 +201,12 @@ def gguf_weights(config: DecoderConfig) -> list[Weight]:
   }
   found = [
     Weight("embed/embedding", "token_embd.weight"),
-    Weight("layers/attention_norm/scale", "blk.{}.attn_norm.weight"),
-    Weight("layers/mlp_norm/scale", "blk.{}.ffn_norm.weight"),
-    Weight("final_norm/scale", "output_norm.weight"),
+    Weight("final_norm/scale", "output_norm.weight", offset=offset),
     Weight("lm_head/kernel", "output.weight", transposed=True),
   ]
+  head_norms = {"attention/q_norm": "attn_q_norm", "attention/k_norm": "attn_k_norm"}
+  for ours, theirs in (*norms.items(), *head_norms.items()):
+    found.append(Weight(f"layers/{ours}/scale", f"blk.{{}}.{theirs}.weight", offset=offset))
   for ours, (theirs, heads) in names.items():
     name = f"blk.{{}}.{theirs}"
     found.append(Weight(f"layers/{ours}/kernel", f"{name}.weight", transposed=True, heads=heads))
@@ -181,18 +214,18 @@ def gguf_weights(config: DecoderConfig) -> list[Weight]:
   return [w for w in found if not (config.tied_head and w.path.startswith("lm_head"))]
 
 
-def modules(config: DecoderConfig) -> dict[str, tuple[str, tuple[int, int]]]:
+def modules(config: DecoderConfig) -> dict[str, tuple[str, tuple[int, int, int]]]:
   """Our projection's kernel -> PEFT's module name and the part of it that we hold."""
   del config
   found = {
-    f"layers/{ours}/kernel": (f"model.layers.{{}}.{theirs}", (0, 1))
+    f"layers/{ours}/kernel": (f"model.layers.{{}}.{theirs}", (0, 1, 1))
     for ours, theirs in _MODULES.items()
   }
-  return found | {"lm_head/kernel": ("lm_head", (0, 1))}
+  return found | {"lm_head/kernel": ("lm_head", (0, 1, 1))}
 
 
 def _activation(name: str) -> str:
-  return {"swish": "silu"}.get(name, name)
+  return {"swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}.get(name, name)
 
 
 def _shortest(value: float) -> float:

@@ -16,17 +16,19 @@ class Weight:
   path: our parameter, as in `layers/attention/q_proj/kernel`.
   name: the tensor, with `{}` for the layer's number if the parameter is stacked.
   transposed: the tensor is `[out, in]` where ours is `[in, out]`.
-  part: `(i, n)`: the i-th of n equal parts along our last axis; the parts are fused in one
-    tensor, in the order i = 0 .. n-1.
+  part: `(start, stop, total)`: ours is the units from `start` to `stop` of a tensor that fuses
+    several parameters, along our last axis, `total` equal units long.
   heads: for GGUF's llama, whose query and key rows are reordered for rotation of adjacent
     pairs: the number of heads along our last axis. 0 means no reordering.
+  offset: the tensor is ours plus this.
   """
 
   path: str
   name: str
   transposed: bool = False
-  part: tuple[int, int] = (0, 1)
+  part: tuple[int, int, int] = (0, 1, 1)
   heads: int = 0
+  offset: float = 0.0
 
   @property
   def stacked(self) -> bool:
@@ -36,9 +38,12 @@ class Weight:
     """Our array of one layer from the checkpoint's tensor."""
     if self.transposed:
       tensor = tensor.T
-    index, count = self.part
-    if count > 1:
-      tensor = np.split(tensor, count, axis=-1)[index]
+    start, stop, total = self.part
+    if total > 1:
+      unit = tensor.shape[-1] // total
+      tensor = tensor[..., start * unit : stop * unit]
+    if self.offset:
+      tensor = tensor - self.offset
     if self.heads:
       pairs = tensor.reshape(*tensor.shape[:-1], self.heads, -1, 2)
       tensor = np.moveaxis(pairs, -1, -2).reshape(tensor.shape)
@@ -46,8 +51,8 @@ class Weight:
 
   def write(self, parts: Sequence[np.ndarray]) -> np.ndarray:
     """The checkpoint's tensor from our arrays of one layer, one a part."""
-    if self.heads:
-      raise ValueError(f"{self.name}: reordered heads are read, not written")
+    if self.heads or self.offset:
+      raise ValueError(f"{self.name}: GGUF's conventions are read, not written")
     tensor = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
     return np.ascontiguousarray(tensor.T if self.transposed else tensor)
 
@@ -116,7 +121,7 @@ def save(weights: Sequence[Weight], params: tree.Tree) -> dict[str, np.ndarray]:
       grouped.setdefault(weight.name, []).append(weight)
   tensors = {}
   for group in grouped.values():
-    group = sorted(group, key=lambda weight: weight.part[0])
+    group = sorted(group, key=lambda weight: weight.part)
     for index, name in enumerate(_names(group[0], shapes)):
       parts = [flat[w.path][index] if w.stacked else flat[w.path] for w in group]
       tensors[name] = group[0].write(parts)
