@@ -16,6 +16,7 @@ Exit codes: 0 done, 2 something asked for cannot be.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,6 +68,11 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
   how.add_argument("--temperature", type=float, default=0.0, help="0: the most probable (0)")
   how.add_argument("--top-k", type=int, default=0, metavar="K", help="0: all tokens (0)")
   how.add_argument("--top-p", type=float, default=1.0, metavar="P", help="share kept (1)")
+  how.add_argument("--min-p", type=float, default=0.0, metavar="P", help="share of the best's (0)")
+  how.add_argument("--typical-p", type=float, default=1.0, metavar="P", help="share kept (1)")
+  how.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="1: none (1)")
+  how.add_argument("--frequency-penalty", type=float, default=0.0, metavar="X", help="0: none (0)")
+  how.add_argument("--presence-penalty", type=float, default=0.0, metavar="X", help="0: none (0)")
   how.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(256)")
   how.add_argument("--samples", type=int, default=1, metavar="N", help="a prompt (1)")
   how.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows at a time (32)")
@@ -99,7 +105,9 @@ class _Writer:
     self.subject = subject_lib.load(args)
     self.tokenizer = self.subject.tokenizer
     self.as_text = args.text or self.tokenizer.chat_template is None
-    self.sampler = generation.Sampler(args.temperature, args.top_k, args.top_p)
+    self.sampler = generation.Sampler(
+      **{field.name: getattr(args, field.name) for field in dataclasses.fields(generation.Sampler)}
+    )
     if args.chat and self.as_text:
       raise ValueError(f"{self.subject.name} has no chat template; use --prompt")
 

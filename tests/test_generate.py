@@ -73,6 +73,13 @@ def test_samples_and_log_probs(run):
   assert run(*arguments[:-1], "--seed=4")[1] != out
 
 
+def test_penalties_change_what_is_written(run):
+  _, plain, _ = run("--prompt=a")
+  code, out, _ = run("--prompt=a", "--repetition-penalty=1.1", "--presence-penalty=-1000")
+  assert code == 0 and out != plain
+  assert run("--prompt=a", "--temperature=9", "--min-p=1", "--typical-p=0.9")[1] == plain
+
+
 def test_file_is_filled_and_gone_on_with(run, directory, tmp_path):
   rows = [{"prompt": "one", "id": 1}, {"messages": [{"role": "user", "content": "two"}]}]
   rows += [{"prompt": [{"role": "user", "content": "three"}]}]
@@ -115,6 +122,10 @@ def test_chat_remembers_and_resets(run, directory, monkeypatch):
   "arguments, message",
   [
     (["--prompt=x", "--top-p=0"], "top_p"),
+    (["--prompt=x", "--min-p=2"], "min_p is 2.0"),
+    (["--prompt=x", "--typical-p=0"], "typical_p is 0.0"),
+    (["--prompt=x", "--repetition-penalty=0"], "repetition_penalty is 0.0"),
+    (["--prompt=x", "--presence-penalty=nan"], "presence_penalty is nan"),
     (["--input=missing.jsonl", "--output=out.jsonl"], "missing.jsonl"),
   ],
 )

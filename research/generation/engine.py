@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.generation import decode, layout
-from research.generation.samplers import Sampler
+from research.generation.samplers import Sampler, Seen
 from research.models.decoder import Cache, Decoder
 
 
@@ -155,6 +155,7 @@ class _State(NamedTuple):
   token: jax.Array  # [B], the last one written, not yet in the cache
   position: jax.Array  # [B], its position
   cache: Cache
+  seen: Seen | None  # for a sampler that penalizes
   written: _Written
 
 
@@ -184,6 +185,10 @@ def _generate(
   # The last token drawn never goes into the cache.
   cache = cache.expand(samples, layout.slots(length + max_new_tokens - 1))
   logits = jnp.repeat(logits, samples, axis=0)
+  seen = None
+  if sampler.penalizes:
+    seen = Seen.of_prompt(tokens, positions, model.config.vocab_size)
+    seen = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), seen)
 
   batch = rows * samples
   written = _Written(
@@ -192,9 +197,9 @@ def _generate(
     jnp.zeros((batch,), jnp.int32),
     jnp.repeat(prompt < 0, samples),
   )
-  token, log_prob = decode.draw(sampler, logits, keys, 0)
+  token, log_prob, seen = decode.draw(sampler, logits, keys, 0, seen)
   start = jnp.repeat(positions[:, -1] + 1, samples)
-  state = _State(jnp.int32(1), token, start, cache, written.put(0, token, log_prob, eos))
+  state = _State(jnp.int32(1), token, start, cache, seen, written.put(0, token, log_prob, eos))
 
   def going(state):
     return (state.step < max_new_tokens) & ~jnp.all(state.written.finished)
@@ -203,9 +208,9 @@ def _generate(
     cache, logits = decode.advance(
       model, variables, state.cache, state.token[:, None], state.position[:, None]
     )
-    token, log_prob = decode.draw(sampler, logits, keys, state.step)
+    token, log_prob, seen = decode.draw(sampler, logits, keys, state.step, state.seen)
     written = state.written.put(state.step, token, log_prob, eos)
-    return _State(state.step + 1, token, state.position + 1, cache, written)
+    return _State(state.step + 1, token, state.position + 1, cache, seen, written)
 
   return jax.lax.while_loop(going, step, state).written
 
