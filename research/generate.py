@@ -73,6 +73,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
   how.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="1: none (1)")
   how.add_argument("--frequency-penalty", type=float, default=0.0, metavar="X", help="0: none (0)")
   how.add_argument("--presence-penalty", type=float, default=0.0, metavar="X", help="0: none (0)")
+  how.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends; repeatable")
   how.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(256)")
   how.add_argument("--samples", type=int, default=1, metavar="N", help="a prompt (1)")
   how.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows at a time (32)")
@@ -108,6 +109,7 @@ class _Writer:
     self.sampler = generation.Sampler(
       **{field.name: getattr(args, field.name) for field in dataclasses.fields(generation.Sampler)}
     )
+    self.stop = generation.StopStrings(self.tokenizer, tuple(args.stop))
     if args.chat and self.as_text:
       raise ValueError(f"{self.subject.name} has no chat template; use --prompt")
 
@@ -136,6 +138,7 @@ class _Writer:
       self.sampler,
       max_new_tokens=self.args.max_new_tokens,
       eos_ids=self.tokenizer.eos_ids,
+      stop=self.stop,
       samples=self.args.samples,
       seed=self.args.seed,
       first_prompt=first,
@@ -144,7 +147,7 @@ class _Writer:
     )
     rows: list[list[dict[str, Any]]] = [[] for _ in prompts]
     for completion in found:
-      sample: dict[str, Any] = {"text": self.tokenizer.decode(completion.tokens)}
+      sample: dict[str, Any] = {"text": self.stop.text(completion.tokens)}
       if self.args.log_probs:
         sample["log_probs"] = [round(value, 6) for value in completion.log_probs]
       rows[completion.prompt].append(sample)
@@ -158,9 +161,7 @@ class _Writer:
 
   def pieces(self, stream: Any, prompt: Any) -> Iterator[str]:
     """An answer, in printable pieces as they come."""
-    from research.data.tokenizer import StreamDecoder
-
-    decoder = StreamDecoder(self.tokenizer)
+    reader = self.stop.reader()
     tokens = stream(
       self.encode(prompt),
       self.sampler,
@@ -169,8 +170,10 @@ class _Writer:
       seed=self.args.seed,
     )
     for token in tokens:
-      yield decoder.push(token)
-    yield decoder.flush()
+      yield reader.push(token)
+      if reader.stopped:
+        return
+    yield reader.flush()
 
 
 def _prompt(writer: _Writer, prompt: str) -> None:

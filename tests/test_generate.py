@@ -80,6 +80,17 @@ def test_penalties_change_what_is_written(run):
   assert run("--prompt=a", "--temperature=9", "--min-p=1", "--typical-p=0.9")[1] == plain
 
 
+def test_stop_strings_end_a_prompt_and_a_file(run, directory, tmp_path):
+  whole = _expected(directory, "hello")
+  stop = next(letter for letter in whole[1:] if letter.isascii())
+  expected = whole[: whole.index(stop)]
+  assert run("--prompt=hello", "--stop=never", f"--stop={stop}")[1] == expected + "\n"
+  source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+  source.write_text('{"prompt": "hello"}\n')
+  assert run(f"--input={source}", f"--output={target}", f"--stop={stop}")[0] == 0
+  assert json.loads(target.read_text())["completion"] == expected
+
+
 def test_file_is_filled_and_gone_on_with(run, directory, tmp_path):
   rows = [{"prompt": "one", "id": 1}, {"messages": [{"role": "user", "content": "two"}]}]
   rows += [{"prompt": [{"role": "user", "content": "three"}]}]
@@ -122,6 +133,7 @@ def test_chat_remembers_and_resets(run, directory, monkeypatch):
   "arguments, message",
   [
     (["--prompt=x", "--top-p=0"], "top_p"),
+    (["--prompt=x", "--stop="], "a stop string is empty"),
     (["--prompt=x", "--min-p=2"], "min_p is 2.0"),
     (["--prompt=x", "--typical-p=0"], "typical_p is 0.0"),
     (["--prompt=x", "--repetition-penalty=0"], "repetition_penalty is 0.0"),

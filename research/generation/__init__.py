@@ -2,6 +2,7 @@
 
 from research.generation.engine import Completion, generate
 from research.generation.samplers import SAMPLERS, Sampler
+from research.generation.stop import StopStrings
 from research.generation.stream import Stream
 
-__all__ = ["SAMPLERS", "Completion", "Sampler", "Stream", "generate"]
+__all__ = ["SAMPLERS", "Completion", "Sampler", "StopStrings", "Stream", "generate"]
