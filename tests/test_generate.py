@@ -91,6 +91,24 @@ def test_stop_strings_end_a_prompt_and_a_file(run, directory, tmp_path):
   assert json.loads(target.read_text())["completion"] == expected
 
 
+def test_choices_and_scores(run, directory, tmp_path):
+  model, params, tokenizer = models.load(directory)
+  prompt = tokenizer.encode("user: hello<eos>")
+  texts = ["a", "bcd"]
+  choices = [tokenizer.encode(text) for text in texts]
+  scores = engine.score(model, {"params": params}, [prompt] * 2, choices)
+  flags = [f"--choice={text}" for text in texts]
+  for by in ("sum", "mean"):
+    (found,) = engine.choose(model, {"params": params}, [prompt], [choices], by=by)
+    assert run("--prompt=hello", *flags, f"--choose-by={by}")[1] == texts[found.best] + "\n"
+  source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+  rows = [{"prompt": "hello", "completion": text} for text in texts]
+  source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  assert run(f"--input={source}", f"--output={target}", "--score")[0] == 0
+  for row, line, log_probs in zip(rows, target.read_text().splitlines(), scores, strict=True):
+    assert json.loads(line) == row | {"log_probs": pytest.approx(log_probs, abs=1e-4)}
+
+
 def test_file_is_filled_and_gone_on_with(run, directory, tmp_path):
   rows = [{"prompt": "one", "id": 1}, {"messages": [{"role": "user", "content": "two"}]}]
   rows += [{"prompt": [{"role": "user", "content": "three"}]}]
@@ -133,6 +151,7 @@ def test_chat_remembers_and_resets(run, directory, monkeypatch):
   "arguments, message",
   [
     (["--prompt=x", "--top-p=0"], "top_p"),
+    (["--prompt=x", "--choice="], "completion 0 is empty"),
     (["--prompt=x", "--stop="], "a stop string is empty"),
     (["--prompt=x", "--min-p=2"], "min_p is 2.0"),
     (["--prompt=x", "--typical-p=0"], "typical_p is 0.0"),
@@ -152,6 +171,8 @@ def test_mistakes_are_one_line(run, arguments, message):
     (["--prompt=x", "--chat"], "one of --prompt, --chat and --input"),
     (["--input=x"], "--input and --output go together"),
     (["--prompt=x", "--run=y"], "one of --model and --run"),
+    (["--prompt=x", "--choice=y", "--samples=2"], "--choice takes no --chat, --samples or --stop"),
+    (["--prompt=x", "--score"], "--score takes --input"),
     (["--chat", "--samples=2"], "--chat takes no --samples"),
   ],
 )

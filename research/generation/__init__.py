@@ -2,7 +2,18 @@
 
 from research.generation.engine import Completion, generate
 from research.generation.samplers import SAMPLERS, Sampler
+from research.generation.score import Choice, choose, score
 from research.generation.stop import StopStrings
 from research.generation.stream import Stream
 
-__all__ = ["SAMPLERS", "Completion", "Sampler", "StopStrings", "Stream", "generate"]
+__all__ = [
+  "SAMPLERS",
+  "Choice",
+  "Completion",
+  "Sampler",
+  "StopStrings",
+  "Stream",
+  "choose",
+  "generate",
+  "score",
+]
