@@ -22,7 +22,8 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,11 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
   how.add_argument("--frequency-penalty", type=float, default=0.0, metavar="X", help="0: none (0)")
   how.add_argument("--presence-penalty", type=float, default=0.0, metavar="X", help="0: none (0)")
   how.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends; repeatable")
+  how.add_argument("--beams", type=int, default=1, metavar="N", help="1: no beam search (1)")
+  how.add_argument("--length-penalty", type=float, default=1.0, metavar="X", help="of beams (1)")
+  how.add_argument(
+    "--early-stopping", choices=("false", "true", "never"), default="false", help="(false)"
+  )
   how.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(256)")
   how.add_argument("--samples", type=int, default=1, metavar="N", help="a prompt (1)")
   how.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows at a time (32)")
@@ -103,6 +109,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.error("--choice takes no --chat, --samples or --stop")
   if args.score and (not args.input or args.choice or args.samples > 1 or args.stop):
     parser.error("--score takes --input, and no --choice, --samples or --stop")
+  if args.beams != 1 and (args.chat or args.choice or args.score or args.stop):
+    parser.error("--beams takes no --chat, --choice, --score or --stop")
   args.log_probs |= args.score
   if args.chat and (args.samples > 1 or args.text or args.log_probs):
     parser.error("--chat takes no --samples, --text or --log-probs")
@@ -124,6 +132,10 @@ class _Writer:
     self.sampler = generation.Sampler(
       **{field.name: getattr(args, field.name) for field in dataclasses.fields(generation.Sampler)}
     )
+    if args.beams != 1 and self.sampler != generation.Sampler():
+      raise ValueError(
+        "beams are searched, not drawn; leave temperature, filters and penalties out"
+      )
     self.stop = generation.StopStrings(self.tokenizer, tuple(args.stop))
     if args.chat and self.as_text:
       raise ValueError(f"{self.subject.name} has no chat template; use --prompt")
@@ -146,17 +158,29 @@ class _Writer:
     """For each prompt its samples, each with `text`, and `log_probs` if they are wanted."""
     from research import generation
 
-    found = generation.generate(
+    write: Callable[..., list[generation.Completion]]
+    if self.args.beams != 1:
+      write = partial(
+        generation.beam_search,
+        num_beams=self.args.beams,
+        length_penalty=self.args.length_penalty,
+        early_stopping={"false": False, "true": True}.get(self.args.early_stopping, "never"),
+      )
+    else:
+      write = partial(
+        generation.generate,
+        sampler=self.sampler,
+        stop=self.stop,
+        seed=self.args.seed,
+        first_prompt=first,
+      )
+    found = write(
       self.subject.model,
       self.subject.variables,
       [self.encode(prompt) for prompt in prompts],
-      self.sampler,
       max_new_tokens=self.args.max_new_tokens,
       eos_ids=self.tokenizer.eos_ids,
-      stop=self.stop,
       samples=self.args.samples,
-      seed=self.args.seed,
-      first_prompt=first,
       batch_size=self.args.batch_size,
       progress=progress,
     )
@@ -228,7 +252,7 @@ class _Writer:
 
 def _prompt(writer: _Writer, prompt: str) -> None:
   args = writer.args
-  if args.samples == 1 and not args.log_probs and not args.choice:
+  if args.samples == 1 and not args.log_probs and not args.choice and args.beams == 1:
     for piece in writer.pieces(writer.stream(), prompt):
       print(piece, end="", flush=True)
     print()

@@ -109,6 +109,24 @@ def test_choices_and_scores(run, directory, tmp_path):
     assert json.loads(line) == row | {"log_probs": pytest.approx(log_probs, abs=1e-4)}
 
 
+def test_beams(run, directory):
+  model, params, tokenizer = models.load(directory)
+  found = engine.beam_search(
+    model,
+    {"params": params},
+    [tokenizer.encode("user: hello<eos>")],
+    num_beams=3,
+    length_penalty=0.5,
+    early_stopping="never",
+    max_new_tokens=6,
+    eos_ids=tokenizer.eos_ids,
+    samples=2,
+  )
+  flags = ("--beams=3", "--length-penalty=0.5", "--early-stopping=never", "--samples=2")
+  texts = [tokenizer.decode(completion.tokens) for completion in found]
+  assert run("--prompt=hello", *flags)[1] == f"--- 1\n{texts[0]}\n--- 2\n{texts[1]}\n"
+
+
 def test_file_is_filled_and_gone_on_with(run, directory, tmp_path):
   rows = [{"prompt": "one", "id": 1}, {"messages": [{"role": "user", "content": "two"}]}]
   rows += [{"prompt": [{"role": "user", "content": "three"}]}]
@@ -152,6 +170,9 @@ def test_chat_remembers_and_resets(run, directory, monkeypatch):
   [
     (["--prompt=x", "--top-p=0"], "top_p"),
     (["--prompt=x", "--choice="], "completion 0 is empty"),
+    (["--prompt=x", "--beams=0"], "num_beams is 0"),
+    (["--prompt=x", "--beams=2", "--samples=3"], "samples is 3, more than the 2 of num_beams"),
+    (["--prompt=x", "--beams=2", "--temperature=1"], "beams are searched, not drawn"),
     (["--prompt=x", "--stop="], "a stop string is empty"),
     (["--prompt=x", "--min-p=2"], "min_p is 2.0"),
     (["--prompt=x", "--typical-p=0"], "typical_p is 0.0"),
@@ -173,6 +194,7 @@ def test_mistakes_are_one_line(run, arguments, message):
     (["--prompt=x", "--run=y"], "one of --model and --run"),
     (["--prompt=x", "--choice=y", "--samples=2"], "--choice takes no --chat, --samples or --stop"),
     (["--prompt=x", "--score"], "--score takes --input"),
+    (["--chat", "--beams=2"], "--beams takes no --chat"),
     (["--chat", "--samples=2"], "--chat takes no --samples"),
   ],
 )

@@ -1,5 +1,6 @@
 """Text from a model: samplers, batches of prompts in one compiled loop, and streams."""
 
+from research.generation.beam import beam_search
 from research.generation.engine import Completion, generate
 from research.generation.samplers import SAMPLERS, Sampler
 from research.generation.score import Choice, choose, score
@@ -13,6 +14,7 @@ __all__ = [
   "Sampler",
   "StopStrings",
   "Stream",
+  "beam_search",
   "choose",
   "generate",
   "score",
