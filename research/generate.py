@@ -10,15 +10,20 @@ it has none or with --text. In a chat, Ctrl-C ends an answer, /reset forgets the
 written with `completion`, or with `completions` where --samples is above 1. A file that was begun
 is gone on with, row after row.
 
+With --choice nothing is written freely: the answer is the most probable of the texts given. With
+--score rows have their `completion`, whose tokens' log-probabilities are told.
+
 Exit codes: 0 done, 2 something asked for cannot be.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +68,28 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
   what.add_argument("--output", type=Path, metavar="FILE", help="where --input's rows go")
   what.add_argument("--system", metavar="TEXT", help="a system message ahead of prompt or chat")
   what.add_argument("--text", action="store_true", help="prompts are texts, not messages")
+  what.add_argument(
+    "--choice", action="append", default=[], metavar="TEXT", help="a possible answer; repeatable"
+  )
+  what.add_argument("--score", action="store_true", help="score the completions of --input's rows")
   how = parser.add_argument_group("how")
+  how.add_argument(
+    "--choose-by", choices=("sum", "mean"), default="sum", help="of its tokens' log-probs (sum)"
+  )
   how.add_argument("--temperature", type=float, default=0.0, help="0: the most probable (0)")
   how.add_argument("--top-k", type=int, default=0, metavar="K", help="0: all tokens (0)")
   how.add_argument("--top-p", type=float, default=1.0, metavar="P", help="share kept (1)")
+  how.add_argument("--min-p", type=float, default=0.0, metavar="P", help="share of the best's (0)")
+  how.add_argument("--typical-p", type=float, default=1.0, metavar="P", help="share kept (1)")
+  how.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="1: none (1)")
+  how.add_argument("--frequency-penalty", type=float, default=0.0, metavar="X", help="0: none (0)")
+  how.add_argument("--presence-penalty", type=float, default=0.0, metavar="X", help="0: none (0)")
+  how.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends; repeatable")
+  how.add_argument("--beams", type=int, default=1, metavar="N", help="1: no beam search (1)")
+  how.add_argument("--length-penalty", type=float, default=1.0, metavar="X", help="of beams (1)")
+  how.add_argument(
+    "--early-stopping", choices=("false", "true", "never"), default="false", help="(false)"
+  )
   how.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(256)")
   how.add_argument("--samples", type=int, default=1, metavar="N", help="a prompt (1)")
   how.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows at a time (32)")
@@ -82,6 +105,13 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.error("give one of --prompt, --chat and --input")
   if bool(args.input) != bool(args.output):
     parser.error("--input and --output go together")
+  if args.choice and (args.chat or args.samples > 1 or args.stop):
+    parser.error("--choice takes no --chat, --samples or --stop")
+  if args.score and (not args.input or args.choice or args.samples > 1 or args.stop):
+    parser.error("--score takes --input, and no --choice, --samples or --stop")
+  if args.beams != 1 and (args.chat or args.choice or args.score or args.stop):
+    parser.error("--beams takes no --chat, --choice, --score or --stop")
+  args.log_probs |= args.score
   if args.chat and (args.samples > 1 or args.text or args.log_probs):
     parser.error("--chat takes no --samples, --text or --log-probs")
   return args
@@ -99,7 +129,14 @@ class _Writer:
     self.subject = subject_lib.load(args)
     self.tokenizer = self.subject.tokenizer
     self.as_text = args.text or self.tokenizer.chat_template is None
-    self.sampler = generation.Sampler(args.temperature, args.top_k, args.top_p)
+    self.sampler = generation.Sampler(
+      **{field.name: getattr(args, field.name) for field in dataclasses.fields(generation.Sampler)}
+    )
+    if args.beams != 1 and self.sampler != generation.Sampler():
+      raise ValueError(
+        "beams are searched, not drawn; leave temperature, filters and penalties out"
+      )
+    self.stop = generation.StopStrings(self.tokenizer, tuple(args.stop))
     if args.chat and self.as_text:
       raise ValueError(f"{self.subject.name} has no chat template; use --prompt")
 
@@ -121,26 +158,74 @@ class _Writer:
     """For each prompt its samples, each with `text`, and `log_probs` if they are wanted."""
     from research import generation
 
-    found = generation.generate(
+    write: Callable[..., list[generation.Completion]]
+    if self.args.beams != 1:
+      write = partial(
+        generation.beam_search,
+        num_beams=self.args.beams,
+        length_penalty=self.args.length_penalty,
+        early_stopping={"false": False, "true": True}.get(self.args.early_stopping, "never"),
+      )
+    else:
+      write = partial(
+        generation.generate,
+        sampler=self.sampler,
+        stop=self.stop,
+        seed=self.args.seed,
+        first_prompt=first,
+      )
+    found = write(
       self.subject.model,
       self.subject.variables,
       [self.encode(prompt) for prompt in prompts],
-      self.sampler,
       max_new_tokens=self.args.max_new_tokens,
       eos_ids=self.tokenizer.eos_ids,
       samples=self.args.samples,
-      seed=self.args.seed,
-      first_prompt=first,
       batch_size=self.args.batch_size,
       progress=progress,
     )
     rows: list[list[dict[str, Any]]] = [[] for _ in prompts]
     for completion in found:
-      sample: dict[str, Any] = {"text": self.tokenizer.decode(completion.tokens)}
-      if self.args.log_probs:
-        sample["log_probs"] = [round(value, 6) for value in completion.log_probs]
+      sample = self._scored(self.stop.text(completion.tokens), completion.log_probs)
       rows[completion.prompt].append(sample)
     return rows
+
+  def choose(self, prompts: Sequence[Any]) -> list[list[dict[str, Any]]]:
+    """For each prompt the best of the choices given, as `complete` has its one sample."""
+    from research import generation
+
+    choices = [self.tokenizer.encode(text, add_special=False) for text in self.args.choice]
+    found = generation.choose(
+      self.subject.model,
+      self.subject.variables,
+      [self.encode(prompt) for prompt in prompts],
+      [choices] * len(prompts),
+      by=self.args.choose_by,
+      batch_size=self.args.batch_size,
+    )
+    return [
+      [self._scored(self.args.choice[choice.best], choice.log_probs[choice.best])]
+      for choice in found
+    ]
+
+  def score(self, prompts: Sequence[Any], texts: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """For each prompt its completion, as `complete` has its one sample."""
+    from research import generation
+
+    found = generation.score(
+      self.subject.model,
+      self.subject.variables,
+      [self.encode(prompt) for prompt in prompts],
+      [self.tokenizer.encode(text, add_special=False) for text in texts],
+      batch_size=self.args.batch_size,
+    )
+    return [[self._scored(*pair)] for pair in zip(texts, found, strict=True)]
+
+  def _scored(self, text: str, log_probs: Sequence[float]) -> dict[str, Any]:
+    sample: dict[str, Any] = {"text": text}
+    if self.args.log_probs:
+      sample["log_probs"] = [round(value, 6) for value in log_probs]
+    return sample
 
   def stream(self) -> Any:
     """A `generation.Stream` of the model."""
@@ -150,9 +235,7 @@ class _Writer:
 
   def pieces(self, stream: Any, prompt: Any) -> Iterator[str]:
     """An answer, in printable pieces as they come."""
-    from research.data.tokenizer import StreamDecoder
-
-    decoder = StreamDecoder(self.tokenizer)
+    reader = self.stop.reader()
     tokens = stream(
       self.encode(prompt),
       self.sampler,
@@ -161,18 +244,22 @@ class _Writer:
       seed=self.args.seed,
     )
     for token in tokens:
-      yield decoder.push(token)
-    yield decoder.flush()
+      yield reader.push(token)
+      if reader.stopped:
+        return
+    yield reader.flush()
 
 
 def _prompt(writer: _Writer, prompt: str) -> None:
-  if writer.args.samples == 1 and not writer.args.log_probs:
+  args = writer.args
+  if args.samples == 1 and not args.log_probs and not args.choice and args.beams == 1:
     for piece in writer.pieces(writer.stream(), prompt):
       print(piece, end="", flush=True)
     print()
     return
-  for number, sample in enumerate(writer.complete([prompt])[0]):
-    print(f"--- {number + 1}\n{sample['text']}" if writer.args.samples > 1 else sample["text"])
+  found = writer.choose([prompt]) if args.choice else writer.complete([prompt])
+  for number, sample in enumerate(found[0]):
+    print(f"--- {number + 1}\n{sample['text']}" if args.samples > 1 else sample["text"])
     if "log_probs" in sample:
       print(f"log-probabilities: {sample['log_probs']}")
 
@@ -209,18 +296,27 @@ def _chat(writer: _Writer) -> None:
 def _file(writer: _Writer, source: Path, target: Path) -> None:
   import tqdm
 
+  args = writer.args
   rows = [json.loads(line) for line in source.read_text().splitlines() if line.strip()]
   prompts = [_row_prompt(row, index) for index, row in enumerate(rows)]
+  texts = [_row_completion(row, index) for index, row in enumerate(rows)] if args.score else []
   done = _rows_done(target, len(rows))
   target.parent.mkdir(parents=True, exist_ok=True)
-  total = len(rows) * writer.args.samples
+  total = len(rows) * args.samples
   with target.open("a") as file, tqdm.tqdm(total=total, unit="completion") as bar:
-    bar.update(done * writer.args.samples)
+    bar.update(done * args.samples)
     for start in range(done, len(rows), _PART):
       part = slice(start, start + _PART)
-      found = writer.complete(prompts[part], start, bar.update)
+      if args.score:
+        found = writer.score(prompts[part], texts[part])
+      elif args.choice:
+        found = writer.choose(prompts[part])
+      else:
+        found = writer.complete(prompts[part], start, bar.update)
+      if args.score or args.choice:
+        bar.update(len(found))
       for row, samples in zip(rows[part], found, strict=True):
-        file.write(json.dumps(_filled(row, samples, writer.args), ensure_ascii=False) + "\n")
+        file.write(json.dumps(_filled(row, samples, args), ensure_ascii=False) + "\n")
       file.flush()
 
 
@@ -229,6 +325,12 @@ def _row_prompt(row: Mapping[str, Any], index: int) -> Any:
   if prompt is None:
     raise ValueError(f"row {index} has neither `prompt` nor `messages`: {', '.join(row)}")
   return prompt
+
+
+def _row_completion(row: Mapping[str, Any], index: int) -> str:
+  if not isinstance(row.get("completion"), str):
+    raise ValueError(f"row {index} has no `completion`, a text to score: {', '.join(row)}")
+  return row["completion"]
 
 
 def _rows_done(target: Path, total: int) -> int:

@@ -73,6 +73,60 @@ def test_samples_and_log_probs(run):
   assert run(*arguments[:-1], "--seed=4")[1] != out
 
 
+def test_penalties_change_what_is_written(run):
+  _, plain, _ = run("--prompt=a")
+  code, out, _ = run("--prompt=a", "--repetition-penalty=1.1", "--presence-penalty=-1000")
+  assert code == 0 and out != plain
+  assert run("--prompt=a", "--temperature=9", "--min-p=1", "--typical-p=0.9")[1] == plain
+
+
+def test_stop_strings_end_a_prompt_and_a_file(run, directory, tmp_path):
+  whole = _expected(directory, "hello")
+  stop = next(letter for letter in whole[1:] if letter.isascii())
+  expected = whole[: whole.index(stop)]
+  assert run("--prompt=hello", "--stop=never", f"--stop={stop}")[1] == expected + "\n"
+  source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+  source.write_text('{"prompt": "hello"}\n')
+  assert run(f"--input={source}", f"--output={target}", f"--stop={stop}")[0] == 0
+  assert json.loads(target.read_text())["completion"] == expected
+
+
+def test_choices_and_scores(run, directory, tmp_path):
+  model, params, tokenizer = models.load(directory)
+  prompt = tokenizer.encode("user: hello<eos>")
+  texts = ["a", "bcd"]
+  choices = [tokenizer.encode(text) for text in texts]
+  scores = engine.score(model, {"params": params}, [prompt] * 2, choices)
+  flags = [f"--choice={text}" for text in texts]
+  for by in ("sum", "mean"):
+    (found,) = engine.choose(model, {"params": params}, [prompt], [choices], by=by)
+    assert run("--prompt=hello", *flags, f"--choose-by={by}")[1] == texts[found.best] + "\n"
+  source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+  rows = [{"prompt": "hello", "completion": text} for text in texts]
+  source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  assert run(f"--input={source}", f"--output={target}", "--score")[0] == 0
+  for row, line, log_probs in zip(rows, target.read_text().splitlines(), scores, strict=True):
+    assert json.loads(line) == row | {"log_probs": pytest.approx(log_probs, abs=1e-4)}
+
+
+def test_beams(run, directory):
+  model, params, tokenizer = models.load(directory)
+  found = engine.beam_search(
+    model,
+    {"params": params},
+    [tokenizer.encode("user: hello<eos>")],
+    num_beams=3,
+    length_penalty=0.5,
+    early_stopping="never",
+    max_new_tokens=6,
+    eos_ids=tokenizer.eos_ids,
+    samples=2,
+  )
+  flags = ("--beams=3", "--length-penalty=0.5", "--early-stopping=never", "--samples=2")
+  texts = [tokenizer.decode(completion.tokens) for completion in found]
+  assert run("--prompt=hello", *flags)[1] == f"--- 1\n{texts[0]}\n--- 2\n{texts[1]}\n"
+
+
 def test_file_is_filled_and_gone_on_with(run, directory, tmp_path):
   rows = [{"prompt": "one", "id": 1}, {"messages": [{"role": "user", "content": "two"}]}]
   rows += [{"prompt": [{"role": "user", "content": "three"}]}]
@@ -115,6 +169,15 @@ def test_chat_remembers_and_resets(run, directory, monkeypatch):
   "arguments, message",
   [
     (["--prompt=x", "--top-p=0"], "top_p"),
+    (["--prompt=x", "--choice="], "completion 0 is empty"),
+    (["--prompt=x", "--beams=0"], "num_beams is 0"),
+    (["--prompt=x", "--beams=2", "--samples=3"], "samples is 3, more than the 2 of num_beams"),
+    (["--prompt=x", "--beams=2", "--temperature=1"], "beams are searched, not drawn"),
+    (["--prompt=x", "--stop="], "a stop string is empty"),
+    (["--prompt=x", "--min-p=2"], "min_p is 2.0"),
+    (["--prompt=x", "--typical-p=0"], "typical_p is 0.0"),
+    (["--prompt=x", "--repetition-penalty=0"], "repetition_penalty is 0.0"),
+    (["--prompt=x", "--presence-penalty=nan"], "presence_penalty is nan"),
     (["--input=missing.jsonl", "--output=out.jsonl"], "missing.jsonl"),
   ],
 )
@@ -129,6 +192,9 @@ def test_mistakes_are_one_line(run, arguments, message):
     (["--prompt=x", "--chat"], "one of --prompt, --chat and --input"),
     (["--input=x"], "--input and --output go together"),
     (["--prompt=x", "--run=y"], "one of --model and --run"),
+    (["--prompt=x", "--choice=y", "--samples=2"], "--choice takes no --chat, --samples or --stop"),
+    (["--prompt=x", "--score"], "--score takes --input"),
+    (["--chat", "--beams=2"], "--beams takes no --chat"),
     (["--chat", "--samples=2"], "--chat takes no --samples"),
   ],
 )

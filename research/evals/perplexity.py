@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
@@ -22,11 +21,10 @@ from research.core import tree
 from research.data import packing, sources
 from research.evals import bootstrap
 from research.evals.result import Result
-from research.losses.cross_entropy import token_losses
+from research.losses import cross_entropy
 
 _LENGTH = 1024  # of a window, unless told or unless the model has fewer positions
 _SHORTEST = 64  # tokens that a batch of short documents is padded to
-_CHUNK_TOKENS = 512  # whose logits are held at a time
 
 
 class Window(NamedTuple):
@@ -193,12 +191,7 @@ def _token_losses(model, variables, tokens, targets, segments):
   """Nats of `targets [B, S]` after `tokens [B, S]` -> float32 `[B, S]`."""
   hidden = model.apply(variables, tokens, segments=segments, method="hidden")  # [B, S, D]
 
-  def of_chunk(chunk):
-    return token_losses(model.apply(variables, chunk[0], method="head"), chunk[1])[0]
+  def head(variables, hidden):
+    return model.apply(variables, hidden, method="head")
 
-  size = targets.size
-  padding = -size % _CHUNK_TOKENS
-  hidden = jnp.pad(hidden.reshape(size, -1), ((0, padding), (0, 0)))
-  targets = jnp.pad(targets.reshape(size), (0, padding))
-  chunks = (hidden.reshape(-1, _CHUNK_TOKENS, hidden.shape[-1]), targets.reshape(-1, _CHUNK_TOKENS))
-  return jax.lax.map(of_chunk, chunks).reshape(-1)[:size].reshape(tokens.shape)
+  return cross_entropy.of_tokens(head, variables, hidden, targets)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from research.core import rng
 from research.core import tree as trees
-from research.generation.samplers import Sampler
+from research.generation.samplers import Sampler, Seen
 from research.models.decoder import Cache, Decoder
 from research.models.unrolled import unroll
 
@@ -57,11 +57,21 @@ def row_keys(seed: int, prompts: jax.Array, samples: jax.Array) -> jax.Array:
 
 
 def draw(
-  sampler: Sampler, logits: jax.Array, keys: jax.Array, step: jax.Array | int
-) -> tuple[jax.Array, jax.Array]:
-  """The `step`-th new token of each row `[B]`, and its log-probability by `logits` themselves."""
-  token = sampler(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step))
+  sampler: Sampler,
+  logits: jax.Array,
+  keys: jax.Array,
+  step: jax.Array | int,
+  seen: Seen | None,
+) -> tuple[jax.Array, jax.Array, Seen | None]:
+  """The `step`-th new token of each row `[B]`, and its log-probability by `logits` themselves.
+
+  Args:
+    seen: the tokens before it, for a sampler that penalizes; comes back with the new ones.
+  """
+  token = sampler(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step), seen)
+  if seen is not None:
+    seen = seen.add(token)
   best = jnp.max(logits, axis=-1, keepdims=True)
   total = jnp.log(jnp.sum(jnp.exp(logits - best), axis=-1))
   chosen = jnp.take_along_axis(logits, token[:, None], axis=-1) - best
-  return token, chosen[:, 0] - total
+  return token, chosen[:, 0] - total, seen

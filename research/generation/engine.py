@@ -15,8 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.generation import decode, layout
-from research.generation.samplers import Sampler
+from research.generation.samplers import Sampler, Seen
+from research.generation.stop import Reader, StopStrings
 from research.models.decoder import Cache, Decoder
+
+_STRIDE = 16  # tokens written between two looks for stop strings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +27,11 @@ class Completion:
   """What a model wrote after a prompt.
 
   prompt: the prompt's place in the list given. sample: its number among the prompt's samples.
-  tokens: the new tokens, up to and with the first EOS token.
+  tokens: the new tokens, up to and with the first EOS token, or the one that completes a stop
+    string; its text before that is `StopStrings.text`.
   log_probs: of each token, by the model's own distribution: at temperature 1 and unfiltered,
     whatever the sampler.
-  finished: it ends with an EOS token; otherwise it was cut off.
+  finished: it ends with an EOS token or a stop string; otherwise it was cut off.
   """
 
   prompt: int
@@ -45,6 +49,7 @@ def generate(
   *,
   max_new_tokens: int,
   eos_ids: Sequence[int],
+  stop: StopStrings | None = None,
   pad_id: int = 0,
   samples: int = 1,
   seed: int = 0,
@@ -65,6 +70,7 @@ def generate(
     sampler: by default takes the most probable token.
     max_new_tokens: tokens a completion may have, EOS included.
     eos_ids: any of them ends a completion.
+    stop: strings that end a completion, too.
     pad_id: what stands at padding; no result depends on it.
     samples: completions of each prompt; they share one pass over it.
     seed: of the sampler's draws.
@@ -88,7 +94,7 @@ def generate(
   run_model, run_variables = decode.prepare(model, variables, unrolled)
   found: dict[tuple[int, int], Completion] = {}
   for batch in layout.batches(prompts, samples=samples, batch_size=batch_size, pad_id=pad_id):
-    written = _generate(
+    state, keys = _start(
       run_variables,
       batch.tokens,
       batch.positions,
@@ -102,10 +108,24 @@ def generate(
       max_new_tokens=max_new_tokens,
       eos_ids=tuple(eos_ids),
     )
+    readers = [stop.reader() for _ in range(len(keys))] if stop and stop.strings else []
+    step, state = 1, _stopped(state, readers)
+    while step < max_new_tokens and not (readers and np.all(state.written.finished)):
+      step = min(step + _STRIDE, max_new_tokens) if readers else max_new_tokens
+      state = _go_on(
+        run_variables,
+        state,
+        keys,
+        step,
+        model=run_model,
+        sampler=sampler or Sampler(),
+        eos_ids=tuple(eos_ids),
+      )
+      state = _stopped(state, readers)
     before = len(found)
     found |= {
       (c.prompt, c.sample): c
-      for c in _completions(batch, jax.device_get(written))
+      for c in _completions(batch, jax.device_get(state.written))
       if c.sample < samples
     }
     if progress is not None:
@@ -139,9 +159,10 @@ class _Written(NamedTuple):
   length: jax.Array
   finished: jax.Array
 
-  def put(self, step, token, log_prob, eos):
+  def put(self, step, token, log_prob, eos_ids):
     """Writes the `step`-th token of each row that is not finished."""
     going = ~self.finished
+    eos = jnp.asarray(eos_ids, jnp.int32)[None]
     return _Written(
       jax.lax.dynamic_update_slice_in_dim(self.tokens, token[:, None], step, axis=1),
       jax.lax.dynamic_update_slice_in_dim(self.log_probs, log_prob[:, None], step, axis=1),
@@ -155,11 +176,12 @@ class _State(NamedTuple):
   token: jax.Array  # [B], the last one written, not yet in the cache
   position: jax.Array  # [B], its position
   cache: Cache
+  seen: Seen | None  # for a sampler that penalizes
   written: _Written
 
 
 @partial(jax.jit, static_argnames=("model", "sampler", "samples", "max_new_tokens", "eos_ids"))
-def _generate(
+def _start(
   variables,
   tokens,
   positions,
@@ -173,9 +195,9 @@ def _generate(
   samples,
   max_new_tokens,
   eos_ids,
-) -> _Written:
+) -> tuple[_State, jax.Array]:
+  """After the prompts and the first new token; and the rows' keys."""
   rows, length = tokens.shape
-  eos = jnp.asarray(eos_ids, jnp.int32)[None]
   number = jnp.repeat(first_sample, samples) + jnp.tile(jnp.arange(samples), rows)
   keys = decode.row_keys(seed, jnp.repeat(prompt + first_prompt, samples), number)
 
@@ -184,6 +206,10 @@ def _generate(
   # The last token drawn never goes into the cache.
   cache = cache.expand(samples, layout.slots(length + max_new_tokens - 1))
   logits = jnp.repeat(logits, samples, axis=0)
+  seen = None
+  if sampler.penalizes:
+    seen = Seen.of_prompt(tokens, positions, model.config.vocab_size)
+    seen = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), seen)
 
   batch = rows * samples
   written = _Written(
@@ -192,22 +218,47 @@ def _generate(
     jnp.zeros((batch,), jnp.int32),
     jnp.repeat(prompt < 0, samples),
   )
-  token, log_prob = decode.draw(sampler, logits, keys, 0)
+  token, log_prob, seen = decode.draw(sampler, logits, keys, 0, seen)
+  written = written.put(0, token, log_prob, eos_ids)
   start = jnp.repeat(positions[:, -1] + 1, samples)
-  state = _State(jnp.int32(1), token, start, cache, written.put(0, token, log_prob, eos))
+  return _State(jnp.int32(1), token, start, cache, seen, written), keys
+
+
+@partial(jax.jit, static_argnames=("model", "sampler", "eos_ids"), donate_argnames="state")
+def _go_on(variables, state, keys, until, *, model, sampler, eos_ids) -> _State:
+  """Writes tokens up to the number `until`, or until all rows are finished."""
 
   def going(state):
-    return (state.step < max_new_tokens) & ~jnp.all(state.written.finished)
+    return (state.step < until) & ~jnp.all(state.written.finished)
 
   def step(state):
     cache, logits = decode.advance(
       model, variables, state.cache, state.token[:, None], state.position[:, None]
     )
-    token, log_prob = decode.draw(sampler, logits, keys, state.step)
-    written = state.written.put(state.step, token, log_prob, eos)
-    return _State(state.step + 1, token, state.position + 1, cache, written)
+    token, log_prob, seen = decode.draw(sampler, logits, keys, state.step, state.seen)
+    written = state.written.put(state.step, token, log_prob, eos_ids)
+    return _State(state.step + 1, token, state.position + 1, cache, seen, written)
 
-  return jax.lax.while_loop(going, step, state).written
+  return jax.lax.while_loop(going, step, state)
+
+
+def _stopped(state: _State, readers: Sequence[Reader]) -> _State:
+  """`state` with the rows finished in whose new tokens a stop string was completed."""
+  if not readers:
+    return state
+  written = state.written
+  tokens, length, finished = map(
+    np.array, jax.device_get((written.tokens, written.length, written.finished))
+  )
+  for row, reader in enumerate(readers):
+    for at in range(reader.tokens, length[row]):
+      reader.push(int(tokens[row, at]))
+      if reader.stopped:
+        length[row], finished[row] = at + 1, True
+        break
+  return state._replace(
+    written=written._replace(length=jnp.asarray(length), finished=jnp.asarray(finished))
+  )
 
 
 def _completions(batch: layout.Batch, written: _Written) -> list[Completion]:

@@ -1,9 +1,10 @@
 """How the next token is drawn from the model's logits.
 
-Filters come in the order of transformers' logits processors: temperature, top-k, top-p.
-Nothing here sorts the vocabulary. Both filters keep the entries from some value up, and that
-value is found by bisection, a pass over the logits for each bit of it: a sort of 32 rows of
-50,000 takes ten times as long on a CPU as the model.
+Penalties and filters come in the order of transformers' logits processors: penalties,
+temperature, top-k, top-p, min-p, typical. Nothing here sorts the vocabulary. A filter keeps the
+entries from some value up, and where that value depends on what is kept, it is found by bisection,
+a pass over the logits for each bit of it: a sort of 32 rows of 50,000 takes ten times as long on a
+CPU as the model.
 
 B rows, V vocabulary.
 """
@@ -11,11 +12,36 @@ B rows, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 _BLOCK = 256
+
+
+class Seen(NamedTuple):
+  """The tokens that stand before the one to draw.
+
+  prompted: bool `[B, V]`, those in the prompt. written: int32 `[B, V]`, how often each was drawn.
+  """
+
+  prompted: jax.Array
+  written: jax.Array
+
+  @classmethod
+  def of_prompt(cls, tokens: jax.Array, positions: jax.Array, vocabulary: int) -> Seen:
+    """Prompts `[B, P]`, padding at positions -1, of which nothing is written yet."""
+    empty = jnp.zeros((tokens.shape[0], vocabulary), jnp.int32)
+    prompted = empty.at[jnp.arange(tokens.shape[0])[:, None], tokens].max(positions >= 0)
+    return cls(prompted > 0, empty)
+
+  def add(self, tokens: jax.Array) -> Seen:
+    """With `tokens [B]` written, one a row."""
+    return self._replace(written=self.written.at[jnp.arange(tokens.shape[0]), tokens].add(1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +52,14 @@ class Sampler:
   top_k: keeps the k most probable tokens; 0 keeps all.
   top_p: keeps the fewest most probable tokens whose probabilities sum to `top_p` or more
     (Holtzman et al. 2020); 1 keeps all.
+  min_p: keeps tokens at least `min_p` times as probable as the most probable one (Nguyen et al.
+    2024); 0 keeps all.
+  typical_p: keeps the fewest tokens of a surprise nearest to the entropy whose probabilities sum to
+    `typical_p` or more (Meister et al. 2022); 1 keeps all.
+  repetition_penalty: divides the logit of a token that prompt or completion hold where it is
+    positive, multiplies it where it is negative (Keskar et al. 2019, CTRL); 1 does nothing.
+  frequency_penalty: is subtracted from a token's logit as often as the completion holds it.
+  presence_penalty: is subtracted once if the completion holds it. Both as in OpenAI's interface.
 
   Tokens that tie with the last one kept are kept.
   """
@@ -33,6 +67,11 @@ class Sampler:
   temperature: float = 0.0
   top_k: int = 0
   top_p: float = 1.0
+  min_p: float = 0.0
+  typical_p: float = 1.0
+  repetition_penalty: float = 1.0
+  frequency_penalty: float = 0.0
+  presence_penalty: float = 0.0
 
   def __post_init__(self):
     if not 0 <= self.temperature < float("inf"):
@@ -41,14 +80,48 @@ class Sampler:
       raise ValueError(f"top_k is {self.top_k}; it is a number of tokens, or 0 for all")
     if not 0 < self.top_p <= 1:
       raise ValueError(f"top_p is {self.top_p}; it is above 0, and 1 for all tokens")
+    if not 0 <= self.min_p <= 1:
+      raise ValueError(f"min_p is {self.min_p}; it is at most 1, and 0 for all tokens")
+    if not 0 < self.typical_p <= 1:
+      raise ValueError(f"typical_p is {self.typical_p}; it is above 0, and 1 for all tokens")
+    if not 0 < self.repetition_penalty < float("inf"):
+      raise ValueError(
+        f"repetition_penalty is {self.repetition_penalty}; it is above 0, and 1 for none"
+      )
+    for name in ("frequency_penalty", "presence_penalty"):
+      if not math.isfinite(getattr(self, name)):
+        raise ValueError(f"{name} is {getattr(self, name)}; it is a number, and 0 for none")
 
-  def __call__(self, logits: jax.Array, keys: jax.Array) -> jax.Array:
-    """A token a row, int32 `[B]`, of float32 logits `[B, V]` and a random key a row `[B]`."""
+  @property
+  def penalizes(self) -> bool:
+    """Whether a draw depends on the tokens before it by more than their logits."""
+    return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1, 0, 0)
+
+  def __call__(self, logits: jax.Array, keys: jax.Array, seen: Seen | None = None) -> jax.Array:
+    """A token a row, int32 `[B]`, of float32 logits `[B, V]` and a random key a row `[B]`.
+
+    seen: needed by a sampler that `penalizes`.
+    """
+    if self.penalizes:
+      assert seen is not None
+      logits = self.penalize(logits, seen)
     if self.temperature == 0:
       return most_probable(logits)
     logits = self.filter(logits)
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     return _draw(weights, jax.vmap(jax.random.uniform)(keys))
+
+  def penalize(self, logits: jax.Array, seen: Seen) -> jax.Array:
+    """`logits [B, V]` after the three penalties."""
+    if self.repetition_penalty != 1:
+      penalty = self.repetition_penalty
+      less = jnp.where(logits < 0, logits * penalty, logits / penalty)
+      logits = jnp.where(seen.prompted | (seen.written > 0), less, logits)
+    if self.frequency_penalty:
+      logits = logits - self.frequency_penalty * seen.written
+    if self.presence_penalty:
+      logits = logits - self.presence_penalty * (seen.written > 0)
+    return logits
 
   def filter(self, logits: jax.Array) -> jax.Array:
     """`logits [B, V]` over the temperature, -inf where a token may not be drawn."""
@@ -61,20 +134,35 @@ class Sampler:
       weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
       kept = _cut(logits, weights, self.top_p * jnp.sum(weights, axis=-1, keepdims=True))
       logits = jnp.where(logits >= kept, logits, -jnp.inf)
+    if self.min_p > 0:
+      weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+      logits = jnp.where(weights >= self.min_p, logits, -jnp.inf)
+    if self.typical_p < 1:
+      log_probs = jax.nn.log_softmax(logits)
+      weights = jnp.exp(log_probs)
+      entropy = -jnp.sum(jnp.where(weights > 0, weights * log_probs, 0), axis=-1, keepdims=True)
+      nearness = -jnp.abs(log_probs + entropy)
+      kept = _cut(nearness, weights, self.typical_p * jnp.sum(weights, axis=-1, keepdims=True))
+      logits = jnp.where(nearness >= kept, logits, -jnp.inf)
     return logits
 
 
-def greedy() -> Sampler:
+def greedy(
+  repetition_penalty: float = 1.0, frequency_penalty: float = 0.0, presence_penalty: float = 0.0
+) -> Sampler:
   """The sampler that takes the most probable token."""
-  return Sampler()
+  return Sampler(
+    repetition_penalty=repetition_penalty,
+    frequency_penalty=frequency_penalty,
+    presence_penalty=presence_penalty,
+  )
 
 
-def sample(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Sampler:
-  """The sampler that draws from the distribution, by default as the model gives it."""
-  return Sampler(temperature, top_k, top_p)
-
-
-SAMPLERS = {"greedy": greedy, "sample": sample}
+# `sample` draws from the distribution, by default as the model gives it.
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+  "greedy": greedy,
+  "sample": partial(Sampler, temperature=1.0),
+}
 
 
 def most_probable(logits: jax.Array) -> jax.Array:

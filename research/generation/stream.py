@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.generation import decode, engine, layout
-from research.generation.samplers import Sampler
+from research.generation.samplers import Sampler, Seen
 from research.models.decoder import Cache, Decoder
 
 _FEWEST_SLOTS = 256
@@ -55,8 +55,13 @@ class Stream:
     zero = jnp.zeros((1,), jnp.int32)
     keys = decode.row_keys(seed, zero, zero)
     logits = self._read(prompt)
+    seen = None
+    if sampler.penalizes:
+      tokens = jnp.asarray([prompt], jnp.int32)
+      seen = Seen.of_prompt(tokens, jnp.zeros_like(tokens), logits.shape[-1])
     for step in range(max_new_tokens):
-      token = int(_draw(logits, keys, step, sampler=sampler))
+      drawn, seen = _draw(logits, keys, step, seen, sampler=sampler)
+      token = int(drawn)
       yield token
       if token in eos_ids or step + 1 == max_new_tokens:
         return
@@ -103,6 +108,7 @@ def _advance(variables, cache, tokens, positions, start, count, *, model):
   return cache, model.apply(variables, last, method="head")
 
 
-@partial(jax.jit, static_argnames="sampler")
-def _draw(logits, keys, step, *, sampler):
-  return decode.draw(sampler, logits, keys, step)[0][0]
+@partial(jax.jit, static_argnames="sampler", donate_argnames="seen")
+def _draw(logits, keys, step, seen, *, sampler):
+  token, _, seen = decode.draw(sampler, logits, keys, step, seen)
+  return token[0], seen

@@ -55,6 +55,37 @@ def _token_losses_backward(residuals, g):
 token_losses.defvjp(_token_losses_forward, _token_losses_backward)
 
 
+def of_tokens(
+  head: Head,
+  variables: Tree,
+  hidden: jax.Array,
+  targets: jax.Array,
+  *,
+  chunk_tokens: int = 512,
+) -> jax.Array:
+  """The loss of each token, a chunk of tokens at a time; for figures, not for gradients.
+
+  Args:
+    head: `(variables, hidden [s, D]) -> logits [s, V]`. variables: what it needs.
+    hidden: `[B, S, D]`.
+    targets: int32 `[B, S]`.
+    chunk_tokens: tokens at a time, over all rows.
+
+  Returns:
+    float32 `[B, S]` in nats.
+  """
+  size = targets.size
+  chunk = min(size, chunk_tokens)
+  padding = -size % chunk
+
+  def of_chunk(pair):
+    return token_losses(head(variables, pair[0]), pair[1])[0]
+
+  x = jnp.pad(hidden.reshape(size, -1), ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
+  y = jnp.pad(targets.reshape(size), (0, padding)).reshape(-1, chunk)
+  return jax.lax.map(of_chunk, (x, y)).reshape(-1)[:size].reshape(targets.shape)
+
+
 def chunked(
   head: Head,
   variables: Tree,

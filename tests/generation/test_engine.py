@@ -16,14 +16,19 @@ NEW = 12
 
 @partial(jax.jit, static_argnums=0)
 def _forward(model, variables, tokens):
-  return jax.nn.log_softmax(model.apply(variables, tokens))
+  return model.apply(variables, tokens)
 
 
-def _log_probs(model, variables, tokens):
+def _logits(model, variables, tokens):
   """`[len(tokens), V]`: of the token after each; the row is filled up, so that one shape is all."""
   row = np.zeros((1, 64), np.int32)
   row[0, : len(tokens)] = tokens
   return np.asarray(_forward(model, variables, row))[0, : len(tokens)]
+
+
+def _log_probs(model, variables, tokens):
+  """As `_logits`."""
+  return np.asarray(jax.nn.log_softmax(_logits(model, variables, tokens)))
 
 
 def _plain(model, variables, prompt, count):
@@ -107,6 +112,23 @@ def test_log_probs_are_of_the_model_itself(toy):
     np.testing.assert_allclose(completion.log_probs, expected, atol=1e-5)
     ranks = (every > expected[:, None]).sum(axis=-1)
     assert (ranks < 20).all()
+
+
+def test_penalties_go_by_the_tokens_before(toy):
+  """Each token is the best after penalties that are counted anew for it."""
+  sampler = Sampler(repetition_penalty=1.5, frequency_penalty=2.0, presence_penalty=3.0)
+  found = generate(*toy, PROMPTS, sampler, max_new_tokens=NEW, eos_ids=(), samples=2)
+  plain = generate(*toy, PROMPTS, max_new_tokens=NEW, eos_ids=())
+  for completion in found:
+    prompt, tokens = PROMPTS[completion.prompt], completion.tokens
+    logits = _logits(*toy, prompt + tokens)[len(prompt) - 1 : -1].copy()
+    for step, row in enumerate(logits):
+      for token in {*prompt, *tokens[:step]}:
+        row[token] = row[token] * 1.5 if row[token] < 0 else row[token] / 1.5
+      for token in set(tokens[:step]):
+        row[token] -= 3 + 2 * tokens[:step].count(token)
+    assert tokens == logits.argmax(axis=-1).tolist()
+  assert [c.tokens for c in found[::2]] != [c.tokens for c in plain]
 
 
 def test_any_eos_token_ends_a_completion(toy):

@@ -7,6 +7,7 @@ import pytest
 from research.generation import Sampler, Stream, generate
 
 PROMPT = [5, 17, 8, 44]
+PENALIZING = Sampler(0.8, repetition_penalty=1.3, frequency_penalty=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +15,7 @@ def stream(toy):
   return Stream(*toy)
 
 
-@pytest.mark.parametrize("sampler", [Sampler(), Sampler(1.2, top_k=50)])
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler(1.2, top_k=50), PENALIZING])
 @pytest.mark.parametrize("unrolled", [True, False])
 def test_tokens_are_those_of_generate(toy, sampler, unrolled):
   arguments = {"max_new_tokens": 10, "eos_ids": (), "seed": 3}

@@ -1,0 +1,232 @@
+"""Beam search: the most probable completions that a breadth of several finds.
+
+The rules, ties and stopping conditions are those of transformers, so that the tokens are.
+
+R prompts, K beams, C candidates of a step, P prompt slots, M new tokens at most, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.generation import decode, layout
+from research.generation.engine import Completion, check_prompt
+from research.models.decoder import Cache, Decoder
+
+_NEVER = -1e9  # the score of what is not to be taken
+
+
+def beam_search(
+  model: Decoder,
+  variables: Any,
+  prompts: Sequence[Sequence[int]],
+  *,
+  num_beams: int,
+  max_new_tokens: int,
+  eos_ids: Sequence[int],
+  length_penalty: float = 1.0,
+  early_stopping: bool | str = False,
+  pad_id: int = 0,
+  samples: int = 1,
+  batch_size: int = 32,
+  unrolled: bool | None = None,
+  progress: Callable[[int], object] | None = None,
+) -> list[Completion]:
+  """The `samples` best completions of every prompt, best first.
+
+  A completion's score is the sum of its log-probabilities over its tokens' number to the power of
+  `length_penalty`.
+
+  Args:
+    num_beams: completions that are followed at a time.
+    length_penalty: above 0 it favours long completions, below 0 short ones.
+    early_stopping: True ends a prompt's search when it has `num_beams` ended completions; False
+      when its best beam, were it to end now, would be no better than the worst of them; "never"
+      when it could not become better at any length.
+    batch_size: beams at a time; at least those of one prompt.
+    The others: see `research.generation.generate`.
+
+  Raises:
+    ValueError: as `generate`; `samples` is more than `num_beams`, or a value means nothing.
+  """
+  for name, value in (
+    ("num_beams", num_beams), ("max_new_tokens", max_new_tokens), ("samples", samples),
+    ("batch_size", batch_size),
+  ):  # fmt: skip
+    if value < 1:
+      raise ValueError(f"{name} is {value}; it must be at least 1")
+  if samples > num_beams:
+    raise ValueError(f"samples is {samples}, more than the {num_beams} of num_beams")
+  if not isinstance(early_stopping, bool) and early_stopping != "never":
+    raise ValueError(f"early_stopping is {early_stopping!r}; it is True, False or 'never'")
+  if not abs(length_penalty) < float("inf"):
+    raise ValueError(f"length_penalty is {length_penalty}; it is a number, and 0 for none")
+  for i, prompt in enumerate(prompts):
+    check_prompt(model, prompt, max_new_tokens, f"prompt {i}")
+  run_model, run_variables = decode.prepare(model, variables, unrolled)
+  found: dict[tuple[int, int], Completion] = {}
+  for batch in layout.batches(
+    prompts, samples=num_beams, batch_size=max(batch_size, num_beams), pad_id=pad_id
+  ):
+    ended = jax.device_get(
+      _search(
+        run_variables,
+        batch.tokens,
+        batch.positions,
+        batch.prompt,
+        model=run_model,
+        width=num_beams,
+        max_new_tokens=max_new_tokens,
+        eos_ids=tuple(eos_ids),
+        length_penalty=float(length_penalty),
+        early_stopping=early_stopping,
+      )
+    )
+    before = len(found)
+    for row, i in enumerate(batch.prompt):
+      for j in range(samples if i >= 0 else 0):
+        length = int(ended.length[row, j])
+        tokens = np.asarray(ended.tokens[row, j, :length]).tolist()
+        log_probs = np.asarray(ended.log_probs[row, j, :length]).tolist()
+        found[i, j] = Completion(int(i), j, tokens, log_probs, tokens[-1] in eos_ids)
+    if progress is not None:
+      progress(len(found) - before)
+  return [found[i, j] for i in range(len(prompts)) for j in range(samples)]
+
+
+class _Beams(NamedTuple):
+  """tokens, log_probs: `[R, K, M]`. length: int32 `[R, K]`, written. score: `[R, K]`. taken: bool
+  `[R, K]`, whether there is such a completion at all."""
+
+  tokens: jax.Array
+  log_probs: jax.Array
+  length: jax.Array
+  score: jax.Array
+  taken: jax.Array
+
+  def take(self, index):
+    """Those with the numbers `index [R, C]`."""
+
+    def one(x):
+      return jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - 2)), axis=1)
+
+    return jax.tree.map(one, self)
+
+
+class _State(NamedTuple):
+  step: jax.Array  # tokens written
+  logits: jax.Array  # [R * K, V], after them
+  position: jax.Array  # [R * K], of the next token
+  cache: Cache
+  running: _Beams
+  ended: _Beams
+  improvable: jax.Array  # bool [R], whether a running beam might still be among the best
+
+
+@partial(
+  jax.jit,
+  static_argnames=(
+    "model", "width", "max_new_tokens", "eos_ids", "length_penalty", "early_stopping"
+  ),
+)  # fmt: skip
+def _search(
+  variables,
+  tokens,
+  positions,
+  prompt,
+  *,
+  model,
+  width,
+  max_new_tokens,
+  eos_ids,
+  length_penalty,
+  early_stopping,
+) -> _Beams:
+  rows, length = tokens.shape
+  vocabulary = model.config.vocab_size
+  # As many as leave `width` beams to go on with if all the others end.
+  count = min(max(2, 1 + len(eos_ids)) * width, width * vocabulary)
+  eos = jnp.asarray(eos_ids, jnp.int32)
+
+  cache = model.init_cache(rows, length)
+  cache, logits = decode.advance(model, variables, cache, tokens, positions)
+  cache = cache.expand(width, layout.slots(length + max_new_tokens))
+  shape = (rows, width, max_new_tokens)
+  empty = _Beams(
+    jnp.zeros(shape, jnp.int32),
+    jnp.zeros(shape, jnp.float32),
+    jnp.zeros(shape[:2], jnp.int32),
+    jnp.full(shape[:2], _NEVER, jnp.float32),
+    jnp.broadcast_to(prompt[:, None] < 0, shape[:2]),
+  )
+  state = _State(
+    jnp.int32(0),
+    jnp.repeat(logits, width, axis=0),
+    jnp.repeat(positions[:, -1] + 1, width),
+    cache,
+    empty._replace(score=empty.score.at[:, 0].set(0)),  # all begin alike, so one begins
+    empty,
+    prompt >= 0,
+  )
+
+  def going(state):
+    open_ = jnp.any(state.improvable) & (state.step < max_new_tokens)
+    return open_ & ~jnp.all(state.ended.taken) if early_stopping is True else open_
+
+  def step(state):
+    log_probs = jax.nn.log_softmax(state.logits).reshape(rows, width, vocabulary)
+    scores = (log_probs + state.running.score[..., None]).reshape(rows, -1)
+    scores, index = jax.lax.top_k(scores, count)  # [R, C]
+    beam, token = index // vocabulary, index % vocabulary
+    chosen = jnp.take_along_axis(log_probs.reshape(rows, -1), index, axis=1)
+    candidates = state.running.take(beam)
+    candidates = _Beams(
+      candidates.tokens.at[:, :, state.step].set(token),
+      candidates.log_probs.at[:, :, state.step].set(chosen),
+      candidates.length + 1,
+      scores,
+      candidates.taken,
+    )
+    ends = jnp.any(token[..., None] == eos, axis=-1) | (state.step + 1 == max_new_tokens)
+    ended = end(state, candidates, ends)
+
+    best = jax.lax.top_k(scores + ends * _NEVER, width)[1]  # [R, K]
+    running = candidates.take(best)
+    parent = jnp.take_along_axis(beam, best, axis=1) + width * jnp.arange(rows)[:, None]
+    # Beams of a prompt share their slots' positions, so that only keys and values move.
+    cache = state.cache.replace(
+      layers=jax.tree.map(
+        lambda kept: jnp.take(kept, parent.reshape(-1), axis=kept.ndim - 4), state.cache.layers
+      )
+    )
+    last = jnp.take_along_axis(token, best, axis=1).reshape(-1, 1)
+    cache, logits = decode.advance(model, variables, cache, last, state.position[:, None])
+    written = state.step + 1
+    longest = max_new_tokens if early_stopping == "never" and length_penalty > 0 else written
+    possible = running.score[:, 0] / jnp.float32(longest) ** length_penalty
+    worst = jnp.where(ended.taken, jnp.min(ended.score, axis=1, keepdims=True), _NEVER)
+    improvable = state.improvable & jnp.any(possible[:, None] > worst, axis=1)
+    return _State(written, logits, state.position + 1, cache, running, ended, improvable)
+
+  def end(state, candidates, ends):
+    """The best of what had ended and of the candidates that end now."""
+    ends = ends & (jnp.arange(count) < width)
+    closed = ~state.improvable
+    if early_stopping is True:
+      closed |= jnp.all(state.ended.taken, axis=1)
+    score = candidates.score / jnp.float32(state.step + 1) ** length_penalty
+    score = score + _NEVER * (closed[:, None].astype(jnp.float32) + ~ends)
+    both = jax.tree.map(
+      lambda a, b: jnp.concatenate([a, b], axis=1),
+      state.ended,
+      candidates._replace(score=score, taken=ends),
+    )
+    return both.take(jax.lax.top_k(both.score, width)[1])
+
+  return jax.lax.while_loop(going, step, state).ended
