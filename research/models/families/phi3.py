@@ -43,6 +43,7 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
   return common | {
     "architectures": [ARCHITECTURE],
     "model_type": NAME,
+    "pad_token_id": None,  # by default one that a smaller vocabulary lacks
     "partial_rotary_factor": config.rope.fraction,
     "original_max_position_embeddings": config.rope.original_max_positions,
   }

@@ -19,7 +19,9 @@ gguf_weights = llama.gguf_weights
 def read_config(hf: Mapping[str, Any]) -> DecoderConfig:
   """From `config.json`."""
   config = llama.read_config(hf)
-  return dataclasses.replace(config, family=NAME, qkv_bias=True, windows=read_windows(hf))
+  return dataclasses.replace(
+    config, family=NAME, qkv_bias=True, out_bias=False, windows=read_windows(hf)
+  )
 
 
 def read_windows(hf: Mapping[str, Any]) -> tuple[int, ...]:
@@ -30,7 +32,9 @@ def read_windows(hf: Mapping[str, Any]) -> tuple[int, ...]:
 
 def write_config(config: DecoderConfig) -> dict[str, Any]:
   """The `config.json` that `transformers` reads."""
-  return llama.write_config(config) | {
+  common = llama.write_config(config)
+  del common["attention_bias"]  # queries, keys and values have one, always
+  return common | {
     "architectures": [ARCHITECTURE],
     "model_type": NAME,
     "use_sliding_window": bool(config.windows),
