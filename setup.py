@@ -39,6 +39,7 @@ setup(
       "hypothesis>=6",
       "peft>=0.18",
       "pytest>=8",
+      "pytest-xdist>=3.5",
       "torch==2.13.0",
       "transformers>=5",
     ],
