@@ -138,6 +138,7 @@ def _random_batch() -> dict[str, jax.Array]:
 
 
 def main() -> None:
+  """Runs one of the two works and prints its figures as a line of JSON."""
   parser = worker.parser(__doc__)
   parser.add_argument("work", choices=("lora_step", "sft"))
   parser.add_argument("--gsm8k", type=Path, help="train.jsonl of GSM8K; sft needs it")

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.generation import decode, layout
-from research.generation.engine import Completion, check_prompt
+from research.generation import checks, decode, layout
+from research.generation.engine import Completion
 from research.models.decoder import Cache, Decoder
 
 _NEVER = -1e9  # the score of what is not to be taken
@@ -55,12 +55,9 @@ def beam_search(
   Raises:
     ValueError: as `generate`; `samples` is more than `num_beams`, or a value means nothing.
   """
-  for name, value in (
-    ("num_beams", num_beams), ("max_new_tokens", max_new_tokens), ("samples", samples),
-    ("batch_size", batch_size),
-  ):  # fmt: skip
-    if value < 1:
-      raise ValueError(f"{name} is {value}; it must be at least 1")
+  checks.positive(
+    num_beams=num_beams, max_new_tokens=max_new_tokens, samples=samples, batch_size=batch_size
+  )
   if samples > num_beams:
     raise ValueError(f"samples is {samples}, more than the {num_beams} of num_beams")
   if not isinstance(early_stopping, bool) and early_stopping != "never":
@@ -68,7 +65,7 @@ def beam_search(
   if not abs(length_penalty) < float("inf"):
     raise ValueError(f"length_penalty is {length_penalty}; it is a number, and 0 for none")
   for i, prompt in enumerate(prompts):
-    check_prompt(model, prompt, max_new_tokens, f"prompt {i}")
+    checks.prompt(model, prompt, max_new_tokens, f"prompt {i}")
   run_model, run_variables = decode.prepare(model, variables, unrolled)
   found: dict[tuple[int, int], Completion] = {}
   for batch in layout.batches(
@@ -200,11 +197,7 @@ def _search(
     running = candidates.take(best)
     parent = jnp.take_along_axis(beam, best, axis=1) + width * jnp.arange(rows)[:, None]
     # Beams of a prompt share their slots' positions, so that only keys and values move.
-    cache = state.cache.replace(
-      layers=jax.tree.map(
-        lambda kept: jnp.take(kept, parent.reshape(-1), axis=kept.ndim - 4), state.cache.layers
-      )
-    )
+    cache = state.cache.take(parent.reshape(-1))
     last = jnp.take_along_axis(token, best, axis=1).reshape(-1, 1)
     cache, logits = decode.advance(model, variables, cache, last, state.position[:, None])
     written = state.step + 1

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.generation import decode, layout
+from research.generation import checks, decode, layout
 from research.generation.samplers import Sampler, Seen
 from research.generation.stop import Reader, StopStrings
 from research.models.decoder import Cache, Decoder
@@ -84,14 +84,11 @@ def generate(
     ValueError: a prompt is empty, is longer than the model's positions allow, or holds a token
       that the model has not; or a number above is not positive.
   """
-  for name, value in (
-    ("max_new_tokens", max_new_tokens), ("samples", samples), ("batch_size", batch_size)
-  ):  # fmt: skip
-    if value < 1:
-      raise ValueError(f"{name} is {value}; it must be at least 1")
+  checks.positive(max_new_tokens=max_new_tokens, samples=samples, batch_size=batch_size)
   for i, prompt in enumerate(prompts):
-    check_prompt(model, prompt, max_new_tokens, f"prompt {i}")
+    checks.prompt(model, prompt, max_new_tokens, f"prompt {i}")
   run_model, run_variables = decode.prepare(model, variables, unrolled)
+  same = {"model": run_model, "sampler": sampler or Sampler(), "eos_ids": tuple(eos_ids)}
   found: dict[tuple[int, int], Completion] = {}
   for batch in layout.batches(prompts, samples=samples, batch_size=batch_size, pad_id=pad_id):
     state, keys = _start(
@@ -102,26 +99,15 @@ def generate(
       batch.first_sample,
       seed,
       first_prompt,
-      model=run_model,
-      sampler=sampler or Sampler(),
       samples=batch.samples,
       max_new_tokens=max_new_tokens,
-      eos_ids=tuple(eos_ids),
+      **same,
     )
     readers = [stop.reader() for _ in range(len(keys))] if stop and stop.strings else []
     step, state = 1, _stopped(state, readers)
     while step < max_new_tokens and not (readers and np.all(state.written.finished)):
       step = min(step + _STRIDE, max_new_tokens) if readers else max_new_tokens
-      state = _go_on(
-        run_variables,
-        state,
-        keys,
-        step,
-        model=run_model,
-        sampler=sampler or Sampler(),
-        eos_ids=tuple(eos_ids),
-      )
-      state = _stopped(state, readers)
+      state = _stopped(_go_on(run_variables, state, keys, step, **same), readers)
     before = len(found)
     found |= {
       (c.prompt, c.sample): c
@@ -131,23 +117,6 @@ def generate(
     if progress is not None:
       progress(len(found) - before)
   return [found[i, j] for i in range(len(prompts)) for j in range(samples)]
-
-
-def check_prompt(
-  model: Decoder, prompt: Sequence[int], max_new_tokens: int, name: str = "the prompt"
-) -> None:
-  """Raises ValueError if the model cannot take `prompt`."""
-  config = model.config
-  if not len(prompt):
-    raise ValueError(f"{name} is empty; a model needs at least one token, BOS perhaps")
-  if min(prompt) < 0 or max(prompt) >= config.vocab_size:
-    wrong = next(token for token in prompt if not 0 <= token < config.vocab_size)
-    raise ValueError(f"{name} holds token {wrong}; the model has 0 to {config.vocab_size - 1}")
-  if len(prompt) + max_new_tokens > config.max_positions:
-    raise ValueError(
-      f"{name} has {len(prompt)} tokens, which with max_new_tokens {max_new_tokens} exceeds the "
-      f"model's {config.max_positions} positions"
-    )
 
 
 class _Written(NamedTuple):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.generation import layout
+from research.generation import checks, layout
 from research.losses import cross_entropy
 from research.models.decoder import Decoder
 
@@ -45,8 +45,7 @@ def score(
   """
   if len(prompts) != len(completions):
     raise ValueError(f"there are {len(prompts)} prompts for {len(completions)} completions")
-  if batch_size < 1:
-    raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+  checks.positive(batch_size=batch_size)
   for i, pair in enumerate(zip(prompts, completions, strict=True)):
     _check(model, *pair, i)
   found: list[list[float]] = [[] for _ in prompts]
@@ -131,20 +130,12 @@ def choose(
 
 
 def _check(model: Decoder, prompt: Sequence[int], completion: Sequence[int], i: int) -> None:
-  config = model.config
-  for name, tokens in (("prompt", prompt), ("completion", completion)):
-    if not len(tokens):
-      raise ValueError(f"{name} {i} is empty; it needs at least one token")
-    wrong = [token for token in tokens if not 0 <= token < config.vocab_size]
-    if wrong:
-      raise ValueError(
-        f"{name} {i} holds token {wrong[0]}; the model has 0 to {config.vocab_size - 1}"
-      )
+  checks.tokens(model, prompt, f"prompt {i}")
+  checks.tokens(model, completion, f"completion {i}")
   length = len(prompt) + len(completion) - 1  # the last token is not read
-  if length > config.max_positions:
-    raise ValueError(
-      f"prompt and completion {i} take {length} positions; the model has {config.max_positions}"
-    )
+  limit = model.config.max_positions
+  if length > limit:
+    raise ValueError(f"prompt and completion {i} take {length} positions; the model has {limit}")
 
 
 @partial(jax.jit, static_argnums=0)

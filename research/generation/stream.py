@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.generation import decode, engine, layout
+from research.generation import checks, decode, layout
 from research.generation.samplers import Sampler, Seen
 from research.models.decoder import Cache, Decoder
 
@@ -48,7 +48,7 @@ class Stream:
     Raises:
       ValueError: as `generate`.
     """
-    engine.check_prompt(self._model, prompt, max_new_tokens)
+    checks.prompt(self._model, prompt, max_new_tokens)
     return self._write(list(prompt), sampler or Sampler(), max_new_tokens, set(eos_ids), seed)
 
   def _write(self, prompt, sampler, max_new_tokens, eos_ids, seed):

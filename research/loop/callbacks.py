@@ -36,7 +36,10 @@ class Context:
 
   @property
   def variables(self) -> dict[str, Any]:
-    """`{"params": ..., "adapters": ...}` as they are now; valid until the next step."""
+    """`{"params": ..., "adapters": ...}` as they are now; valid until the next step.
+
+    Where the step holds an array a layer, stacks are made at each call.
+    """
     return restack(tree.combine(self.state.trainable, self.frozen))
 
 

@@ -218,10 +218,11 @@ class _Trainer:
   def _evaluate(self) -> Mapping[str, float]:
     context = self._context
     self._recorder.drain()
+    variables = context.variables  # once: it may have to stack the base
     # Nothing changes here, so that a signal need not wait.
     with self._interrupts.deferred(False):
       results = [
-        evaluator(self._task.model, context.variables, self._task.tokenizer)
+        evaluator(self._task.model, variables, self._task.tokenizer)
         for evaluator in self._task.evaluators
       ]
     file = context.directory / "evaluations" / f"{context.step}.json"

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from research.core import compile, tree
+from research.core import compile as compile_lib
 from research.core import rng as rng_lib
+from research.core import tree
 from research.loop.state import TrainState
 from research.models.decoder import Decoder
 from research.models.unrolled import unstack
@@ -47,7 +48,7 @@ class Program:
 
   def __init__(self, step: Step, out_shardings: Any = None):
     self._step = jax.jit(
-      step, donate_argnums=0, out_shardings=out_shardings, compiler_options=compile.options()
+      step, donate_argnums=0, out_shardings=out_shardings, compiler_options=compile_lib.options()
     )
     self._compiled: dict[Any, Step] = {}
     self.seconds = 0.0
@@ -60,7 +61,7 @@ class Program:
       started = time.perf_counter()
       self._compiled[form] = self._step.lower(state, frozen, batch).compile()
       self.seconds += time.perf_counter() - started
-      compile.release()
+      compile_lib.release()
     return self._compiled[form](state, frozen, batch)
 
 

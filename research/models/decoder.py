@@ -51,6 +51,11 @@ class Cache:
     layers = both(self.layers) if stacked else tuple(both(layer) for layer in self.layers)
     return Cache(layers, grow(self.positions, 0, 1, -1), self.used)
 
+  def take(self, rows: jax.Array) -> "Cache":
+    """The keys and values of `rows [B]`, of which each has the positions of the row it replaces."""
+    layers = jax.tree.map(lambda kept: jnp.take(kept, rows, axis=kept.ndim - 4), self.layers)
+    return Cache(layers, self.positions, self.used)
+
 
 class Decoder(nn.Module):
   """A decoder-only transformer; methods bind at its taps and are unknown to it.

@@ -3,35 +3,11 @@
 import numpy as np
 import pytest
 import torch
-import transformers
 
-from research import models
 from research.generation import beam_search, generate, score
 
 PROMPTS = [[5, 17, 8], [9] * 20, [60, 3, 3, 90, 41]]
 NEW = 12
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-  """`(theirs, (model, variables))`."""
-  torch.manual_seed(0)
-  config = transformers.LlamaConfig(
-    vocab_size=97,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-  )
-  theirs = transformers.LlamaForCausalLM(config).eval()
-  for parameter in theirs.parameters():
-    torch.nn.init.normal_(parameter, std=0.3)
-  directory = tmp_path_factory.mktemp("beam")
-  theirs.save_pretrained(directory)
-  model, params, _ = models.load(directory)
-  return theirs, (model, {"params": params})
 
 
 def _theirs(theirs, prompt, eos_ids, **arguments):

@@ -3,35 +3,11 @@
 import numpy as np
 import pytest
 import torch
-import transformers
 
-from research import models
 from research.generation import choose, generate, score
 
 PROMPTS = [[5, 17, 8], [9] * 40, [7], [60, 3, 3, 90, 41], [1, 2]]
 COMPLETIONS = [[4], [11, 12, 13, 14], [88] * 30, [5, 17], list(range(1, 20))]
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-  """`(theirs, (model, variables))`."""
-  torch.manual_seed(0)
-  config = transformers.LlamaConfig(
-    vocab_size=97,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-  )
-  theirs = transformers.LlamaForCausalLM(config).eval()
-  for parameter in theirs.parameters():
-    torch.nn.init.normal_(parameter, std=0.3)
-  directory = tmp_path_factory.mktemp("score")
-  theirs.save_pretrained(directory)
-  model, params, _ = models.load(directory)
-  return theirs, (model, {"params": params})
 
 
 def _reference(theirs, prompt, completion):

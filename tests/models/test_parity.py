@@ -166,7 +166,7 @@ def test_token_by_token_through_the_cache(pair):
   step = jax.jit(lambda t, c: model.apply({"params": params}, t, cache=c))
   cache = model.init_cache(2, LENGTH + 3)
   # Long-rope turns by the tokens so far: those before it takes effect come all at once.
-  first = 5
+  first = 5 if theirs.config.model_type == "phi3" else 1
   logits = []
   for i in (0, *range(first, LENGTH)):
     out, cache = step(tokens[:, i : i + 1 if i else first], cache)
@@ -227,7 +227,7 @@ def test_saved_directory_is_loaded_by_transformers(pair, tmp_path):
     tmp_path, attn_implementation=theirs.config._attn_implementation
   ).eval()
   tokens = _tokens()
-  np.testing.assert_allclose(_reference(again, tokens), _reference(theirs, tokens), atol=1e-5)
+  np.testing.assert_array_equal(_reference(again, tokens), _reference(theirs, tokens))
   _, back, _ = models.load(tmp_path)
   jax.tree.map(np.testing.assert_array_equal, params, back)
 

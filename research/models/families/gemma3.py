@@ -32,18 +32,10 @@ gguf_weights = gemma2.gguf_weights
 def read_config(hf: Mapping[str, Any]) -> DecoderConfig:
   """From `config.json`, where `rope_parameters` are by the type of layer since transformers 5."""
   hf = {**_DEFAULTS, **hf}
-  ropes = hf.get("rope_parameters") or {}
   every = hf.get("sliding_window_pattern", 6)
-  found = (
-    {k: ropes.get(k) or {} for k in llama.KINDS}
-    if hf.get("rope_parameters")
-    else {
-      "full_attention": hf.get("rope_scaling") or {},
-      "sliding_attention": {},
-    }
-  )
+  ropes = hf.get("rope_parameters") or {"full_attention": hf.get("rope_scaling")}
+  full, local = (ropes.get(kind) or {} for kind in llama.KINDS)
   limit = hf["max_position_embeddings"]
-  full, local = (found[kind] for kind in llama.KINDS)
   return dataclasses.replace(
     gemma2.read_common(
       {k: v for k, v in hf.items() if k not in ("rope_parameters", "rope_scaling")}

@@ -1,0 +1,36 @@
+"""What generation cannot be asked for, each an error of one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from research.models.decoder import Decoder
+
+
+def positive(**numbers: int) -> None:
+  """Raises ValueError if one of them is below 1."""
+  for name, number in numbers.items():
+    if number < 1:
+      raise ValueError(f"{name} is {number}; it must be at least 1")
+
+
+def tokens(model: Decoder, ids: Sequence[int], name: str) -> None:
+  """Raises ValueError if `ids` are none, or not the model's."""
+  if not len(ids):
+    raise ValueError(f"{name} is empty; a model needs at least one token, BOS perhaps")
+  vocabulary = model.config.vocab_size
+  if min(ids) < 0 or max(ids) >= vocabulary:
+    wrong = next(token for token in ids if not 0 <= token < vocabulary)
+    raise ValueError(f"{name} holds token {wrong}; the model has 0 to {vocabulary - 1}")
+
+
+def prompt(
+  model: Decoder, ids: Sequence[int], max_new_tokens: int, name: str = "the prompt"
+) -> None:
+  """Raises ValueError if the model cannot take `ids` and as many new tokens."""
+  tokens(model, ids, name)
+  if len(ids) + max_new_tokens > model.config.max_positions:
+    raise ValueError(
+      f"{name} has {len(ids)} tokens, which with max_new_tokens {max_new_tokens} exceeds the "
+      f"model's {model.config.max_positions} positions"
+    )
