@@ -4,7 +4,8 @@ Both tables are here and nowhere else. The mesh has four axes; on one device all
 nothing below changes a number.
 
   data      rows of the batch; parameters are copied
-  fsdp      rows of the batch; parameters are split, and gathered where used
+  fsdp      rows of the batch; parameters are split (experts by their number), and gathered
+            where used
   tensor    heads, the MLP's width, the vocabulary
   sequence  positions within a row
 """
@@ -34,6 +35,9 @@ _PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r"layers/mlp/(gate|up)_proj/kernel", ("layers", "embed", "mlp")),
   (r"layers/mlp/(gate|up)_proj/bias", ("layers", "mlp")),
   (r"layers/mlp/down_proj/kernel", ("layers", "mlp", "embed")),
+  (r"layers/mlp/router/kernel", ("layers", "embed", None)),
+  (r"layers/mlp/experts/(gate|up)_proj/kernel", ("layers", "experts", None, "mlp")),
+  (r"layers/mlp/experts/down_proj/kernel", ("layers", "experts", "mlp", None)),
   (r"layers/.*(norm/scale|norm/bias|_proj/bias)", ("layers", None)),
   (r"final_norm/(scale|bias)", (None,)),
 )
@@ -42,6 +46,7 @@ _PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 _MESH: dict[str, tuple[str, ...]] = {
   "batch": ("data", "fsdp"),
   "embed": ("fsdp",),
+  "experts": ("fsdp",),
   "heads": ("tensor",),
   "mlp": ("tensor",),
   "sequence": ("sequence",),

@@ -23,6 +23,9 @@ class DecoderConfig:
   windows: tokens that a query sees, itself included, a layer each; 0 is no limit, () none
     anywhere.
   local_rope: rotary embedding of the layers with a window, by default `rope`.
+  num_experts: of a layer's feed-forward, each of `mlp_size` and gated, without biases; 0 is a
+    plain feed-forward. experts_per_token: how many of them a token goes to.
+  normalize_experts: the weights of those sum to 1.
   """
 
   family: str
@@ -52,6 +55,9 @@ class DecoderConfig:
   embedding_scale: float | None = None
   windows: tuple[int, ...] = ()
   local_rope: Rope | None = None
+  num_experts: int = 0
+  experts_per_token: int = 0
+  normalize_experts: bool = True
 
   def __post_init__(self):
     if self.activation not in ACTIVATIONS:
@@ -64,6 +70,12 @@ class DecoderConfig:
       )
     if self.windows and len(self.windows) != self.num_layers:
       raise ValueError(f"{len(self.windows)} windows are given for {self.num_layers} layers")
+    if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
+      raise ValueError(
+        f"a token goes to 1 to {self.num_experts} experts, not to {self.experts_per_token}"
+      )
+    if self.num_experts and (self.mlp_bias or not self.gated_mlp):
+      raise ValueError("experts are gated and have no biases: gated_mlp=True, mlp_bias=False")
 
   def rope_within(self, window: int) -> Rope | None:
     """The rotary embedding of layers with that window."""
@@ -72,12 +84,13 @@ class DecoderConfig:
   def flops_per_token(self, length: int) -> float:
     """Floating-point operations of one forward pass, a token, in rows of `length`.
 
-    Two a weight of every projection and of the head, and attention's two products with
+    Two a weight of every projection that a token goes through and of the head, and attention's two products with
     the causal half of `length` keys, or what a window leaves of it (Chowdhery et al. 2022,
     PaLM, appendix B).
     """
     heads = (2 * self.num_heads + 2 * self.num_kv_heads) * self.head_size
-    mlp = (3 if self.gated_mlp else 2) * self.mlp_size
+    mlp = (3 if self.gated_mlp else 2) * self.mlp_size * (self.experts_per_token or 1)
+    mlp += self.num_experts  # the router
     layer = self.hidden_size * (heads + mlp)
     length, keys = max(length, 1), 0.0
     for window in self.windows or (0,) * self.num_layers:

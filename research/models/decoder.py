@@ -16,6 +16,7 @@ from research.nn import mask as masks
 from research.nn.block import Block, Context
 from research.nn.embed import Embed
 from research.nn.linear import Linear
+from research.nn.moe import ROUTING
 from research.nn.norm import Norm
 from research.nn.positions import rotation
 
@@ -89,7 +90,7 @@ class Decoder(nn.Module):
     block = nn.remat(Block, prevent_cse=False) if self.remat else Block
     return nn.scan(
       block,
-      variable_axes={"params": 0, "adapters": 0},
+      variable_axes={"params": 0, "adapters": 0, ROUTING: 0},
       split_rngs={"params": True, "dropout": True},
       in_axes=(nn.broadcast, 0, 0),
       length=self.config.num_layers,

@@ -19,6 +19,7 @@ from research.models.config import DecoderConfig
 from research.models.decoder import Cache, Decoder
 from research.nn.block import Block
 from research.nn.dot import Transposed
+from research.nn.moe import ROUTING
 
 
 @struct.dataclass
@@ -48,14 +49,20 @@ class Unrolled(Decoder):
       c.replace(elementwise=elementwise) for c in ((context,) if kinds is None else context)
     ]
     dropout = self.make_rng("dropout") if self.has_rng("dropout") else None
-    block = jax.checkpoint(_block, static_argnums=0) if self.remat else _block
-    filled = []
+    block = jax.checkpoint(_block, static_argnums=(0, 1)) if self.remat else _block
+    told = self.is_mutable_collection(ROUTING)
+    filled, routing = [], []
     for i, own in enumerate(layers):
       rngs = None if dropout is None else {"dropout": jax.random.fold_in(dropout, i)}
       cache = None if caches is None else caches[i]
       context = contexts[0 if kinds is None else kinds[i]]
-      x, cache = block(self.config, jax.tree.unflatten(structure, own), x, context, cache, rngs)
+      own = jax.tree.unflatten(structure, own)
+      (x, cache), told_here = block(self.config, told, own, x, context, cache, rngs)
       filled.append(cache)
+      routing.append(told_here)
+    if told and routing[0]:
+      stacks = jax.tree.map(lambda *layers: jnp.stack(layers), *routing)
+      self.put_variable(ROUTING, "layers", stacks[ROUTING])
     return x, tuple(filled)
 
   def init_cache(self, batch: int, slots: int, dtype: Any = None) -> Cache:
@@ -66,9 +73,13 @@ class Unrolled(Decoder):
 
 
 # Compiled on its own, so that it is traced once for all layers; the compiler inlines it.
-@partial(jax.jit, static_argnums=0)
-def _block(config: DecoderConfig, variables, x, context, cache, rngs):
-  return Block(config, parent=None).apply(variables, x, context, cache, rngs=rngs)
+@partial(jax.jit, static_argnums=(0, 1))
+def _block(config: DecoderConfig, told: bool, variables, x, context, cache, rngs):
+  """What the block returns, and what it tells of its routing if that is to be `told`."""
+  mutable = [ROUTING] if told else []
+  return Block(config, parent=None).apply(
+    variables, x, context, cache, rngs=rngs, mutable=mutable
+  )
 
 
 def unroll(model: Decoder, variables: Any) -> tuple[Unrolled, Any]:
@@ -127,7 +138,7 @@ def _same(path: str, leaf: jax.Array) -> jax.Array:
 
 
 def _turned(path: str, leaf: jax.Array) -> jax.Array | Transposed:
-  flip = path.endswith("/kernel") and leaf.dtype == jnp.bfloat16
+  flip = path.endswith("/kernel") and leaf.ndim == 2 and leaf.dtype == jnp.bfloat16
   return Transposed(_transpose(leaf)) if flip else leaf
 
 

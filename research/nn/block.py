@@ -9,6 +9,7 @@ from flax import struct
 
 from research.nn.attention import Attention
 from research.nn.mlp import MLP
+from research.nn.moe import MoE
 from research.nn.norm import Norm
 from research.nn.tap import tap
 
@@ -65,7 +66,18 @@ class Block(nn.Module):
       c.attention_softcap,
       name="attention",
     )
-    mlp = MLP(c.mlp_size, c.activation, c.gated_mlp, c.mlp_bias, name="mlp")
+    mlp: nn.Module
+    if c.num_experts:
+      mlp = MoE(
+        c.num_experts,
+        c.experts_per_token,
+        c.mlp_size,
+        c.activation,
+        c.normalize_experts,
+        name="mlp",
+      )
+    else:
+      mlp = MLP(c.mlp_size, c.activation, c.gated_mlp, c.mlp_bias, name="mlp")
 
     def norm(wanted, name, x):
       return Norm(c.norm, c.norm_eps, name=name)(x) if wanted else x

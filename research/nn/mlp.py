@@ -39,6 +39,11 @@ def _backward(residuals, g):
 swiglu.defvjp(_forward, _backward)
 
 
+def gated(activation: str, gate: jax.Array, up: jax.Array) -> jax.Array:
+  """`activation(gate) * up`."""
+  return swiglu(gate, up) if activation == "silu" else ACTIVATIONS[activation](gate) * up
+
+
 class MLP(nn.Module):
   """`[..., D]` -> `[..., D]` through `hidden` features."""
 
@@ -53,10 +58,7 @@ class MLP(nn.Module):
     up = Linear(self.hidden, self.use_bias, name="up_proj")(x)
     if self.gated:
       gate = Linear(self.hidden, self.use_bias, name="gate_proj")(x)
-      if self.activation == "silu":
-        hidden = swiglu(gate, up)
-      else:
-        hidden = ACTIVATIONS[self.activation](gate) * up
+      hidden = gated(self.activation, gate, up)
     else:
       hidden = ACTIVATIONS[self.activation](up)
     return Linear(features, self.use_bias, name="down_proj")(hidden)

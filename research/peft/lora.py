@@ -10,8 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from research.core.grouped import grouped
 from research.core.products import matmul, outer
 from research.peft.adapter import Adapter
+
+
+_EXPERTS = "/experts/"
 
 
 @struct.dataclass
@@ -31,12 +35,20 @@ class LoRA(Adapter):
   ranks: tuple[int, ...] = struct.field(pytree_node=False)
   dropout: float = struct.field(pytree_node=False, default=0.0)
 
-  def __call__(self, value, *, x, rng=None, **_):
-    """`value [..., out]` float32, `x [..., in]` -> float32 `[..., out]`."""
+  def __call__(self, value, *, x, rng=None, sizes=None, **_):
+    """`value [..., out]` float32, `x [..., in]` -> float32 `[..., out]`.
+
+    sizes: of groups of the rows of `x [M, in]`, each of which has factors of its own
+      (`a [E, in, R]`): the experts of a mixture.
+    """
     if self.dropout and rng is not None:
       keep = jax.random.bernoulli(rng, 1 - self.dropout, x.shape)
       x = jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
-    return value + low_rank(x, self.a, self.b, self.scale)
+    if sizes is None:
+      return value + low_rank(x, self.a, self.b, self.scale)
+    low = grouped(x, self.a, sizes)  # [M, R]
+    scale = jnp.repeat(self.scale, sizes, total_repeat_length=x.shape[0])
+    return value + grouped((low * scale[:, None]).astype(x.dtype), self.b, sizes)
 
   def merge(self, kernel):
     """`kernel + scale * a b`, computed in float32, in the type of `kernel`."""
@@ -61,18 +73,19 @@ def init(
 
   Args:
     path: where `kernel` lies, as in `layers/attention/q_proj/kernel`.
-    kernel: `[in, out]` or `[stack, in, out]`.
+    kernel: `[in, out]`, `[layers, in, out]` or `[layers, experts, in, out]`.
     rng: key of `a`.
     rank, alpha: the scale is `alpha / rank`, or `alpha / sqrt(rank)` if `rank_stabilized`
       (Kalajdzievski 2023, arXiv:2312.03732).
     dropout: share of the inputs of `a` dropped in training.
     rank_pattern, alpha_pattern: regular expressions of whole paths with the layer's number
-      in them (`layers/3/attention/q_proj/kernel`) to values that replace rank and alpha.
+      in them (`layers/3/attention/q_proj/kernel`), and the expert's
+      (`layers/3/mlp/experts/0/up_proj/kernel`), to values that replace rank and alpha.
 
   Raises:
     ValueError: the leaf is no matrix, a rank is below 1, or a pattern matches nothing.
   """
-  if kernel.ndim not in (2, 3):
+  if kernel.ndim not in (2, 3) and not (kernel.ndim == 4 and _EXPERTS in path):
     raise ValueError(f"LoRA needs a matrix at {path!r}; its shape is {kernel.shape}")
   *stack, features, out = kernel.shape
   names = numbered(path, stack)
@@ -97,11 +110,19 @@ def init(
 
 
 def numbered(path: str, stack: list[int]) -> list[str]:
-  """`layers/x/kernel` with a stack of 2 -> `layers/0/x/kernel`, `layers/1/x/kernel`."""
+  """`layers/x/kernel` with a stack of 2 -> `layers/0/x/kernel`, `layers/1/x/kernel`.
+
+  A second axis of the stack numbers experts.
+  """
   if not stack:
     return [path]
   head, tail = path.split("/", 1)
-  return [f"{head}/{i}/{tail}" for i in range(stack[0])]
+  layers = [f"{head}/{i}/{tail}" for i in range(stack[0])]
+  if len(stack) == 1:
+    return layers
+  return [
+    layer.replace(_EXPERTS, f"{_EXPERTS}{i}/") for layer in layers for i in range(stack[1])
+  ]
 
 
 def _choose(patterns, name, default):

@@ -14,7 +14,8 @@ class Weight:
   """One parameter of ours, and the tensor that holds it or a part of it.
 
   path: our parameter, as in `layers/attention/q_proj/kernel`.
-  name: the tensor, with `{}` for the layer's number if the parameter is stacked.
+  name: the tensor, with `{}` for the number along each leading axis that stacks tensors: the
+    layer, the expert.
   transposed: the tensor is `[out, in]` where ours is `[in, out]`.
   part: `(start, stop, total)`: ours is the units from `start` to `stop` of a tensor that fuses
     several parameters, along our last axis, `total` equal units long.
@@ -31,11 +32,12 @@ class Weight:
   offset: float = 0.0
 
   @property
-  def stacked(self) -> bool:
-    return "{}" in self.name
+  def stacks(self) -> int:
+    """How many leading axes of our parameter stack tensors."""
+    return self.name.count("{}")
 
   def read(self, tensor: np.ndarray) -> np.ndarray:
-    """Our array of one layer from the checkpoint's tensor."""
+    """Our array of one layer, or of one expert of it, from the checkpoint's tensor."""
     if self.transposed:
       tensor = tensor.T
     start, stop, total = self.part
@@ -50,7 +52,7 @@ class Weight:
     return tensor
 
   def write(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-    """The checkpoint's tensor from our arrays of one layer, one a part."""
+    """The inverse of `read`, on our arrays of all parts in order."""
     if self.heads or self.offset:
       raise ValueError(f"{self.name}: GGUF's conventions are read, not written")
     tensor = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
@@ -99,8 +101,9 @@ def load(
   for weight in weights:
     shape = shapes[weight.path]
     array = np.empty(shape, dtype)
-    for index, name in enumerate(_names(weight, shapes)):
-      value, target = weight.read(tensors[name]), array[index] if weight.stacked else array
+    each = array.reshape(-1, *shape[weight.stacks :])
+    for target, name in zip(each, _names(weight, shapes), strict=True):
+      value = weight.read(tensors[name])
       if value.shape != target.shape:
         wrong.append(f"{name} gives {value.shape} for {weight.path} {target.shape}")
       else:
@@ -122,16 +125,15 @@ def save(weights: Sequence[Weight], params: tree.Tree) -> dict[str, np.ndarray]:
   tensors = {}
   for group in grouped.values():
     group = sorted(group, key=lambda weight: weight.part)
-    for index, name in enumerate(_names(group[0], shapes)):
-      parts = [flat[w.path][index] if w.stacked else flat[w.path] for w in group]
+    each = [flat[w.path].reshape(-1, *flat[w.path].shape[w.stacks :]) for w in group]
+    for name, *parts in zip(_names(group[0], shapes), *each, strict=True):
       tensors[name] = group[0].write(parts)
   return tensors
 
 
 def _names(weight, shapes):
-  if not weight.stacked:
-    return [weight.name]
-  return [weight.name.format(i) for i in range(shapes[weight.path][0])]
+  stack = shapes[weight.path][: weight.stacks]
+  return [weight.name.format(*numbers) for numbers in np.ndindex(*stack)]
 
 
 def _few(names, most=6):
