@@ -92,6 +92,8 @@ def get_config() -> ConfigDict:
   config.train.batch_size = 16
   # Slices of the batch that are taken one after the other, to save memory.
   config.train.accumulate_steps = 1
+  # Learning where to start from, by tasks of a mixture (research.loop.meta); empty: none.
+  config.train.meta = ConfigDict()
 
   config.eval = ConfigDict()
   # Evaluations come before the first step, after the last and every so many between; 0: none.

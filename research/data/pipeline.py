@@ -160,6 +160,7 @@ def train_batches(
   *,
   batch_size: int,
   seed: int,
+  rows_per_task: int = 0,
   shard_index: int = 0,
   shard_count: int = 1,
 ) -> BatchIterator:
@@ -170,6 +171,8 @@ def train_batches(
     tokenizer: the model's.
     batch_size: rows of the global batch, over all hosts.
     seed: of the order.
+    rows_per_task: each so many rows of a batch, from its first, are of one part of a mixture, some
+      maybe empty; 0: rows come as they do.
     shard_index, shard_count: this host takes rows `shard_index::shard_count` of each batch.
 
   Raises:
@@ -177,7 +180,15 @@ def train_batches(
       comes later in the stream raises when it is reached.
   """
   shard = (shard_index, shard_count)
-  return BatchIterator(Planner(config, tokenizer, batch_size=batch_size, shard=shard, seed=seed))
+  planner = Planner(
+    config,
+    tokenizer,
+    batch_size=batch_size,
+    shard=shard,
+    seed=seed,
+    rows_per_task=rows_per_task,
+  )
+  return BatchIterator(planner)
 
 
 def eval_batches(

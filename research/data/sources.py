@@ -9,6 +9,7 @@ class of that name in `SOURCES`:
   {"name": "reasoning_gym", "tasks": [{"name": "chain_sum", "weight": 2, "config": {}}],
    "seed": 0, "size": 4000, "split": "train"}
   {"name": "episodes", "source": {…}, "shots": 4}
+  {"name": "templates", "source": {…}, "columns": {"prompt": "sum: {x}", "completion": " {y}"}}
   {"name": "mixture", "sources": [{…}, {…}], "weights": [3, 1], "tasks": ["math", "chat"]}
 """
 
@@ -27,6 +28,7 @@ import numpy as np
 from research.core import tree
 from research.data.episodes import Episodes
 from research.data.formats import BadRow, Report
+from research.data.templates import Templates
 
 Row = dict[str, Any]
 
@@ -267,6 +269,11 @@ def episodes(
   return Episodes(asked, shown, shots=shots, separator=separator, size=size, seed=seed)
 
 
+def templates(source: Mapping[str, Any], columns: Mapping[str, str]) -> Templates:
+  """Rows of a source through templates; see `Templates`."""
+  return Templates(build(source), columns)
+
+
 class Mixture:
   """Several sources; by index they lie one after the other.
 
@@ -331,6 +338,7 @@ SOURCES: dict[str, Callable[..., Any]] = {
   "tfds": TFDS,
   "reasoning_gym": ReasoningGym,
   "episodes": episodes,
+  "templates": templates,
   "mixture": Mixture,
 }
 

@@ -135,6 +135,7 @@ class Planner:
     batch_size: int,
     shard: tuple[int, int],
     seed: int | None,
+    rows_per_task: int = 0,
   ):
     _check_config(config)
     index, count = shard
@@ -148,7 +149,16 @@ class Planner:
     self._length = config.length
     self._pad_id = tokenizer.pad_id or 0
     self.batch_size = batch_size
+    self._rows_per_task = rows_per_task
     self._shard = slice(index, batch_size, count)
+    if rows_per_task:
+      share = batch_size // count
+      if share % rows_per_task:
+        raise ValueError(
+          f"{share} rows of a batch are no whole tasks of {rows_per_task} rows; "
+          f"batch_size is a multiple of {rows_per_task * count}"
+        )
+      self._shard = slice(index * share, (index + 1) * share)
     # Rows of one document are whole batches of like length, so a window is whole batches.
     self._unit = 1 if self._packed else batch_size
     self._target = math.ceil(config.window / self._unit) * self._unit
@@ -170,6 +180,8 @@ class Planner:
     parts, weights = [source], [1.0]
     if isinstance(source, sources.Mixture):
       parts, weights, self.tasks = source.parts, source.weights, source.tasks
+    if rows_per_task and len(parts) < 2:
+      raise ValueError(f"rows by task need a mixture of tasks; {source.name} is one")
     if self.tasks:
       self._numbers.append("task")
     streams = [
@@ -205,6 +217,8 @@ class Planner:
       "corruption": sources.plain(config.corruption),
       "vocab_size": tokenizer.vocab_size,
     }
+    if rows_per_task:
+      self.settings["rows_per_task"] = rows_per_task
     self._window: Window | None = None
 
   def _finished(self, part: int, rows: int, position: int, row: _Row) -> tuple[Example, ...]:
@@ -270,11 +284,25 @@ class Planner:
     rng = None
     if self._seed is not None and self._shuffle:
       rng = np.random.default_rng([self._seed, start.position, start.piece])
+    if not self._rows_per_task:
+      return self._rows(examples, self.batch_size, rng)
+    size, groups = self._rows_per_task, []
+    for task in sorted({example.task for example in examples}):
+      rows = self._rows([e for e in examples if e.task == task], size, rng)
+      rows += [[] for _ in range(-len(rows) % size)]
+      groups += [rows[at : at + size] for at in range(0, len(rows), size)]
+    order = range(len(groups)) if rng is None else rng.permutation(len(groups))
+    return [row for number in order for row in groups[number]]
+
+  def _rows(
+    self, examples: list[Example], together: int, rng: np.random.Generator | None
+  ) -> list[list[Example]]:
+    """Rows of all examples; if not packed, each `together` are of like length."""
     if self._packed:
       return packing.packed_rows(examples, self._length, rng)
     if self._seed is not None and not self._shuffle:
       return [[example] for example in examples]
-    return packing.rows_by_length(examples, self.batch_size, rng)
+    return packing.rows_by_length(examples, together, rng)
 
   def _width(self, rows: list[list[Example]]) -> int:
     """The length of a batch of these rows, the same on every host."""

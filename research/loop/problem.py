@@ -40,7 +40,7 @@ class Batches(Protocol):
 class Problem:
   """Everything that the loop drives and does not know.
 
-  variables: `{"params": ..., "adapters": ...}`.
+  variables: `{"params": ..., "adapters": ...}`, and `"objective"` where the loss learns too.
   trains: says of a path of `variables` and its leaf whether the optimizer changes it.
   batches: this process's share of each batch.
   evaluators: `(model, variables, tokenizer) -> Result`.
@@ -83,12 +83,15 @@ def assemble(config: config_lib.Config) -> Problem:
   )
   shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
   batch_size = config.train.batch_size
+  rows_per_task = config.train.meta.get("rows_per_task", 0)
   with config_lib.blaming("data.train"):
     batches = pipeline.train_batches(
-      config.data.train, tokenizer, batch_size=batch_size, seed=config.seed, **shard
+      config.data.train, tokenizer, batch_size=batch_size, seed=config.seed, rows_per_task=rows_per_task, **shard
     )
   with config_lib.blaming("objective"):
     objective = objectives.build(config.objective, batches.tasks)
+    if learnt := objectives.variables(objective):
+      variables["objective"] = learnt
   evaluators: list[Evaluator] = []
   if config.data.eval:
     with config_lib.blaming("data.eval"):

@@ -24,7 +24,7 @@ from research.core import cache, sharding, tree
 from research.core import config as config_lib
 from research.io import metrics as metrics_lib
 from research.io.checkpoint import Checkpoints, write_json
-from research.loop import environment, problem, state, step, throughput
+from research.loop import environment, meta, problem, state, step, throughput
 from research.loop.callbacks import Callback, Context
 from research.loop.interrupt import Interrupted, Interrupts
 from research.loop.record import Recorder
@@ -111,6 +111,7 @@ class _Trainer:
       schedule,
       accumulate_steps=config.train.accumulate_steps,
       seed=config.seed,
+      meta=meta.build(config.train.meta),
     )
     self._step = step.Program(train_step, out_shardings=(shardings, None))
 

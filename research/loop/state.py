@@ -35,6 +35,8 @@ def trains(
 ) -> Callable[[str, Any], bool]:
   """The predicate over `variables` (paths `params/...`, `adapters/...`) that splits them.
 
+  What an objective learns (`objective/...`) trains always.
+
   Args:
     section: any of `"adapters"` (what of them is not constant), `"all"` (every parameter, and
       the adapters), and regular expressions over the paths of parameters.
@@ -58,6 +60,8 @@ def trains(
   with_adapters = "adapters" in section or "all" in section
 
   def predicate(path: str, leaf: Any) -> bool:
+    if path.startswith("objective/"):
+      return True
     if path.startswith("params/"):
       return path in chosen
     return with_adapters and adapter_trains(_within(path), leaf)

@@ -16,6 +16,8 @@ import optax
 from research.core import compile as compile_lib
 from research.core import rng as rng_lib
 from research.core import tree
+from research.loop.meta import Meta, by_tasks
+from research.loop.slices import cut, summed
 from research.loop.state import TrainState
 from research.models.decoder import Decoder
 from research.models.unrolled import unstack
@@ -73,12 +75,15 @@ def make_step(
   *,
   accumulate_steps: int,
   seed: int,
+  meta: Meta | None = None,
 ) -> Step:
   """`step(state, frozen, batch) -> (state, metrics)`, pure and ready for `jax.jit`.
 
   The gradient is that of (sum of losses) / (sum of weights) over the whole batch, whether it is
   taken at once or in `accumulate_steps` slices. An update whose loss or gradient is not finite is
   left out: parameters and moments stay as they are, and the counters of the state tell.
+
+  With `meta` the gradient is one of learning an initialization (`loop.meta`).
 
   `metrics` holds `sums` (name -> (sum, weight): the loss, the objective's metrics), `counts`
   (`tokens`, of them `useful_tokens` that are no padding, and `context`, the sum over those of the
@@ -95,28 +100,18 @@ def make_step(
     (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
     return sums, gradients
 
+  take = by_tasks(meta, sums_and_gradients) if meta else sums_and_gradients
+
   def step(
     state: TrainState, frozen: Any, batch: dict[str, jax.Array]
   ) -> tuple[TrainState, dict[str, Any]]:
     rng = rng_lib.at(key, state.step)
     if accumulate_steps == 1:
-      sums, gradients = sums_and_gradients(state.trainable, frozen, batch, rng, state.step)
+      sums, gradients = take(state.trainable, frozen, batch, rng, state.step)
     else:
-
-      def add(total: Any, slice_and_index: Any) -> tuple[Any, None]:
-        rows, index = slice_and_index
-        found = sums_and_gradients(
-          state.trainable, frozen, rows, rng_lib.at(rng, index), state.step
-        )
-        return jax.tree.map(jnp.add, total, found), None
-
-      slices = {name: _sliced(rows, accumulate_steps) for name, rows in batch.items()}
-      first = jax.tree.map(lambda rows: rows[0], slices)
-      shapes = jax.eval_shape(sums_and_gradients, state.trainable, frozen, first, rng, state.step)
-      zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-      (sums, gradients), _ = jax.lax.scan(
-        add, zeros, (slices, jnp.arange(accumulate_steps, dtype=jnp.int32))
-      )
+      unit = meta.rows_per_task if meta else 1
+      slices = {name: cut(rows, accumulate_steps, unit) for name, rows in batch.items()}
+      sums, gradients = summed(take, state.trainable, frozen, slices, rng, state.step)
     total, weight = sums["loss"]
     # A batch without a single target has zero loss and gradients, not 0 / 0.
     divisor = jnp.where(weight == 0, 1.0, weight)
@@ -147,16 +142,6 @@ def make_step(
     return state, metrics
 
   return step
-
-
-def _sliced(rows: jax.Array, count: int) -> jax.Array:
-  """`[B, ...]` -> `[A, B/A, ...]`; slice i takes rows i, i + A, ...
-
-  Strided, so that every slice holds an equal share of each device's rows.
-  """
-  if rows.shape[0] % count:
-    raise ValueError(f"{rows.shape[0]} rows cannot be cut into {count} slices")
-  return rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1)
 
 
 def _counts(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:

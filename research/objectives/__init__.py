@@ -5,6 +5,7 @@ from typing import Any
 
 from research.core import config
 from research.objectives.causal import Loss, causal
+from research.objectives.weighting import LearningLoss
 
 OBJECTIVES = {"causal": causal}
 
@@ -18,4 +19,13 @@ def build(section: Mapping[str, Any], tasks: Sequence[str] = ()) -> Loss:
   return config.call(OBJECTIVES, section, tasks=tasks)
 
 
-__all__ = ["OBJECTIVES", "Loss", "build", "causal"]
+def variables(objective: Loss) -> Any:
+  """The collection `objective` that the loss learns with the model, before the first step.
+
+  Raises:
+    ConfigError: it cannot be, with the data's tasks.
+  """
+  return objective.initial() if isinstance(objective, LearningLoss) else {}
+
+
+__all__ = ["OBJECTIVES", "Loss", "build", "causal", "variables"]
