@@ -44,6 +44,9 @@ def get_config() -> ConfigDict:
   # What the optimizer changes: "adapters", "all", or regexes of parameters' paths (".*/bias").
   config.trainable = ("adapters",)
 
+  # One of research.objectives, with its arguments: {"name": "causal", "weighting": {"name":
+  # "uncertainty"}} learns how much each task of a mixture counts, "router_balance": 0.01 evens out
+  # the use of experts.
   config.objective = ConfigDict({"name": "causal"})
 
   config.data = ConfigDict()

@@ -131,9 +131,12 @@ def _over_blocks(sizes: jax.Array, block: int, body: Callable[..., jax.Array], i
 
 
 def _block(rows: int, groups: int) -> int:
-  """Rows of a block: a power of two, about half of a group."""
+  """Rows of a block: a power of two, at most those of an average group.
+
+  Smaller blocks waste less at a group's end, but each of them copies its group's kernel.
+  """
   low, high = _BLOCKS
   block = low
-  while block < high and 4 * block <= rows // groups:
+  while block < high and 2 * block <= rows // groups:
     block *= 2
   return block

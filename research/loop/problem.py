@@ -45,6 +45,7 @@ class Problem:
   batches: this process's share of each batch.
   evaluators: `(model, variables, tokenizer) -> Result`.
   forward_flops: FLOPs of the base's forward pass, a token, in rows of a length.
+  active: the share of the parameter at a path, such as all experts, that one token meets.
   export: `(directory, variables)` writes what was trained for other tools to load.
   """
 
@@ -57,6 +58,7 @@ class Problem:
   evaluators: Sequence[Evaluator]
   forward_flops: Callable[[float], float]
   export: Callable[[Path, dict[str, Any]], None]
+  active: Callable[[str], float] = lambda path: 1.0
 
 
 def assemble(config: config_lib.Config) -> Problem:
@@ -86,7 +88,12 @@ def assemble(config: config_lib.Config) -> Problem:
   rows_per_task = config.train.meta.get("rows_per_task", 0)
   with config_lib.blaming("data.train"):
     batches = pipeline.train_batches(
-      config.data.train, tokenizer, batch_size=batch_size, seed=config.seed, rows_per_task=rows_per_task, **shard
+      config.data.train,
+      tokenizer,
+      batch_size=batch_size,
+      seed=config.seed,
+      rows_per_task=rows_per_task,
+      **shard,
     )
   with config_lib.blaming("objective"):
     objective = objectives.build(config.objective, batches.tasks)
@@ -102,8 +109,10 @@ def assemble(config: config_lib.Config) -> Problem:
     evaluators += evals.build([section.take() for section in config.eval.evaluators])
 
   def export(directory: Path, variables: dict[str, Any]) -> None:
-    if not trains_base:
-      modules = families.find(model.config.family).modules(model.config)
+    modules = families.find(model.config.family).modules(model.config)
+    # PEFT's files have no place for a LoRA of each expert: such adapters leave in their model.
+    has_place = all(path in modules for path, _ in peft.sites(variables["adapters"]))
+    if not trains_base and has_place:
       peft.save(directory / "adapter", variables["adapters"], modules, base_model=source)
     else:
       merged = peft.merge(variables["params"], variables["adapters"])
@@ -119,6 +128,7 @@ def assemble(config: config_lib.Config) -> Problem:
     evaluators=evaluators,
     forward_flops=model.config.flops_per_token,
     export=export,
+    active=model.config.active,
   )
 
 

@@ -131,7 +131,7 @@ class _Trainer:
       every_steps=config.log.every_steps,
       tensorboard=config.log.tensorboard,
       flops_per_token=throughput.train_flops_per_token(
-        task.forward_flops, task.variables, trainable
+        task.forward_flops, task.variables, trainable, task.active
       ),
       peak_flops=config.log.peak_flops or throughput.peak_flops(),
       trainable_paths=list(tree.flatten(trainable)),

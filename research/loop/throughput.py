@@ -38,7 +38,10 @@ def peak_flops() -> float:
 
 
 def train_flops_per_token(
-  forward_flops: Callable[[float], float], variables: Any, trainable: Any
+  forward_flops: Callable[[float], float],
+  variables: Any,
+  trainable: Any,
+  active: Callable[[str], float] = lambda path: 1.0,
 ) -> Callable[[float], float]:
   """`length -> FLOPs` that one token needs in training, in rows of `length` tokens.
 
@@ -52,15 +55,18 @@ def train_flops_per_token(
     forward_flops: the FLOPs of a forward pass of the base, a token, in rows of a length.
     variables: all variables, or their shapes.
     trainable: those that train, None elsewhere.
+    active: the share of the parameter at a path that one token meets.
   """
   has_head = any(path.startswith("params/lm_head/") for path in tree.flatten(variables))
   weights = {
-    path: leaf.size
+    path: leaf.size * active(path)
     for path, leaf in tree.flatten(trainable).items()
     if path.startswith("params/")
     and (path.endswith("/kernel") or path == "params/embed/embedding" and not has_head)
   }
-  adapters = tree.count(variables.get("adapters", {}))
+  adapters = sum(
+    leaf.size * active(path) for path, leaf in tree.flatten(variables.get("adapters", {})).items()
+  )
   constant = 2 * sum(weights.values()) + 6 * adapters
 
   def per_token(length: float) -> float:

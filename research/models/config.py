@@ -81,6 +81,10 @@ class DecoderConfig:
     """The rotary embedding of layers with that window."""
     return self.local_rope if window and self.local_rope else self.rope
 
+  def active(self, path: str) -> float:
+    """The share of the parameter at `path`, or of its adapter, that one token meets."""
+    return self.experts_per_token / self.num_experts if "/experts/" in path else 1.0
+
   def flops_per_token(self, length: int) -> float:
     """Floating-point operations of one forward pass, a token, in rows of `length`.
 

@@ -77,9 +77,7 @@ class Unrolled(Decoder):
 def _block(config: DecoderConfig, told: bool, variables, x, context, cache, rngs):
   """What the block returns, and what it tells of its routing if that is to be `told`."""
   mutable = [ROUTING] if told else []
-  return Block(config, parent=None).apply(
-    variables, x, context, cache, rngs=rngs, mutable=mutable
-  )
+  return Block(config, parent=None).apply(variables, x, context, cache, rngs=rngs, mutable=mutable)
 
 
 def unroll(model: Decoder, variables: Any) -> tuple[Unrolled, Any]:

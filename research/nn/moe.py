@@ -94,6 +94,4 @@ def _permute(x, there, back):
   return x[there]
 
 
-_permute.defvjp(
-  lambda x, there, back: (x[there], back), lambda back, g: (g[back], None, None)
-)
+_permute.defvjp(lambda x, there, back: (x[there], back), lambda back, g: (g[back], None, None))

@@ -120,9 +120,7 @@ def numbered(path: str, stack: list[int]) -> list[str]:
   layers = [f"{head}/{i}/{tail}" for i in range(stack[0])]
   if len(stack) == 1:
     return layers
-  return [
-    layer.replace(_EXPERTS, f"{_EXPERTS}{i}/") for layer in layers for i in range(stack[1])
-  ]
+  return [layer.replace(_EXPERTS, f"{_EXPERTS}{i}/") for layer in layers for i in range(stack[1])]
 
 
 def _choose(patterns, name, default):

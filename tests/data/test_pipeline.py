@@ -111,12 +111,13 @@ def config_of(**changes):
   return SimpleNamespace(**{**BASE, **changes})
 
 
-def train(batch_size=3, seed=0, shard=(0, 1), **changes):
+def train(batch_size=3, seed=0, shard=(0, 1), rows_per_task=0, **changes):
   return pipeline.train_batches(
     config_of(**changes),
     NumberTokenizer(),
     batch_size=batch_size,
     seed=seed,
+    rows_per_task=rows_per_task,
     shard_index=shard[0],
     shard_count=shard[1],
   )
@@ -434,3 +435,43 @@ def test_reads_a_config_dict():
   config = ml_collections.ConfigDict(BASE)
   batches = pipeline.train_batches(config, NumberTokenizer(), batch_size=3, seed=0)
   assert_same(next(batches), next(train()))
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "none"])
+def test_rows_by_task(packing):
+  source = {**MIXTURE, "tasks": ["small", "large"]}
+  settings = {"source": source, "packing": packing, "batch_size": 6, "rows_per_task": 3}
+  whole, seen, tasks = train(**settings), [], set()
+  states = []
+  for _ in range(30):
+    states.append(json.dumps(whole.get_state()))
+    batch = next(whole)
+    seen.append(batch)
+    for group in (slice(0, 3), slice(3, 6)):
+      real = batch["segments"][group] > 0
+      found = {*batch["task"][group][real].tolist()}
+      assert len(found) == 1
+      tasks |= found
+      numbers = np.unique(batch["tokens"][group][real] // 10)
+      assert (numbers[numbers > 0] >= 1000).all() == (found == {1})
+  assert tasks == {0, 1}
+  # Nothing is lost: one epoch of the smaller part is in the stream whole.
+  assert {10 * (1000 + i) for i in range(7)} <= {d for batch in seen for d in documents(batch)}
+  resumed = train(**settings)
+  resumed.set_state(json.loads(states[7]))
+  assert_same(next(resumed), seen[7])
+  # Each host has whole groups, and all hosts together the batch.
+  hosts = [train(**settings, shard=(i, 2)) for i in range(2)]
+  for batch in seen[:3]:
+    parts = [next(host) for host in hosts]
+    together = {name: np.concatenate([part[name] for part in parts]) for name in batch}
+    assert_same(together, batch)
+  for batches in (whole, resumed, *hosts):
+    batches.close()
+
+
+def test_rows_by_task_need_tasks_and_whole_groups():
+  with pytest.raises(ValueError, match="need a mixture of tasks; memory1 is one"):
+    train(rows_per_task=3)
+  with pytest.raises(ValueError, match="batch_size is a multiple of 8"):
+    train(source=MIXTURE, rows_per_task=4, batch_size=4, shard=(0, 2))

@@ -32,7 +32,9 @@ def test_columns_are_rendered_beside_the_rows_own(build):
   }
   assert source[1]["prompt"] == "<translate> two {as is}\n"
   assert source.origin(1) == 1
-  other = build([{"en": "one", "de": "eins"}, {"en": "two", "de": "zwei", "prompt": "old"}], {"text": "{en}"})
+  other = build(
+    [{"en": "one", "de": "eins"}, {"en": "two", "de": "zwei", "prompt": "old"}], {"text": "{en}"}
+  )
   assert other.fingerprint != source.fingerprint
 
 

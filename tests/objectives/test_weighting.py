@@ -71,7 +71,8 @@ def test_uncertainty_is_the_papers_loss(setting):
     variances = [jnp.exp(learnt["log_variance"][name]) for name in TASKS]
     deviations = [jnp.sqrt(variance) for variance in variances]
     return sum(
-      s / v + w * jnp.log(d) for s, w, v, d in zip(sums, weights, variances, deviations, strict=True)
+      s / v + w * jnp.log(d)
+      for s, w, v, d in zip(sums, weights, variances, deviations, strict=True)
     )
 
   (total, (weight, metrics)), got = jax.value_and_grad(ours, (0, 1), has_aux=True)(params, learnt)
@@ -108,7 +109,10 @@ def test_fixed_weights_are_those_of_the_batch(setting):
 
 def test_what_it_learns_trains_without_decay(setting):
   _, params, _ = setting
-  variables = {"params": params, "objective": objectives.variables(objectives.build(UNCERTAIN, TASKS))}
+  variables = {
+    "params": params,
+    "objective": objectives.variables(objectives.build(UNCERTAIN, TASKS)),
+  }
   trains = state_lib.trains(["final_norm/scale"], variables, lambda path, leaf: False)
   assert trains("objective/log_variance/sums", None)
   mask = optim.decay_mask((), {"objective": {"log_variance": {"sums": jnp.zeros(())}}})
