@@ -178,9 +178,10 @@ def by_tasks(meta: Meta, gradients: Gradients) -> Gradients:
 
 def _ends(inner: Any) -> dict[str, Any]:
   """The loss before the first and before the last step of the inner loop."""
+  total, weight = inner["loss"]
   return {
-    f"inner/{name}_loss": jax.tree.map(lambda each: each[at], inner["loss"])
-    for name, at in (("first", 0), ("last", -1))
+    "inner/first_loss": (total[0], weight[0]),
+    "inner/last_loss": (total[-1], weight[-1]),
   }
 
 

@@ -88,9 +88,9 @@ class DecoderConfig:
   def flops_per_token(self, length: int) -> float:
     """Floating-point operations of one forward pass, a token, in rows of `length`.
 
-    Two a weight of every projection that a token goes through and of the head, and attention's two products with
-    the causal half of `length` keys, or what a window leaves of it (Chowdhery et al. 2022,
-    PaLM, appendix B).
+    Two a weight of every projection that a token goes through and of the head, and attention's
+    two products with the causal half of `length` keys, or what a window leaves of it (Chowdhery et
+    al. 2022, PaLM, appendix B).
     """
     heads = (2 * self.num_heads + 2 * self.num_kv_heads) * self.head_size
     mlp = (3 if self.gated_mlp else 2) * self.mlp_size * (self.experts_per_token or 1)

@@ -14,7 +14,6 @@ from research.core.grouped import grouped
 from research.core.products import matmul, outer
 from research.peft.adapter import Adapter
 
-
 _EXPERTS = "/experts/"
 
 

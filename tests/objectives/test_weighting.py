@@ -88,7 +88,7 @@ def test_uncertainty_is_the_papers_loss(setting):
 
   # It is least where the variance is twice the mean loss.
   best = {n: jnp.log(2 * s / w) for n, s, w in zip(TASKS, sums, weights, strict=True)}
-  slope = jax.grad(lambda l: ours(params, l)[0])({"log_variance": best})
+  slope = jax.grad(lambda learnt: ours(params, learnt)[0])({"log_variance": best})
   _check(list(slope["log_variance"].values()), [0, 0])
 
 
