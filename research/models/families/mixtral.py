@@ -18,8 +18,6 @@ NAMES = {
   "experts/down_proj": "block_sparse_moe.experts.{}.w2",
 }
 
-modules = llama.modules
-
 
 def read_config(hf: Mapping[str, Any]) -> DecoderConfig:
   """From `config.json`.
@@ -44,6 +42,15 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
     "model_type": NAME,
     "num_local_experts": config.num_experts,
     "num_experts_per_tok": config.experts_per_token,
+  }
+
+
+def modules(config: DecoderConfig) -> dict[str, tuple[str, tuple[int, int, int]]]:
+  """See `llama.modules`; PEFT has no modules for experts, which are one tensor in torch."""
+  return {
+    path: module
+    for path, module in llama.modules(config).items()
+    if not path.startswith("layers/mlp/")
   }
 
 

@@ -18,7 +18,7 @@ _NAMES = {
   "experts/down_proj": "mlp.experts.{}.down_proj",
 }
 
-modules = llama.modules
+modules = mixtral.modules
 
 
 def read_config(hf: Mapping[str, Any]) -> DecoderConfig:
