@@ -286,7 +286,8 @@ class Planner:
       rng = np.random.default_rng([self._seed, start.position, start.piece])
     if not self._rows_per_task:
       return self._rows(examples, self.batch_size, rng)
-    size, groups = self._rows_per_task, []
+    size = self._rows_per_task
+    groups: list[list[list[Example]]] = []
     for task in sorted({example.task for example in examples}):
       rows = self._rows([e for e in examples if e.task == task], size, rng)
       rows += [[] for _ in range(-len(rows) % size)]

@@ -66,7 +66,7 @@ class Block(nn.Module):
       c.attention_softcap,
       name="attention",
     )
-    mlp: nn.Module
+    mlp: MoE | MLP
     if c.num_experts:
       mlp = MoE(
         c.num_experts,
