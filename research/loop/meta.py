@@ -3,7 +3,7 @@
 A batch is groups of `rows_per_task` rows, each of one task (`data.windows`). For each group the
 trainable parameters take a few steps of gradient descent of their own, forgotten afterwards; the
 gradient that the optimizer gets tells from where those steps would have gone better. What trains
-(all, or adapters alone) is what adapts. Groups are worked on one after the other, so that memory
+(all, or adapters alone) is what adapts, save what the objective learns. Groups are worked on one after the other, so that memory
 holds one adapted copy, and add up as all else does: by their tokens.
 
 K steps of the inner loop, r rows of one of them, S sequence.
@@ -109,7 +109,9 @@ def adapt(
   """
 
   def moved(way: Any) -> Any:
-    return jax.tree.map(lambda value, g: value - learning_rate * g, trainable, way)
+    new = jax.tree.map(lambda value, g: value - learning_rate * g, trainable, way)
+    # What an objective learns is about all tasks together: none has its own.
+    return {**new, **{name: kept for name, kept in trainable.items() if name == "objective"}}
 
   def descend(way: Any, batch_and_index: Any) -> tuple[Any, Any]:
     batch, index = batch_and_index
