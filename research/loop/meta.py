@@ -3,8 +3,9 @@
 A batch is groups of `rows_per_task` rows, each of one task (`data.windows`). For each group the
 trainable parameters take a few steps of gradient descent of their own, forgotten afterwards; the
 gradient that the optimizer gets tells from where those steps would have gone better. What trains
-(all, or adapters alone) is what adapts, save what the objective learns. Groups are worked on one after the other, so that memory
-holds one adapted copy, and add up as all else does: by their tokens.
+(all, or adapters alone) is what adapts, save what the objective learns. Groups are worked on one
+after the other, so that memory holds one adapted copy, and add up as all else does: by their
+tokens.
 
 K steps of the inner loop, r rows of one of them, S sequence.
 """
