@@ -49,9 +49,9 @@ def causal(
     training = rng is not None
     rngs = {"dropout": rng} if training else None
     hidden, router_logits = _hidden(model, variables, batch, rngs)
-    weights, terms = batch["weights"], None
+    weights, terms, learnt = batch["weights"], None, variables.get("objective", {})
     if weighting and training:
-      terms = weightings.build(weighting, tasks)(variables["objective"])
+      terms = weightings.build(weighting, tasks)(learnt)
       factors = jax.lax.stop_gradient(terms.factors)[batch["task"]]  # [B, S]
       weights = weights * factors
     total, losses, right = cross_entropy.chunked(
@@ -81,7 +81,7 @@ def causal(
     if terms is not None:
       added, weight = _weighted(terms, [metrics[f"loss/{name}"] for name in tasks])
       total = total + added
-      for name, value in variables["objective"].get("log_variance", {}).items():
+      for name, value in learnt.get("log_variance", {}).items():
         metrics[f"log_variance/{name}"] = (value, jnp.ones(()))
     if router_logits is not None:
       real = batch["segments"] > 0

@@ -39,8 +39,10 @@ def test_columns_are_rendered_beside_the_rows_own(build):
 
 
 def test_a_missing_or_empty_column_is_named(build):
-  source = build([{"en": "one", "du": "eins"}, {"en": None, "de": "eins"}])
-  with pytest.raises(BadRow, match=r"'completion' needs 'de'; .*\['du', 'en'\]; did you mean 'du'"):
+  source = build([{"en": "one", "dee": "eins"}, {"en": None, "de": "eins"}])
+  with pytest.raises(
+    BadRow, match=r"'completion' needs 'de'; .*\['dee', 'en'\]; did you mean 'dee'"
+  ):
     source[0]
   with pytest.raises(BadRow, match="'prompt' needs 'en'"):
     source[1]

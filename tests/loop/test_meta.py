@@ -131,7 +131,7 @@ def test_a_learnt_start_adapts_faster_than_a_joint_one(tiny):
   def trained(meta):
     step, (state, frozen) = _step(tiny, meta, adam), _start(tiny.params, adam)
     rng = np.random.default_rng(0)
-    for _ in range(250):
+    for _ in range(150):
       state, _ = step(state, frozen, _languages(rng, tasks=4))
     return state.trainable["params"]
 

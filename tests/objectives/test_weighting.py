@@ -37,7 +37,7 @@ def setting():
     "positions": np.array([np.arange(9), [*range(4), *range(5)]], np.int32),
     "task": np.array([[1] * 9, [0] * 4 + [1] * 5], np.int32),
   }
-  params = model.init(KEY, tokens)["params"]
+  params = jax.jit(model.init)(KEY, tokens)["params"]
   params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(KEY, x.shape), params)
   return model, params, batch
 
@@ -75,12 +75,13 @@ def test_uncertainty_is_the_papers_loss(setting):
       for s, w, v, d in zip(sums, weights, variances, deviations, strict=True)
     )
 
-  (total, (weight, metrics)), got = jax.value_and_grad(ours, (0, 1), has_aux=True)(params, learnt)
-  value, want = jax.value_and_grad(plain, (0, 1))(params, learnt)
+  ours = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))
+  (total, (weight, metrics)), got = ours(params, learnt)
+  value, want = jax.jit(jax.value_and_grad(plain, (0, 1)))(params, learnt)
   _check(total, value)
   jax.tree.map(_check, got, want)
   _check(weight, batch["weights"].sum())
-  sums, weights = _plain(model, params, batch)
+  sums, weights = jax.jit(_plain, static_argnums=0)(model, params, batch)
   for name, s, w in zip(TASKS, sums, weights, strict=True):
     _check(metrics[f"loss/{name}"], (s, w))  # as they are, for people to compare
     assert metrics[f"log_variance/{name}"] == (learnt["log_variance"][name], 1)
@@ -88,7 +89,7 @@ def test_uncertainty_is_the_papers_loss(setting):
 
   # It is least where the variance is twice the mean loss.
   best = {n: jnp.log(2 * s / w) for n, s, w in zip(TASKS, sums, weights, strict=True)}
-  slope = jax.grad(lambda learnt: ours(params, learnt)[0])({"log_variance": best})
+  _, (_, slope) = ours(params, {"log_variance": best})
   _check(list(slope["log_variance"].values()), [0, 0])
 
 
@@ -97,14 +98,23 @@ def test_fixed_weights_are_those_of_the_batch(setting):
   loss = objectives.build(FIXED, TASKS)
   assert objectives.variables(loss) == {}
   factors = np.array([0.5, 3.0], np.float32)[batch["task"]]
-  total, weight, metrics = loss(model, {"params": params, "objective": {}}, batch, KEY, 0)
   bare = objectives.build({"name": "causal"}, TASKS)
-  weighed = {**batch, "weights": batch["weights"] * factors}
-  _check((total, weight), bare(model, {"params": params}, weighed, KEY, 0)[:2])
-  # A measure is of the tokens as they are, and needs nothing that was learnt.
-  measured = loss(model, {"params": params}, batch, None, 0)
-  _check(measured[:2], bare(model, {"params": params}, batch, None, 0)[:2])
-  _check(metrics["loss/chat"], measured[2]["loss/chat"])
+
+  @jax.jit
+  def all_four(weighed):
+    variables = {"params": params}
+    return (
+      loss(model, variables, batch, KEY, 0),
+      bare(model, variables, weighed, KEY, 0),
+      loss(model, variables, batch, None, 0),
+      bare(model, variables, batch, None, 0),
+    )
+
+  ours, plain, measured, bare_measured = all_four({**batch, "weights": batch["weights"] * factors})
+  _check(ours[:2], plain[:2])
+  _check(measured[:2], bare_measured[:2])  # a measure is of the tokens as they are
+  for name in TASKS:
+    _check(ours[2][f"loss/{name}"], bare_measured[2][f"loss/{name}"])
 
 
 def test_what_it_learns_trains_without_decay(setting):
