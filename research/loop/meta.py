@@ -13,7 +13,7 @@ K steps of the inner loop, r rows of one of them, S sequence.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -97,7 +97,7 @@ def adapt(
   rng: Any,
   step: Any,
   learning_rate: float,
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, Any]:
   """Gradient descent on one batch after another.
 
   Args:
@@ -148,7 +148,7 @@ def reptile(rows_per_task: int, inner_learning_rate: float, inner_steps: int = 2
   return Reptile(rows_per_task, inner_steps, inner_learning_rate)
 
 
-METHODS = {"maml": maml, "reptile": reptile}
+METHODS: dict[str, Callable[..., Meta]] = {"maml": maml, "reptile": reptile}
 
 
 def build(section: Mapping[str, Any]) -> Meta | None:

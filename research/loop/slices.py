@@ -44,7 +44,7 @@ def cut(rows: jax.Array, count: int, unit: int = 1) -> jax.Array:
     ValueError: the rows do not divide.
   """
   if rows.shape[0] % (count * unit):
-    units = f"units of {unit} rows" if unit > 1 else "rows"
-    raise ValueError(f"{rows.shape[0] / unit:g} {units} cannot be cut into {count} slices")
+    what = f"units of {unit} rows" if unit > 1 else "rows"
+    raise ValueError(f"{rows.shape[0] / unit:g} {what} cannot be cut into {count} slices")
   units = rows.reshape(-1, count, unit, *rows.shape[1:]).swapaxes(0, 1)
   return units.reshape(count, -1, *rows.shape[1:])
