@@ -1,6 +1,7 @@
 """Text from a model: samplers, batches of prompts in one compiled loop, and streams."""
 
 from research.generation.beam import beam_search
+from research.generation.continuous import Request, serve
 from research.generation.engine import Completion, generate
 from research.generation.samplers import SAMPLERS, Sampler
 from research.generation.score import Choice, choose, score
@@ -11,6 +12,7 @@ __all__ = [
   "SAMPLERS",
   "Choice",
   "Completion",
+  "Request",
   "Sampler",
   "StopStrings",
   "Stream",
@@ -18,4 +20,5 @@ __all__ = [
   "choose",
   "generate",
   "score",
+  "serve",
 ]

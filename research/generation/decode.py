@@ -66,9 +66,11 @@ def draw(
   """The `step`-th new token of each row `[B]`, and its log-probability by `logits` themselves.
 
   Args:
+    step: one number, or one a row `[B]`.
     seen: the tokens before it, for a sampler that penalizes; comes back with the new ones.
   """
-  token = sampler(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step), seen)
+  steps = jnp.broadcast_to(jnp.asarray(step, jnp.int32), keys.shape)
+  token = sampler(logits, jax.vmap(jax.random.fold_in)(keys, steps), seen)
   if seen is not None:
     seen = seen.add(token)
   best = jnp.max(logits, axis=-1, keepdims=True)

@@ -19,7 +19,7 @@ from research.generation.samplers import Sampler, Seen
 from research.generation.stop import Reader, StopStrings
 from research.models.decoder import Cache, Decoder
 
-_STRIDE = 16  # tokens written between two looks for stop strings
+STRIDE = 16  # tokens written between two looks for stop strings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ def generate(
     readers = [stop.reader() for _ in range(len(keys))] if stop and stop.strings else []
     step, state = 1, _stopped(state, readers)
     while step < max_new_tokens and not (readers and np.all(state.written.finished)):
-      step = min(step + _STRIDE, max_new_tokens) if readers else max_new_tokens
+      step = min(step + STRIDE, max_new_tokens) if readers else max_new_tokens
       state = _stopped(_go_on(run_variables, state, keys, step, **same), readers)
     before = len(found)
     found |= {

@@ -56,6 +56,36 @@ class Cache:
     layers = jax.tree.map(lambda kept: jnp.take(kept, rows, axis=kept.ndim - 4), self.layers)
     return Cache(layers, self.positions, self.used)
 
+  def insert(self, other: "Cache", rows: jax.Array) -> "Cache":
+    """With the rows of `other` in place of `rows [n]`, their last slot just before `used`.
+
+    Slots go round: before the first comes the last. What of `other` does not fit, its first slots,
+    is left out, and so are rows with a number beyond the last.
+    """
+    slots = self.positions.shape[1]
+
+    def put(kept, new, row_axis, axis):
+      have = new.shape[axis]
+      new = jax.lax.slice_in_dim(new, max(0, have - slots), have, axis=axis)
+      padding = [(0, 0)] * new.ndim
+      padding[axis] = (slots - new.shape[axis], 0)
+      new = jnp.pad(new, padding, constant_values=-1 if new.ndim == 2 else 0)
+      new = jnp.roll(new, self.used, axis=axis).astype(kept.dtype)
+      return kept.at[(slice(None),) * row_axis + (rows,)].set(new, mode="drop")
+
+    def both(kept, new):
+      row_axis = kept[0].ndim - 4
+      return (
+        put(kept[0], new[0], row_axis, row_axis + 3),
+        put(kept[1], new[1], row_axis, row_axis + 2),
+      )
+
+    stacked = isinstance(self.layers[0], jax.Array)
+    layers = (
+      both(self.layers, other.layers) if stacked else tuple(map(both, self.layers, other.layers))
+    )
+    return Cache(layers, put(self.positions, other.positions, 0, 1), self.used)
+
 
 class Decoder(nn.Module):
   """A decoder-only transformer; methods bind at its taps and are unknown to it.
