@@ -248,7 +248,7 @@ def _admit(
   cache, logits = decode.advance(model, variables, cache, tokens, positions)
   seen = Seen.of_prompt(tokens, positions, logits.shape[-1]) if sampler.penalizes else None
   token, log_prob, seen = decode.draw(sampler, logits, keys, 0, seen)
-  ends = _is_any(token, eos_ids)
+  ends = decode.is_any(token, eos_ids)
 
   def put(kept, new):
     return kept.at[rows].set(new, mode="drop")
@@ -282,7 +282,7 @@ def _advance(variables, state, occupied, steps, *, model, sampler, eos_ids) -> _
     positions = jnp.where(active, state.position, -1)[:, None]
     cache, logits = decode.advance(model, variables, state.cache, state.token[:, None], positions)
     token, log_prob, seen = decode.draw(sampler, logits, state.keys, state.length, state.seen)
-    ends = active & _is_any(token, eos_ids)
+    ends = active & decode.is_any(token, eos_ids)
     at = (jnp.arange(batch), state.length)
     return step + 1, _State(
       cache.replace(used=cache.used % slots),
@@ -298,7 +298,3 @@ def _advance(variables, state, occupied, steps, *, model, sampler, eos_ids) -> _
     )
 
   return jax.lax.while_loop(going, write, (jnp.int32(0), state))[1]
-
-
-def _is_any(token: jax.Array, ids: tuple[int, ...]) -> jax.Array:
-  return jnp.any(token[:, None] == jnp.asarray(ids, jnp.int32)[None], axis=-1)

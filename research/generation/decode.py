@@ -73,7 +73,17 @@ def draw(
   token = sampler(logits, jax.vmap(jax.random.fold_in)(keys, steps), seen)
   if seen is not None:
     seen = seen.add(token)
+  return token, log_prob(logits, token), seen
+
+
+def log_prob(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+  """Of `tokens [...]` by `logits [..., V]`."""
   best = jnp.max(logits, axis=-1, keepdims=True)
   total = jnp.log(jnp.sum(jnp.exp(logits - best), axis=-1))
-  chosen = jnp.take_along_axis(logits, token[:, None], axis=-1) - best
-  return token, chosen[:, 0] - total, seen
+  chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1) - best
+  return chosen[..., 0] - total
+
+
+def is_any(tokens: jax.Array, ids: tuple[int, ...]) -> jax.Array:
+  """Whether each of `tokens [...]` is one of `ids`."""
+  return jnp.any(tokens[..., None] == jnp.asarray(ids, jnp.int32), axis=-1)
