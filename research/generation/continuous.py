@@ -72,18 +72,18 @@ def serve(
     slots = max((len(r.prompt) + r.max_new_tokens for r in requests), default=1)
   checks.positive(slots=slots)
   queue = _Queue(model, requests, slots)
-  rows = _Rows(
+  rows = Rows(
     *decode.prepare(model, variables, unrolled),
     sampler or Sampler(),
     tuple(eos_ids),
-    stop if stop and stop.strings else None,
-    (batch_size, slots),
-    (seed, first_prompt, pad_id),
+    shape=(batch_size, slots),
+    numbers=(seed, first_prompt, pad_id),
+    stop=stop,
   )
   return _serve(queue, rows)
 
 
-def _serve(queue: _Queue, rows: _Rows) -> Iterator[Completion]:
+def _serve(queue: _Queue, rows: Rows) -> Iterator[Completion]:
   while True:
     rows.admit(queue.take(rows.free))
     if not rows.occupied:
@@ -112,11 +112,31 @@ class _Queue:
     return taken
 
 
-class _Rows:
-  """The rows of a running batch: which requests they hold, and their state on the device."""
+class Rows:
+  """The rows of a running batch: which requests they hold, and their state on the device.
 
-  def __init__(self, model, variables, sampler, eos_ids, stop, shape, numbers):
-    self._variables, self._stop = variables, stop
+  lengths: tokens written of each request that was running at the last `advance`.
+
+  Args:
+    model, variables: as `decode.prepare` gives them.
+    shape: rows, and tokens that each can hold. numbers: the seed, the number by which draws know
+      the first request, and the token at padding.
+  """
+
+  def __init__(
+    self,
+    model: Decoder,
+    variables: Any,
+    sampler: Sampler,
+    eos_ids: tuple[int, ...],
+    *,
+    shape: tuple[int, int],
+    numbers: tuple[int, int, int],
+    stop: StopStrings | None = None,
+  ):
+    self.lengths: dict[int, int] = {}
+    self._variables = variables
+    self._stop = stop if stop and stop.strings else None
     self._seed, self._first, self._pad_id = numbers
     self._same = {"model": model, "sampler": sampler, "eos_ids": eos_ids}
     self._state = _empty(*shape, model=model, penalizes=sampler.penalizes)
@@ -125,10 +145,12 @@ class _Rows:
 
   @property
   def free(self) -> int:
+    """How many hold no request."""
     return self._requests.count(None)
 
   @property
   def occupied(self) -> bool:
+    """Whether one holds a request."""
     return self.free < len(self._requests)
 
   def admit(self, newcomers: Sequence[tuple[int, Request]]) -> None:
@@ -162,10 +184,13 @@ class _Rows:
         **self._same,
       )
 
-  def advance(self) -> list[Completion]:
-    """Writes until a row has finished, or for a stride of tokens; what has finished."""
+  def advance(self, steps: int = _UNTIL_ONE_ENDS) -> list[Completion]:
+    """Writes `steps` tokens a row at most, until a row has finished; returns what has finished.
+
+    With stop strings, a stride of tokens at most.
+    """
     occupied = np.array([request is not None for request in self._requests])
-    steps = STRIDE if self._stop else _UNTIL_ONE_ENDS
+    steps = min(steps, STRIDE) if self._stop else steps
     self._state = _advance(self._variables, self._state, occupied, np.int32(steps), **self._same)
     # Copies: the state is given away at the next step.
     left, length, finished = (
@@ -173,6 +198,9 @@ class _Rows:
     )
     if self._stop:
       self._look_for_stops(left, length, finished)
+    self.lengths = {
+      request: int(length[row]) for row, request in enumerate(self._requests) if request is not None
+    }
     found = []
     for row in np.flatnonzero(occupied & (left == 0)):
       tokens, log_probs = (

@@ -91,7 +91,7 @@ def generate(
   same = {"model": run_model, "sampler": sampler or Sampler(), "eos_ids": tuple(eos_ids)}
   found: dict[tuple[int, int], Completion] = {}
   for batch in layout.batches(prompts, samples=samples, batch_size=batch_size, pad_id=pad_id):
-    state, keys = _start(
+    state, keys = start(
       run_variables,
       batch.tokens,
       batch.positions,
@@ -107,7 +107,7 @@ def generate(
     step, state = 1, stopped(state, readers)
     while step < max_new_tokens and not (readers and np.all(state.written.finished)):
       step = min(step + STRIDE, max_new_tokens) if readers else max_new_tokens
-      state = stopped(_go_on(run_variables, state, keys, step, **same), readers)
+      state = stopped(go_on(run_variables, state, keys, step, **same), readers)
     before = len(found)
     found |= {
       (c.prompt, c.sample): c
@@ -150,7 +150,7 @@ class _State(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("model", "sampler", "samples", "max_new_tokens", "eos_ids"))
-def _start(
+def start(
   variables,
   tokens,
   positions,
@@ -194,7 +194,7 @@ def _start(
 
 
 @partial(jax.jit, static_argnames=("model", "sampler", "eos_ids"), donate_argnames="state")
-def _go_on(variables, state, keys, until, *, model, sampler, eos_ids) -> _State:
+def go_on(variables, state, keys, until, *, model, sampler, eos_ids) -> _State:
   """Writes tokens up to the number `until`, or until all rows are finished."""
 
   def going(state):

@@ -134,7 +134,7 @@ def speculate(
   found: dict[tuple[int, int], Completion] = {}
   counts = np.zeros((3,), np.int64)
   for batch in layout.batches(prompts, samples=samples, batch_size=batch_size, pad_id=pad_id):
-    state, keys = _start(
+    state, keys = start(
       every,
       batch.tokens,
       batch.positions,
@@ -151,7 +151,7 @@ def speculate(
     # A pass writes at least one token, so that these many passes look for strings often enough.
     passes = max(1, engine.STRIDE // (draft_tokens + 1)) if readers else max_new_tokens
     while not np.all(state.written.finished | (state.written.length >= max_new_tokens)):
-      state = engine.stopped(_go_on(every, state, keys, np.int32(passes), **same), readers)
+      state = engine.stopped(go_on(every, state, keys, np.int32(passes), **same), readers)
     counts += np.asarray(state.counts)
     before = len(found)
     found |= {
@@ -196,7 +196,7 @@ _STATIC = ("models", "sampler", "samples", "max_new_tokens", "eos_ids", "draft_t
 
 
 @partial(jax.jit, static_argnames=_STATIC)
-def _start(
+def start(
   variables,
   tokens,
   positions,
@@ -257,7 +257,7 @@ def _start(
   static_argnames=("models", "sampler", "eos_ids", "draft_tokens"),
   donate_argnames="state",
 )
-def _go_on(variables, state, keys, passes, *, models, sampler, eos_ids, draft_tokens) -> _State:
+def go_on(variables, state, keys, passes, *, models, sampler, eos_ids, draft_tokens) -> _State:
   """Drafts and reads, `passes` times at most, or until all rows have ended."""
   limit = state.written.tokens.shape[1] - draft_tokens - 1
 
