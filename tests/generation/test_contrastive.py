@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from research.generation import contrastive_search, generate
+from research.generation import contrastive_search
 
 PROMPTS = [[5, 17, 8], [9] * 20, [60, 3, 3, 90, 41]]
 NEW = 12
@@ -42,18 +42,20 @@ def test_tokens_are_those_of_the_formula(pair, alpha, top_k):
   found = contrastive_search(
     *ours, PROMPTS, penalty_alpha=alpha, top_k=top_k, max_new_tokens=NEW, eos_ids=eos
   )
-  greedy = generate(*ours, PROMPTS, max_new_tokens=NEW, eos_ids=eos)
+  greedy = [_plain(theirs, prompt, 0.0, 1)[0] for prompt in PROMPTS]
   for completion, (tokens, log_probs) in zip(found, expected, strict=True):
     length = tokens.index(eos[0]) + 1 if eos[0] in tokens else NEW
     assert completion.tokens == tokens[:length]
     assert completion.finished == (eos[0] in tokens)
     np.testing.assert_allclose(completion.log_probs, log_probs[:length], atol=1e-4)
-  assert [c.tokens for c in found] != [c.tokens for c in greedy]
+  assert [tokens for tokens, _ in expected] != greedy
   # Without the penalty it is the most probable token; the programs are the same.
   plain = contrastive_search(
     *ours, PROMPTS, penalty_alpha=0.0, top_k=top_k, max_new_tokens=NEW, eos_ids=eos
   )
-  assert [c.tokens for c in plain] == [c.tokens for c in greedy]
+  for completion, tokens in zip(plain, greedy, strict=True):
+    length = tokens.index(eos[0]) + 1 if eos[0] in tokens else NEW
+    assert completion.tokens == tokens[:length]
 
 
 @pytest.mark.parametrize(

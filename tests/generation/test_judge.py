@@ -5,8 +5,8 @@ import torch
 
 from research.generation import judge
 
-PROMPTS = [[5, 17, 8], [9] * 21, [5, 17, 8], [60, 3, 3, 90], [9] * 21, [7], [5, 17, 8], [7]]
-COMPLETIONS = [[4], [11, 12, 13], [1, 2, 3, 4], [5], [88] * 9, [5, 17], [2], [30, 31]]
+PROMPTS = [[5, 17, 8], [9] * 21, [5, 17, 8], [60, 3, 3, 90], [9] * 21, [7], [7]]
+COMPLETIONS = [[4], [11, 12, 13], [1, 2, 3, 4], [5], [88] * 9, [5, 17], [30, 31]]
 
 
 def test_prompts_that_are_shared_and_prompts_that_are_not(pair):
