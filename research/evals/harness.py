@@ -46,6 +46,7 @@ class Harness:
       ValueError: lm_eval is not installed, there is no such task, or a task asks for what the
         model does not do.
     """
+    names = _expand(self.tasks)
     try:
       from lm_eval import evaluator
       from lm_eval import tasks as library
@@ -55,10 +56,11 @@ class Harness:
       raise ValueError(
         f"{self.label}: {error}; lm-evaluation-harness comes with the extra 'harness'"
       ) from error
-    manager = library.TaskManager()
-    names = _expand(self.tasks)
-    for name in names:
-      if not manager.match_tasks([name]) and not Path(name).is_file():
+    known = [name for name in names if not Path(name).is_file()]
+    # To know its own thousands of tasks takes the harness seconds.
+    manager = library.TaskManager(include_defaults=bool(known))
+    for name in known:
+      if not manager.match_tasks([name]):
         raise ValueError(
           f"{self.label}: lm-evaluation-harness has no task {name!r}"
           f"{tree.nearest(name, manager.all_tasks)}, and there is no such file"
