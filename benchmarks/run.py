@@ -151,7 +151,10 @@ def _told(result: dict[str, Any]) -> str:
   if "startup_seconds" in result:
     return f"{result['startup_seconds']:.1f} s"
   peak = result["peak_bytes"] / 1e9
-  return f"{result['tokens_per_second']:.1f} tokens/s, peak {peak:.2f} GB"
+  for unit in ("tokens", "items"):
+    if f"{unit}_per_second" in result:
+      return f"{result[f'{unit}_per_second']:.1f} {unit}/s, peak {peak:.2f} GB"
+  raise ValueError(f"a worker told no rate, only {', '.join(result)}")
 
 
 def _require_same_size(work: Work, found: dict[str, list[dict[str, Any]]]) -> None:

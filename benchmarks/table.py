@@ -14,6 +14,7 @@ Results = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 
 _UNITS: dict[Measure, tuple[str, float]] = {
   "tokens_per_second": ("tokens/s", 1),
+  "items_per_second": ("items/s", 1),
   "peak_bytes": ("GB peak", 1e9),
   "compile_seconds": ("s to compile", 1),
   "startup_seconds": ("s", 1),

@@ -20,6 +20,16 @@ STEP_BATCH, STEP_TOKENS = 4, 256
 SFT_BATCH = 8
 PROMPT_TOKENS, NEW_TOKENS = 64, 128
 
+# A queue of requests: prompts and completions of unequal lengths, each drawn log-uniformly.
+QUEUE_REQUESTS, QUEUE_ROWS = 96, 32
+QUEUE_PROMPT_TOKENS, QUEUE_NEW_TOKENS = (8, 128), (8, 256)
+CHOICE_ITEMS = 100
+_WORDS = "the of a man woman then takes puts on water and in up down his her to with it is"
+
+# Speculation: a prompt whose answer the first layers often foresee, and these layers.
+DRAFTED_PROMPT = "Count from 1 to 60, with a comma after each number."
+DRAFT_LAYERS, DRAFT_TOKENS = tuple(range(30)), 3
+
 # SmolLM2 keeps ids 0-16 for special tokens, none of which belongs inside a text.
 FIRST_ORDINARY_ID, VOCABULARY = 17, 49152
 
@@ -28,6 +38,54 @@ def random_tokens(batch: int, length: int) -> np.ndarray:
   """Ordinary token ids `[batch, length]`, int32, the same on every call and on every side."""
   generator = np.random.default_rng(0)
   return generator.integers(FIRST_ORDINARY_ID, VOCABULARY, (batch, length), dtype=np.int32)
+
+
+def queue() -> list[tuple[list[int], int]]:
+  """Prompts and the new tokens that each wants, the same on every call and on every side."""
+  generator = np.random.default_rng(0)
+
+  def lengths(bounds: tuple[int, int]) -> list[int]:
+    return np.exp(generator.uniform(*np.log(bounds), QUEUE_REQUESTS)).astype(int).tolist()
+
+  return [
+    (generator.integers(FIRST_ORDINARY_ID, VOCABULARY, length).tolist(), new)
+    for length, new in zip(lengths(QUEUE_PROMPT_TOKENS), lengths(QUEUE_NEW_TOKENS), strict=True)
+  ]
+
+
+def choice_task(directory: Path) -> str:
+  """Writes a multiple-choice task for lm-evaluation-harness; the path of its file.
+
+  A context of 30 to 70 words and four endings of 10 to 35, about as HellaSwag's are.
+  """
+  generator = np.random.default_rng(0)
+
+  def text(least: int, most: int) -> str:
+    return " ".join(generator.choice(_WORDS.split(), generator.integers(least, most)))
+
+  rows = [
+    {"context": text(30, 70), "endings": [text(10, 35) for _ in range(4)], "label": n % 4}
+    for n in range(CHOICE_ITEMS)
+  ]
+  data = directory / "choices.jsonl"
+  data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  task = {
+    "task": "choices",
+    "dataset_path": "json",
+    "dataset_kwargs": {
+      "data_files": {"validation": str(data)},
+      "cache_dir": str(directory / "cache"),
+    },
+    "validation_split": "validation",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{context}}",
+    "doc_to_choice": "{{endings}}",
+    "doc_to_target": "{{label}}",
+    "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+  }
+  file = directory / "choices.yaml"
+  file.write_text(json.dumps(task))  # JSON is YAML
+  return str(file)
 
 
 def startup_rows() -> list[dict[str, str]]:

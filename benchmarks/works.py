@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-Measure = Literal["tokens_per_second", "peak_bytes", "compile_seconds", "startup_seconds"]
+Measure = Literal[
+  "tokens_per_second", "items_per_second", "peak_bytes", "compile_seconds", "startup_seconds"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Work:
 class Bar:
   """A row of the table: `measure` of a work, as a ratio to `peer` or, without one, itself.
 
-  `required` and `aim` are lower limits for tokens per second, upper limits for the rest; a row
+  `required` and `aim` are lower limits for rates a second, upper limits for the rest; a row
   with neither is there for information.
   """
 
@@ -52,7 +54,7 @@ class Bar:
 
   @property
   def more_is_better(self) -> bool:
-    return self.measure == "tokens_per_second"
+    return self.measure.endswith("_per_second")
 
   def verdict(self, value: float) -> str:
     """Which of the limits `value` keeps; empty where there are none."""
@@ -74,6 +76,11 @@ def _peer(
   name: str, module: str, *arguments: str, environment: str, model: str, warmup: int, steps: int
 ) -> Side:
   return Side(name, f"benchmarks.peers.{module}", arguments, environment, model, warmup, steps)
+
+
+def _ourselves(name: str, module: str, *arguments: str, warmup: int, steps: int) -> Side:
+  """Ours in another way, as the peer of what is measured."""
+  return Side(name, f"benchmarks.{module}", arguments, None, "gguf", warmup, steps)
 
 
 WORKS = {
@@ -139,6 +146,23 @@ WORKS = {
       ),
     ),
     Work(
+      "generation_eight",
+      "generation, batch 8, 64 + 128 tokens",
+      _ours("ours_generate", "--batch=8", warmup=1, steps=3),
+      (
+        _peer(
+          "torch",
+          "generate_transformers",
+          "--batch=8",
+          "--dtype=bfloat16",
+          environment="torch",
+          model="bfloat16",
+          warmup=1,
+          steps=3,
+        ),
+      ),
+    ),
+    Work(
       "generation_one",
       "generation, batch 1, 64 + 128 tokens",
       _ours("ours_generate", "--batch=1", warmup=1, steps=3),
@@ -154,6 +178,24 @@ WORKS = {
           steps=3,
         ),
       ),
+    ),
+    Work(
+      "continuous",
+      "a queue of unequal requests, 32 rows",
+      _ours("ours_queue", "--rows=continuous", warmup=1, steps=1),
+      (_ourselves("static", "ours_queue", "--rows=static", warmup=1, steps=1),),
+    ),
+    Work(
+      "speculative",
+      "generation with a draft of some of its layers, batch 1",
+      _ours("ours_speculative", "--draft", warmup=1, steps=3),
+      (_ourselves("plain", "ours_speculative", warmup=1, steps=3),),
+    ),
+    Work(
+      "harness",
+      "lm-evaluation-harness, 100 multiple choices",
+      _ours("ours_harness", warmup=1, steps=2),
+      (_peer("hf", "harness_hf", environment="harness", model="bfloat16", warmup=1, steps=2),),
     ),
     Work(
       "startup",
@@ -173,7 +215,11 @@ BARS = (
   Bar("sft", "trl_grouped", "tokens_per_second", None, None),
   Bar("sft", "trl_padding_free", "tokens_per_second", None, None),
   Bar("generation", "torch", "tokens_per_second", 1.2, 1.6),
+  Bar("generation_eight", "torch", "tokens_per_second", 1.1, None),
   Bar("generation_one", "torch", "tokens_per_second", 0.9, 1.1),
+  Bar("continuous", "static", "tokens_per_second", 1.5, None),
+  Bar("speculative", "plain", "tokens_per_second", 1.0, None),
+  Bar("harness", "hf", "items_per_second", 1.5, None),
   Bar("lora_step", "torch", "peak_bytes", 0.9, 0.6),
   Bar("lora_step", None, "compile_seconds", 30.0, 15.0),
   Bar("startup", None, "startup_seconds", 20.0, 10.0),

@@ -2,6 +2,7 @@
 
   python -m research.evaluate --model=smollm2-135m-instruct --perplexity=book.txt
   python -m research.evaluate --model=smollm2-135m-instruct --reasoning-gym=chain_sum,products
+  python -m research.evaluate --model=smollm2-135m-instruct --tasks=hellaswag,arc_easy --limit=200
   python -m research.evaluate --run=runs/quickstart --compare=base
   python -m research.evaluate --model=MODEL --config=configs/quickstart.py --compare=saved.json
 
@@ -88,6 +89,17 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
   measures.add_argument(
     "--max-new-tokens", type=int, default=256, metavar="N", help="of an answer (256)"
   )
+  harness = parser.add_argument_group("by lm-evaluation-harness (the extra 'harness')")
+  harness.add_argument(
+    "--tasks",
+    metavar="TASKS",
+    help="names of its tasks and groups, YAML files of tasks, directories of these; by commas",
+  )
+  harness.add_argument("--fewshot", type=int, metavar="N", help="examples (what each task says)")
+  harness.add_argument("--limit", type=int, metavar="N", help="documents a task (all)")
+  harness.add_argument("--chat-template", action="store_true", help="prompts are messages")
+  harness.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows (32)")
+  harness.add_argument("--answers", default="", metavar="FILE", help="keeps them between calls")
   parser.add_argument(
     "--output", type=Path, metavar="FILE", help="the JSON file (evaluation.json of --run)"
   )
@@ -115,8 +127,8 @@ def _evaluate(args: argparse.Namespace) -> None:
   evaluators = evals.build(_sections(args, config))
   if not evaluators:
     raise config_lib.ConfigError(
-      "nothing to measure: give --perplexity, --problems, --reasoning-gym, or a --config with "
-      "eval.evaluators"
+      "nothing to measure: give --perplexity, --problems, --reasoning-gym, --tasks, or a --config "
+      "with eval.evaluators"
     )
   subject = _subject(args, config)
   report: dict[str, Any] = {"name": subject.name}
@@ -159,6 +171,18 @@ def _sections(args: argparse.Namespace, config: config_lib.Config | None) -> lis
     tasks = [{"name": task} for task in args.reasoning_gym.split(",")]
     data = {"name": "reasoning_gym", "tasks": tasks, "size": args.size, "split": "test"}
     sections.append({**scoring, "data": data, "label": "reasoning_gym"})
+  if args.tasks:
+    sections.append(
+      {
+        "name": "harness",
+        "tasks": args.tasks.split(","),
+        "num_fewshot": args.fewshot,
+        "limit": args.limit,
+        "chat_template": args.chat_template,
+        "batch_size": args.batch_size,
+        "cache": args.answers,
+      }
+    )
   if sections or config is None:
     return sections
   return list(config.eval.evaluators)

@@ -3,6 +3,7 @@
   python -m research.generate --model=smollm2-135m-instruct --prompt "What is a monad?"
   python -m research.generate --run=runs/quickstart --chat
   python -m research.generate --run=runs/quickstart --input=in.jsonl --output=out.jsonl
+  python -m research.generate --model=smollm2-135m-instruct --benchmark --batch-size=8
 
 A prompt is a user's message where the model has a chat template, and a text to go on with where
 it has none or with --text. In a chat, Ctrl-C ends an answer, /reset forgets the conversation, and
@@ -11,7 +12,8 @@ written with `completion`, or with `completions` where --samples is above 1. A f
 is gone on with, row after row.
 
 With --choice nothing is written freely: the answer is the most probable of the texts given. With
---score rows have their `completion`, whose tokens' log-probabilities are told.
+--score rows have their `completion`, whose tokens' log-probabilities are told. With --benchmark
+nothing is shown but how fast it writes.
 
 Exit codes: 0 done, 2 something asked for cannot be.
 """
@@ -22,14 +24,15 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from research.loop import subject as subject_lib
+from research.loop import writing
 
 _PART = 64  # rows of a file that are written at a time
+_QUEUE = 1024  # and with --continuous, which must not wait for the last rows of each part
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = _arguments(list(sys.argv[1:] if argv is None else argv))
   try:
     writer = _Writer(args)
-    if args.chat:
+    if args.benchmark:
+      _benchmark(writer)
+    elif args.chat:
       _chat(writer)
     elif args.input:
       _file(writer, args.input, args.output)
@@ -72,45 +77,44 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     "--choice", action="append", default=[], metavar="TEXT", help="a possible answer; repeatable"
   )
   what.add_argument("--score", action="store_true", help="score the completions of --input's rows")
-  how = parser.add_argument_group("how")
-  how.add_argument(
+  what.add_argument(
     "--choose-by", choices=("sum", "mean"), default="sum", help="of its tokens' log-probs (sum)"
   )
-  how.add_argument("--temperature", type=float, default=0.0, help="0: the most probable (0)")
-  how.add_argument("--top-k", type=int, default=0, metavar="K", help="0: all tokens (0)")
-  how.add_argument("--top-p", type=float, default=1.0, metavar="P", help="share kept (1)")
-  how.add_argument("--min-p", type=float, default=0.0, metavar="P", help="share of the best's (0)")
-  how.add_argument("--typical-p", type=float, default=1.0, metavar="P", help="share kept (1)")
-  how.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="1: none (1)")
-  how.add_argument("--frequency-penalty", type=float, default=0.0, metavar="X", help="0: none (0)")
-  how.add_argument("--presence-penalty", type=float, default=0.0, metavar="X", help="0: none (0)")
-  how.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends; repeatable")
-  how.add_argument("--beams", type=int, default=1, metavar="N", help="1: no beam search (1)")
-  how.add_argument("--length-penalty", type=float, default=1.0, metavar="X", help="of beams (1)")
-  how.add_argument(
-    "--early-stopping", choices=("false", "true", "never"), default="false", help="(false)"
+  what.add_argument("--log-probs", action="store_true", help="tell those of the tokens too")
+  writing.add_arguments(parser)
+  measure = parser.add_argument_group("--benchmark")
+  measure.add_argument(
+    "--benchmark",
+    action="store_true",
+    help="latency and throughput of --batch-size random prompts at a time, as a table and, with "
+    "--output, as JSON; with --continuous completions are of unequal lengths",
   )
-  how.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(256)")
-  how.add_argument("--samples", type=int, default=1, metavar="N", help="a prompt (1)")
-  how.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows at a time (32)")
-  how.add_argument("--seed", type=int, default=0, help="of the draws (0)")
-  how.add_argument("--log-probs", action="store_true", help="tell those of the tokens too")
+  measure.add_argument("--prompt-tokens", type=int, default=64, metavar="N", help="(64)")
+  measure.add_argument("--requests", type=int, metavar="N", help="prompts (two batches)")
   parser.add_argument("--traceback", action="store_true", help="on an error, where it was found")
   args = parser.parse_args(argv)
   if bool(args.run) == bool(args.model):
     parser.error("give one of --model and --run")
   if args.run and args.adapter:
     parser.error("--run names its adapter itself; leave --adapter out")
-  if sum((args.prompt is not None, args.chat, args.input is not None)) != 1:
-    parser.error("give one of --prompt, --chat and --input")
-  if bool(args.input) != bool(args.output):
+  if sum((args.prompt is not None, args.chat, args.input is not None, args.benchmark)) != 1:
+    parser.error("give one of --prompt, --chat, --input and --benchmark")
+  if bool(args.input) != bool(args.output) and not args.benchmark:
     parser.error("--input and --output go together")
   if args.choice and (args.chat or args.samples > 1 or args.stop):
     parser.error("--choice takes no --chat, --samples or --stop")
   if args.score and (not args.input or args.choice or args.samples > 1 or args.stop):
     parser.error("--score takes --input, and no --choice, --samples or --stop")
-  if args.beams != 1 and (args.chat or args.choice or args.score or args.stop):
-    parser.error("--beams takes no --chat, --choice, --score or --stop")
+  writing.check_arguments(parser, args)
+  if args.method and (args.chat or args.choice or args.score):
+    parser.error(f"{args.method} takes no --chat, --choice or --score")
+  if args.method == "--continuous" and not (args.input or args.benchmark):
+    parser.error("--continuous is for many prompts: --input or --benchmark")
+  if args.benchmark:
+    if args.method in ("--beams", "--penalty-alpha"):
+      parser.error(f"--benchmark takes no {args.method}")
+    if args.stop or args.samples > 1 or args.choice or args.score or args.system or args.text:
+      parser.error("--benchmark takes no --stop, --samples, --choice, --score, --system or --text")
   args.log_probs |= args.score
   if args.chat and (args.samples > 1 or args.text or args.log_probs):
     parser.error("--chat takes no --samples, --text or --log-probs")
@@ -129,13 +133,8 @@ class _Writer:
     self.subject = subject_lib.load(args)
     self.tokenizer = self.subject.tokenizer
     self.as_text = args.text or self.tokenizer.chat_template is None
-    self.sampler = generation.Sampler(
-      **{field.name: getattr(args, field.name) for field in dataclasses.fields(generation.Sampler)}
-    )
-    if args.beams != 1 and self.sampler != generation.Sampler():
-      raise ValueError(
-        "beams are searched, not drawn; leave temperature, filters and penalties out"
-      )
+    self.sampler = writing.sampler(args)
+    self._write = writing.writer(args, self.subject)
     self.stop = generation.StopStrings(self.tokenizer, tuple(args.stop))
     if args.chat and self.as_text:
       raise ValueError(f"{self.subject.name} has no chat template; use --prompt")
@@ -153,35 +152,14 @@ class _Writer:
     return chat.encode_prompt(self.tokenizer, prompt)
 
   def complete(
-    self, prompts: Sequence[Any], first: int = 0, progress: Any = None
+    self, prompts: Sequence[Any], first: int = 0, progress: Any = lambda _: None
   ) -> list[list[dict[str, Any]]]:
     """For each prompt its samples, each with `text`, and `log_probs` if they are wanted."""
-    from research import generation
-
-    write: Callable[..., list[generation.Completion]]
-    if self.args.beams != 1:
-      write = partial(
-        generation.beam_search,
-        num_beams=self.args.beams,
-        length_penalty=self.args.length_penalty,
-        early_stopping={"false": False, "true": True}.get(self.args.early_stopping, "never"),
-      )
-    else:
-      write = partial(
-        generation.generate,
-        sampler=self.sampler,
-        stop=self.stop,
-        seed=self.args.seed,
-        first_prompt=first,
-      )
-    found = write(
+    found = self._write(
       self.subject.model,
       self.subject.variables,
       [self.encode(prompt) for prompt in prompts],
-      max_new_tokens=self.args.max_new_tokens,
-      eos_ids=self.tokenizer.eos_ids,
-      samples=self.args.samples,
-      batch_size=self.args.batch_size,
+      first_prompt=first,
       progress=progress,
     )
     rows: list[list[dict[str, Any]]] = [[] for _ in prompts]
@@ -250,9 +228,34 @@ class _Writer:
     yield reader.flush()
 
 
+def _benchmark(writer: _Writer) -> None:
+  from research.generation import benchmark
+
+  args = writer.args
+  report = benchmark.measure(
+    writer.subject.model,
+    writer.subject.variables,
+    writer.sampler,
+    batch_size=args.batch_size,
+    prompt_tokens=args.prompt_tokens,
+    new_tokens=args.max_new_tokens,
+    requests=2 * args.batch_size if args.requests is None else args.requests,
+    draft=writing.draft(args, writer.subject),
+    draft_tokens=writing.draft_tokens(args),
+    continuous=args.continuous,
+    seed=args.seed,
+  )
+  print(f"{writer.subject.name}\n\n{report.table()}")
+  if args.output:
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    told = {"name": writer.subject.name, **dataclasses.asdict(report)}
+    args.output.write_text(json.dumps(told, indent=1) + "\n")
+    print(f"\nsaved {args.output}")
+
+
 def _prompt(writer: _Writer, prompt: str) -> None:
   args = writer.args
-  if args.samples == 1 and not args.log_probs and not args.choice and args.beams == 1:
+  if args.samples == 1 and not args.log_probs and not args.choice and not args.method:
     for piece in writer.pieces(writer.stream(), prompt):
       print(piece, end="", flush=True)
     print()
@@ -305,8 +308,9 @@ def _file(writer: _Writer, source: Path, target: Path) -> None:
   total = len(rows) * args.samples
   with target.open("a") as file, tqdm.tqdm(total=total, unit="completion") as bar:
     bar.update(done * args.samples)
-    for start in range(done, len(rows), _PART):
-      part = slice(start, start + _PART)
+    size = _QUEUE if args.continuous else _PART
+    for start in range(done, len(rows), size):
+      part = slice(start, start + size)
       if args.score:
         found = writer.score(prompts[part], texts[part])
       elif args.choice:

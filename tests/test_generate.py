@@ -127,6 +127,42 @@ def test_beams(run, directory):
   assert run("--prompt=hello", *flags)[1] == f"--- 1\n{texts[0]}\n--- 2\n{texts[1]}\n"
 
 
+def test_methods_that_find_what_plain_generation_finds(run, directory, tmp_path):
+  """Contrastive search without its penalty, a draft of a layer, rows that are refilled."""
+  expected = _expected(directory, "hello")
+  assert run("--prompt=hello", "--penalty-alpha=0", "--top-k=3")[1] == expected + "\n"
+  for flags in (("--draft-layers=0", "--draft-tokens=2"), (f"--draft={directory}",)):
+    assert run("--prompt=hello", *flags)[1] == expected + "\n"
+  source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+  words = ["hello", "one", "two"]
+  source.write_text("".join(json.dumps({"prompt": word}) + "\n" for word in words))
+  flags = (f"--input={source}", f"--output={target}", "--continuous", "--batch-size=2")
+  assert run(*flags)[0] == 0
+  found = [json.loads(line)["completion"] for line in target.read_text().splitlines()]
+  assert found == [_expected(directory, word) for word in words]
+
+
+@pytest.mark.parametrize("flags", [(), ("--draft-layers=0-1",), ("--continuous",)])
+def test_benchmark(run, tmp_path, flags):
+  target = tmp_path / "new" / "speed.json"
+  code, out, _ = run(
+    "--benchmark", "--batch-size=2", "--prompt-tokens=5", "--requests=4", f"--output={target}",
+    *flags,
+  )  # fmt: skip
+  assert code == 0 and "time between tokens, p99" in out
+  told = json.loads(target.read_text())
+  assert (told["batch_size"], told["prompt_tokens"], told["requests"]) == (2, 5, 4)
+  assert told["cache_bytes_per_token"] == 2 * 2 * 16 * 4 * (
+    2 if "--draft-layers=0-1" in flags else 1
+  )
+  assert told["tokens_per_second"] >= told["requests_per_second"] > 0
+  assert 0 < told["time_to_first_token"] < 60 and told["peak_bytes"] > 1e8
+  gaps = told["between_tokens"]
+  assert 0 <= gaps["median"] <= gaps["p95"] <= gaps["p99"]
+  if flags == ("--draft-layers=0-1",):  # all layers: the draft is the model
+    assert told["acceptance"] == 1 and told["tokens_per_pass"] == 5
+
+
 def test_file_is_filled_and_gone_on_with(run, directory, tmp_path):
   rows = [{"prompt": "one", "id": 1}, {"messages": [{"role": "user", "content": "two"}]}]
   rows += [{"prompt": [{"role": "user", "content": "three"}]}]
@@ -178,6 +214,10 @@ def test_chat_remembers_and_resets(run, directory, monkeypatch):
     (["--prompt=x", "--typical-p=0"], "typical_p is 0.0"),
     (["--prompt=x", "--repetition-penalty=0"], "repetition_penalty is 0.0"),
     (["--prompt=x", "--presence-penalty=nan"], "presence_penalty is nan"),
+    (["--prompt=x", "--penalty-alpha=2", "--top-k=2"], "penalty_alpha is 2.0"),
+    (["--prompt=x", "--penalty-alpha=0.5", "--top-k=2", "--temperature=1"], "draws nothing"),
+    (["--prompt=x", "--draft-layers=7"], "the model has 0 to 1"),
+    (["--benchmark", "--max-new-tokens=600"], "exceeds the model's 512 positions"),
     (["--input=missing.jsonl", "--output=out.jsonl"], "missing.jsonl"),
   ],
 )
@@ -189,7 +229,16 @@ def test_mistakes_are_one_line(run, arguments, message):
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    (["--prompt=x", "--chat"], "one of --prompt, --chat and --input"),
+    (["--prompt=x", "--chat"], "one of --prompt, --chat, --input and --benchmark"),
+    (["--prompt=x", "--beams=2", "--draft=y"], "--beams and --draft are two methods"),
+    (["--prompt=x", "--draft=y", "--draft-layers=1"], "--draft is a model of its own"),
+    (["--prompt=x", "--draft-layers=1-x"], "'1-x' is no list of numbers"),
+    (["--prompt=x", "--draft-tokens=2"], "--draft-tokens needs --draft"),
+    (["--prompt=x", "--penalty-alpha=0.5"], "--penalty-alpha needs --top-k"),
+    (["--prompt=x", "--continuous"], "--continuous is for many prompts"),
+    (["--chat", "--draft=y"], "--draft takes no --chat"),
+    (["--benchmark", "--beams=2"], "--benchmark takes no --beams"),
+    (["--benchmark", "--stop=x"], "--benchmark takes no --stop"),
     (["--input=x"], "--input and --output go together"),
     (["--prompt=x", "--run=y"], "one of --model and --run"),
     (["--prompt=x", "--choice=y", "--samples=2"], "--choice takes no --chat, --samples or --stop"),

@@ -13,9 +13,9 @@ from research.evals import bootstrap
 class Result:
   """The outcome of one evaluator.
 
-  Invariant: every metric named in `means` is `sum(record[value]) / sum(record[weight])` over
-  `records`, and every record has an `id` of its own. An id tells an item's content too, so that
-  two results have an id in common only where they judged the same thing.
+  Invariant: every metric named in `means` is `sum(record[value]) / sum(record[weight])` over the
+  `records` that have the value, and every record has an `id` of its own. An id tells an item's
+  content too, so that two results have an id in common only where they judged the same thing.
 
   Attributes:
     name: the evaluator's label, its key among a run's results.
@@ -89,13 +89,14 @@ def compare(first: Result, second: Result, seed: int = 0) -> list[Difference]:
   for metric, (value, weight) in first.means.items():
     if second.means.get(metric) != (value, weight):
       continue
-    weights = [_weight(record, weight) for record in ours.values()]
-    if weights != [_weight(theirs[key], weight) for key in ours]:
+    keys = [key for key, record in ours.items() if value in record]
+    weights = [_weight(ours[key], weight) for key in keys]
+    if weights != [_weight(theirs[key], weight) for key in keys]:
       raise ValueError(f"{first.name}: {metric} counts other {weight} in the two results")
     figures = (first.metrics[metric], second.metrics[metric])
     interval = None
-    if len(ours) > 1:
-      a, b = ([items[key][value] for key in ours] for items in (ours, theirs))
+    if len(keys) > 1:
+      a, b = ([items[key][value] for key in keys] for items in (ours, theirs))
       _, low, high = bootstrap.paired(a, b, seed=seed, weights=weights)
       interval = (low, high)
     differences.append(Difference(first.name, metric, *figures, figures[0] - figures[1], interval))

@@ -66,12 +66,24 @@ def draw(
   """The `step`-th new token of each row `[B]`, and its log-probability by `logits` themselves.
 
   Args:
+    step: one number, or one a row `[B]`.
     seen: the tokens before it, for a sampler that penalizes; comes back with the new ones.
   """
-  token = sampler(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step), seen)
+  steps = jnp.broadcast_to(jnp.asarray(step, jnp.int32), keys.shape)
+  token = sampler(logits, jax.vmap(jax.random.fold_in)(keys, steps), seen)
   if seen is not None:
     seen = seen.add(token)
+  return token, log_prob(logits, token), seen
+
+
+def log_prob(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+  """Of `tokens [...]` by `logits [..., V]`."""
   best = jnp.max(logits, axis=-1, keepdims=True)
   total = jnp.log(jnp.sum(jnp.exp(logits - best), axis=-1))
-  chosen = jnp.take_along_axis(logits, token[:, None], axis=-1) - best
-  return token, chosen[:, 0] - total, seen
+  chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1) - best
+  return chosen[..., 0] - total
+
+
+def is_any(tokens: jax.Array, ids: tuple[int, ...]) -> jax.Array:
+  """Whether each of `tokens [...]` is one of `ids`."""
+  return jnp.any(tokens[..., None] == jnp.asarray(ids, jnp.int32), axis=-1)

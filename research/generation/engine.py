@@ -19,7 +19,7 @@ from research.generation.samplers import Sampler, Seen
 from research.generation.stop import Reader, StopStrings
 from research.models.decoder import Cache, Decoder
 
-_STRIDE = 16  # tokens written between two looks for stop strings
+STRIDE = 16  # tokens written between two looks for stop strings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def generate(
   same = {"model": run_model, "sampler": sampler or Sampler(), "eos_ids": tuple(eos_ids)}
   found: dict[tuple[int, int], Completion] = {}
   for batch in layout.batches(prompts, samples=samples, batch_size=batch_size, pad_id=pad_id):
-    state, keys = _start(
+    state, keys = start(
       run_variables,
       batch.tokens,
       batch.positions,
@@ -104,14 +104,14 @@ def generate(
       **same,
     )
     readers = [stop.reader() for _ in range(len(keys))] if stop and stop.strings else []
-    step, state = 1, _stopped(state, readers)
+    step, state = 1, stopped(state, readers)
     while step < max_new_tokens and not (readers and np.all(state.written.finished)):
-      step = min(step + _STRIDE, max_new_tokens) if readers else max_new_tokens
-      state = _stopped(_go_on(run_variables, state, keys, step, **same), readers)
+      step = min(step + STRIDE, max_new_tokens) if readers else max_new_tokens
+      state = stopped(go_on(run_variables, state, keys, step, **same), readers)
     before = len(found)
     found |= {
       (c.prompt, c.sample): c
-      for c in _completions(batch, jax.device_get(state.written))
+      for c in completions(batch, jax.device_get(state.written))
       if c.sample < samples
     }
     if progress is not None:
@@ -119,7 +119,7 @@ def generate(
   return [found[i, j] for i in range(len(prompts)) for j in range(samples)]
 
 
-class _Written(NamedTuple):
+class Written(NamedTuple):
   """tokens, log_probs: `[B, M]`. length: int32 `[B]`, of what was written before the end.
   finished: bool `[B]`."""
 
@@ -132,7 +132,7 @@ class _Written(NamedTuple):
     """Writes the `step`-th token of each row that is not finished."""
     going = ~self.finished
     eos = jnp.asarray(eos_ids, jnp.int32)[None]
-    return _Written(
+    return Written(
       jax.lax.dynamic_update_slice_in_dim(self.tokens, token[:, None], step, axis=1),
       jax.lax.dynamic_update_slice_in_dim(self.log_probs, log_prob[:, None], step, axis=1),
       self.length + going,
@@ -146,11 +146,11 @@ class _State(NamedTuple):
   position: jax.Array  # [B], its position
   cache: Cache
   seen: Seen | None  # for a sampler that penalizes
-  written: _Written
+  written: Written
 
 
 @partial(jax.jit, static_argnames=("model", "sampler", "samples", "max_new_tokens", "eos_ids"))
-def _start(
+def start(
   variables,
   tokens,
   positions,
@@ -181,7 +181,7 @@ def _start(
     seen = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), seen)
 
   batch = rows * samples
-  written = _Written(
+  written = Written(
     jnp.zeros((batch, max_new_tokens), jnp.int32),
     jnp.zeros((batch, max_new_tokens), jnp.float32),
     jnp.zeros((batch,), jnp.int32),
@@ -194,7 +194,7 @@ def _start(
 
 
 @partial(jax.jit, static_argnames=("model", "sampler", "eos_ids"), donate_argnames="state")
-def _go_on(variables, state, keys, until, *, model, sampler, eos_ids) -> _State:
+def go_on(variables, state, keys, until, *, model, sampler, eos_ids) -> _State:
   """Writes tokens up to the number `until`, or until all rows are finished."""
 
   def going(state):
@@ -211,7 +211,7 @@ def _go_on(variables, state, keys, until, *, model, sampler, eos_ids) -> _State:
   return jax.lax.while_loop(going, step, state)
 
 
-def _stopped(state: _State, readers: Sequence[Reader]) -> _State:
+def stopped(state: _State, readers: Sequence[Reader]) -> _State:
   """`state` with the rows finished in whose new tokens a stop string was completed."""
   if not readers:
     return state
@@ -230,7 +230,7 @@ def _stopped(state: _State, readers: Sequence[Reader]) -> _State:
   )
 
 
-def _completions(batch: layout.Batch, written: _Written) -> list[Completion]:
+def completions(batch: layout.Batch, written: Written) -> list[Completion]:
   """The rows of `written`, as NumPy arrays, that are not padding."""
   found = []
   for row, (prompt, first) in enumerate(zip(batch.prompt, batch.first_sample, strict=True)):

@@ -39,9 +39,9 @@ class Seen(NamedTuple):
     prompted = empty.at[jnp.arange(tokens.shape[0])[:, None], tokens].max(positions >= 0)
     return cls(prompted > 0, empty)
 
-  def add(self, tokens: jax.Array) -> Seen:
-    """With `tokens [B]` written, one a row."""
-    return self._replace(written=self.written.at[jnp.arange(tokens.shape[0]), tokens].add(1))
+  def add(self, tokens: jax.Array, count: jax.Array | int = 1) -> Seen:
+    """With `tokens [B]` written, one a row, `count` times: a number, or one a row."""
+    return self._replace(written=self.written.at[jnp.arange(tokens.shape[0]), tokens].add(count))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,17 +102,21 @@ class Sampler:
 
     seen: needed by a sampler that `penalizes`.
     """
-    if self.penalizes:
-      assert seen is not None
-      logits = self.penalize(logits, seen)
+    logits = self.penalize(logits, seen)
     if self.temperature == 0:
       return most_probable(logits)
-    logits = self.filter(logits)
-    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-    return _draw(weights, jax.vmap(jax.random.uniform)(keys))
+    return draw(self.weights(logits), jax.vmap(jax.random.uniform)(keys))
 
-  def penalize(self, logits: jax.Array, seen: Seen) -> jax.Array:
+  def weights(self, logits: jax.Array) -> jax.Array:
+    """What the tokens' probabilities of being drawn are proportional to, of penalized `[B, V]`."""
+    logits = self.filter(logits)
+    return jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+
+  def penalize(self, logits: jax.Array, seen: Seen | None) -> jax.Array:
     """`logits [B, V]` after the three penalties."""
+    if not self.penalizes:
+      return logits
+    assert seen is not None
     if self.repetition_penalty != 1:
       penalty = self.repetition_penalty
       less = jnp.where(logits < 0, logits * penalty, logits / penalty)
@@ -210,7 +214,7 @@ def _float(order: jax.Array) -> jax.Array:
   return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def _draw(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+def draw(weights: jax.Array, uniform: jax.Array) -> jax.Array:
   """An index a row with probability proportional to `weights [B, V]`, by inversion.
 
   One number a row, `uniform [B]` in [0, 1), finds a block of the vocabulary and a token within

@@ -63,7 +63,19 @@ def of_tokens(
   *,
   chunk_tokens: int = 512,
 ) -> jax.Array:
-  """The loss of each token, a chunk of tokens at a time; for figures, not for gradients.
+  """The loss of each token, float32 `[B, S]` in nats; see `judge_tokens`."""
+  return judge_tokens(head, variables, hidden, targets, chunk_tokens=chunk_tokens)[0]
+
+
+def judge_tokens(
+  head: Head,
+  variables: Tree,
+  hidden: jax.Array,
+  targets: jax.Array,
+  *,
+  chunk_tokens: int = 512,
+) -> tuple[jax.Array, jax.Array]:
+  """What `token_losses` says of each token, a chunk at a time; for figures, not for gradients.
 
   Args:
     head: `(variables, hidden [s, D]) -> logits [s, V]`. variables: what it needs.
@@ -72,18 +84,19 @@ def of_tokens(
     chunk_tokens: tokens at a time, over all rows.
 
   Returns:
-    float32 `[B, S]` in nats.
+    float32 `[B, S]` in nats, and bool `[B, S]`: whether the target has the largest logit.
   """
   size = targets.size
   chunk = min(size, chunk_tokens)
   padding = -size % chunk
 
   def of_chunk(pair):
-    return token_losses(head(variables, pair[0]), pair[1])[0]
+    return token_losses(head(variables, pair[0]), pair[1])
 
   x = jnp.pad(hidden.reshape(size, -1), ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
   y = jnp.pad(targets.reshape(size), (0, padding)).reshape(-1, chunk)
-  return jax.lax.map(of_chunk, (x, y)).reshape(-1)[:size].reshape(targets.shape)
+  losses, best = (found.reshape(-1)[:size] for found in jax.lax.map(of_chunk, (x, y)))
+  return losses.reshape(targets.shape), best.reshape(targets.shape)
 
 
 def chunked(

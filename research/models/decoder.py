@@ -15,6 +15,7 @@ from research.models.config import DecoderConfig
 from research.nn import mask as masks
 from research.nn.block import Block, Context
 from research.nn.embed import Embed
+from research.nn.incremental import write
 from research.nn.linear import Linear
 from research.nn.moe import ROUTING
 from research.nn.norm import Norm
@@ -27,7 +28,7 @@ class Cache:
 
   layers: `(keys, values)`, `[L, B, N, K, T]` and `[L, B, N, T, K]`, keys after rotation.
   positions: int32 `[B, T]`: the position of the token in each slot, -1 where none is.
-  used: the number of slots written; the next call writes from there.
+  used: the number of slots written, in all rows or in each, `[B]`; the next call writes from there.
   """
 
   layers: Any
@@ -48,14 +49,60 @@ class Cache:
       rows = keys.ndim - 4
       return grow(keys, rows, rows + 3, 0), grow(values, rows, rows + 2, 0)
 
-    stacked = isinstance(self.layers[0], jax.Array)
-    layers = both(self.layers) if stacked else tuple(both(layer) for layer in self.layers)
-    return Cache(layers, grow(self.positions, 0, 1, -1), self.used)
+    return Cache(self._each(both, self.layers), grow(self.positions, 0, 1, -1), self.used)
 
   def take(self, rows: jax.Array) -> "Cache":
     """The keys and values of `rows [B]`, of which each has the positions of the row it replaces."""
     layers = jax.tree.map(lambda kept: jnp.take(kept, rows, axis=kept.ndim - 4), self.layers)
     return Cache(layers, self.positions, self.used)
+
+  def take_last(self, rows: jax.Array) -> "Cache":
+    """As `take`, of the slot written last alone: the others are the same in both rows."""
+
+    def put(kept, row_axis, axis):
+      last = jax.lax.dynamic_slice_in_dim(kept, self.used - 1, 1, axis=axis)
+      last = jnp.take(last, rows, axis=row_axis)
+      return jax.lax.dynamic_update_slice_in_dim(kept, last, self.used - 1, axis=axis)
+
+    def both(layer):
+      keys, values = layer
+      rows_at = keys.ndim - 4
+      return put(keys, rows_at, rows_at + 3), put(values, rows_at, rows_at + 2)
+
+    return self.replace(layers=self._each(both, self.layers))
+
+  @staticmethod
+  def _each(both, *layers):
+    """`both` of the `(keys, values)` of stacks, or of those of each layer."""
+    stacked = isinstance(layers[0][0], jax.Array)
+    return both(*layers) if stacked else tuple(map(both, *layers))
+
+  def insert(self, other: "Cache", rows: jax.Array) -> "Cache":
+    """With the rows of `other` in place of `rows [n]`, their last slot just before `used`.
+
+    Slots go round: before the first comes the last. What of `other` does not fit, its first slots,
+    is left out, and so are rows with a number beyond the last.
+    """
+    slots = self.positions.shape[1]
+
+    def put(kept, new, row_axis, axis):
+      have = new.shape[axis]
+      new = jax.lax.slice_in_dim(new, max(0, have - slots), have, axis=axis)
+      padding = [(0, 0)] * new.ndim
+      padding[axis] = (slots - new.shape[axis], 0)
+      new = jnp.pad(new, padding, constant_values=-1 if new.ndim == 2 else 0)
+      new = jnp.roll(new, self.used, axis=axis).astype(kept.dtype)
+      return kept.at[(slice(None),) * row_axis + (rows,)].set(new, mode="drop")
+
+    def both(kept, new):
+      row_axis = kept[0].ndim - 4
+      return (
+        put(kept[0], new[0], row_axis, row_axis + 3),
+        put(kept[1], new[1], row_axis, row_axis + 2),
+      )
+
+    layers = self._each(both, self.layers, other.layers)
+    return Cache(layers, put(self.positions, other.positions, 0, 1), self.used)
 
 
 class Decoder(nn.Module):
@@ -126,7 +173,8 @@ class Decoder(nn.Module):
       raise ValueError("a prefix is for whole rows; a cache's tokens see earlier ones only")
     start = 0 if cache is None else cache.used
     if positions is None:
-      positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
+      first = jnp.reshape(start, (-1, 1))
+      positions = jnp.broadcast_to(first + jnp.arange(tokens.shape[1]), tokens.shape)
     c = self.config
     x = self.embed(tokens)
     if c.embedding_scale is not None:
@@ -140,7 +188,7 @@ class Decoder(nn.Module):
       same = segments[:, :, None] == segments[:, None, :]
       lengths = 1 + jnp.max(jnp.where(same, positions[:, None, :], 0), axis=-1)
     else:
-      keys = jax.lax.dynamic_update_slice_in_dim(cache.positions, positions, start, axis=1)
+      keys = write(cache.positions, positions, start, axis=1)
       visible = masks.cached(positions, keys)
       lengths = 1 + jnp.max(positions, axis=1, keepdims=True)
     windows = tuple(dict.fromkeys(c.windows)) or (0,)

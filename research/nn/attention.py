@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.products import matmul, outer
-from research.nn.incremental import MASKED, attend_one
+from research.nn.incremental import MASKED, attend_one, write
 from research.nn.linear import Linear
 from research.nn.norm import Norm
 from research.nn.positions import rotate
@@ -156,7 +156,7 @@ class Attention(nn.Module):
       rotation: the tables of `positions.rotation`, or None for no rotation.
       mask: bool `[B, S, T]`; T is S without a cache, else the cache's length.
       cache: None or a `(keys, values, start)`: arrays `[B, N, K, T]` and `[B, N, T, K]`, and
-        the first slot to write.
+        the first slot to write, of all rows or of each, `[B]`.
       causal: see `attend`.
       elementwise: reads the cache by `incremental.attend_one`; needs one query and a cache in
         float32.
@@ -185,8 +185,8 @@ class Attention(nn.Module):
       keys, values, start = cache
       k, v = k.swapaxes(2, 3).astype(keys.dtype), v.astype(values.dtype)
       cache = (
-        jax.lax.dynamic_update_slice_in_dim(keys, k, start, axis=3),
-        jax.lax.dynamic_update_slice_in_dim(values, v, start, axis=2),
+        write(keys, k, start, axis=3),
+        write(values, v, start, axis=2),
       )
       k, v = cache[0].swapaxes(2, 3), cache[1]
     if elementwise and not self.has_variable("adapters", "kv"):

@@ -1,4 +1,4 @@
-"""Attention of one query a row over a cache, for CPUs.
+"""Writing to a cache, and attention of one query a row over it, for CPUs.
 
 With one query there is nothing for a matrix product to share: the work is to read the cache
 once. Products and sums over float32 do that at the speed of memory, where batched dots pay for
@@ -11,6 +11,17 @@ import jax
 import jax.numpy as jnp
 
 MASKED = -1e30  # finite: a row that sees nothing becomes a mean, not a NaN
+
+
+def write(kept: jax.Array, new: jax.Array, start: jax.Array, axis: int) -> jax.Array:
+  """`kept [B, ...]` with `new` along `axis` from slot `start` on, of all rows or of each, `[B]`."""
+  if not start.ndim:
+    return jax.lax.dynamic_update_slice_in_dim(kept, new, start, axis=axis)
+
+  def row(kept, new, start):
+    return jax.lax.dynamic_update_slice_in_dim(kept, new, start, axis=axis - 1)
+
+  return jax.vmap(row)(kept, new, start)
 
 
 def attend_one(

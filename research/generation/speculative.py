@@ -1,0 +1,396 @@
+"""Speculative decoding: a small model drafts tokens, and the model reads them in one pass.
+
+The completions are distributed as the model's own (`research.generation.rejection`). Rows keep
+different numbers of drafted tokens, so each has its own next slot in the cache: what was written
+for tokens that did not stay is written over by the next ones.
+
+B rows, g drafted tokens, P prompt slots, M new tokens at most, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.generation import checks, decode, engine, layout, rejection, samplers
+from research.generation.engine import Completion, Written
+from research.generation.samplers import Sampler, Seen, most_probable
+from research.generation.stop import StopStrings
+from research.models.decoder import Cache, Decoder
+
+
+class Draft(NamedTuple):
+  """A model that drafts for another, of the same vocabulary."""
+
+  model: Decoder
+  variables: Any
+
+
+def drop_layers(model: Decoder, variables: Any, layers: Sequence[int]) -> Draft:
+  """The model itself, with only the `layers` of these numbers, from 0, in this order.
+
+  Raises:
+    ValueError: there are none, or the model has no such layer.
+  """
+  count = model.config.num_layers
+  if not layers or min(layers) < 0 or max(layers) >= count:
+    raise ValueError(f"a draft of the layers {list(layers)}: the model has 0 to {count - 1}")
+  index = np.array(layers, np.int32)
+  windows = tuple(model.config.windows[i] for i in layers) if model.config.windows else ()
+  config = dataclasses.replace(model.config, num_layers=len(layers), windows=windows)
+  kept = {
+    name: {
+      part: jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0), nodes)
+      if part == "layers"
+      else nodes
+      for part, nodes in collection.items()
+    }
+    for name, collection in variables.items()
+  }
+  return Draft(model.clone(config=config), kept)
+
+
+@dataclasses.dataclass(frozen=True)
+class Speculation:
+  """What speculative decoding wrote, and how often the draft was right.
+
+  examined: drafted tokens up to the first of a pass that did not stay. accepted: of them, those
+  that stayed. passes: of the model over drafted tokens, one a row. written: tokens of completions.
+  """
+
+  completions: list[Completion]
+  examined: int
+  accepted: int
+  passes: int
+
+  @property
+  def acceptance(self) -> float:
+    """The share of drafted tokens that stay, of those whose predecessors do."""
+    return self.accepted / max(self.examined, 1)
+
+  @property
+  def tokens_per_pass(self) -> float:
+    """Tokens that a pass of the model gives, 1 without a draft."""
+    return (self.accepted + self.passes) / max(self.passes, 1)
+
+
+def speculate(
+  model: Decoder,
+  variables: Any,
+  prompts: Sequence[Sequence[int]],
+  sampler: Sampler | None = None,
+  *,
+  draft: Draft,
+  draft_tokens: int = 4,
+  max_new_tokens: int,
+  eos_ids: Sequence[int],
+  stop: StopStrings | None = None,
+  pad_id: int = 0,
+  samples: int = 1,
+  seed: int = 0,
+  first_prompt: int = 0,
+  batch_size: int = 32,
+  unrolled: bool | None = None,
+  progress: Callable[[int], object] | None = None,
+) -> Speculation:
+  """As `generate`, faster where `draft` is much smaller than the model and often right.
+
+  The most probable tokens are those of `generate` (up to rounding, where two are equally
+  probable); drawn ones are as probable as there, but are not the same for a seed.
+
+  Args:
+    draft: what drafts. draft_tokens: how many tokens at a time.
+    The others: see `research.generation.generate`.
+
+  Raises:
+    ValueError: as `generate`; the vocabularies differ; or rotations depend on the documents'
+      lengths (`Rope.by_length`) and completions come to where they change.
+  """
+  checks.positive(
+    draft_tokens=draft_tokens,
+    max_new_tokens=max_new_tokens,
+    samples=samples,
+    batch_size=batch_size,
+  )
+  for i, prompt in enumerate(prompts):
+    for each, name in ((model, f"prompt {i}"), (draft.model, f"prompt {i}, for the draft,")):
+      checks.prompt(each, prompt, max_new_tokens, name)
+  _check_pair(model, draft.model, max(map(len, prompts), default=0) + max_new_tokens + draft_tokens)
+  models, every = zip(
+    decode.prepare(model, variables, unrolled), decode.prepare(*draft, unrolled), strict=True
+  )
+  same = {
+    "models": models,
+    "sampler": sampler or Sampler(),
+    "eos_ids": tuple(eos_ids),
+    "draft_tokens": draft_tokens,
+  }
+  found: dict[tuple[int, int], Completion] = {}
+  counts = np.zeros((3,), np.int64)
+  for batch in layout.batches(prompts, samples=samples, batch_size=batch_size, pad_id=pad_id):
+    state, keys = start(
+      every,
+      batch.tokens,
+      batch.positions,
+      batch.prompt,
+      batch.first_sample,
+      seed,
+      first_prompt,
+      samples=batch.samples,
+      max_new_tokens=max_new_tokens,
+      **same,
+    )
+    readers = [stop.reader() for _ in range(len(keys))] if stop and stop.strings else []
+    state = engine.stopped(state, readers)
+    # A pass writes at least one token, so that these many passes look for strings often enough.
+    passes = max(1, engine.STRIDE // (draft_tokens + 1)) if readers else max_new_tokens
+    while not np.all(state.written.finished | (state.written.length >= max_new_tokens)):
+      state = engine.stopped(go_on(every, state, keys, np.int32(passes), **same), readers)
+    counts += np.asarray(state.counts)
+    before = len(found)
+    found |= {
+      (c.prompt, c.sample): c
+      for c in engine.completions(batch, jax.device_get(state.written))
+      if c.sample < samples
+    }
+    if progress is not None:
+      progress(len(found) - before)
+  completions = [found[i, j] for i in range(len(prompts)) for j in range(samples)]
+  examined, accepted, passes = counts.tolist()
+  return Speculation(completions, examined, accepted, passes)
+
+
+def _check_pair(model: Decoder, draft: Decoder, longest: int) -> None:
+  """Raises ValueError if the one cannot draft for the other."""
+  sizes = model.config.vocab_size, draft.config.vocab_size
+  if sizes[0] != sizes[1]:
+    raise ValueError(
+      f"the draft has {sizes[1]} tokens and the model {sizes[0]}; they must be alike"
+    )
+  for rope in (model.config.rope, model.config.local_rope):
+    if rope is not None and rope.by_length and longest > rope.original_max_positions:
+      raise ValueError(
+        f"rotations of rope type {rope.kind!r} change at {rope.original_max_positions} positions, "
+        f"and these completions reach {longest}; they cannot be speculated on"
+      )
+
+
+class _State(NamedTuple):
+  token: jax.Array  # [B], the last one written, not yet in the model's cache
+  previous: jax.Array  # [B], the one before it
+  position: jax.Array  # [B], of `token`
+  slot: jax.Array  # [B], that `token` takes in both caches
+  caches: tuple[Cache, Cache]  # the model's and the draft's
+  seen: Seen | None  # for a sampler that penalizes
+  written: Written  # room for M + g + 1 tokens: passes write beyond what they keep
+  counts: jax.Array  # int32 [3]: examined, accepted, passes
+
+
+_STATIC = ("models", "sampler", "samples", "max_new_tokens", "eos_ids", "draft_tokens")
+
+
+@partial(jax.jit, static_argnames=_STATIC)
+def start(
+  variables,
+  tokens,
+  positions,
+  prompt,
+  first_sample,
+  seed,
+  first_prompt,
+  *,
+  models,
+  sampler,
+  samples,
+  max_new_tokens,
+  eos_ids,
+  draft_tokens,
+) -> tuple[_State, jax.Array]:
+  """After the prompts, which both models read, and the first new token; and the rows' keys."""
+  rows, length = tokens.shape
+  number = jnp.repeat(first_sample, samples) + jnp.tile(jnp.arange(samples), rows)
+  keys = decode.row_keys(seed, jnp.repeat(prompt + first_prompt, samples), number)
+  room = max_new_tokens + draft_tokens
+  caches, logits = [], []
+  for model, own in zip(models, variables, strict=True):
+    cache = model.init_cache(rows, length)
+    cache, after = decode.advance(model, own, cache, tokens, positions)
+    cache = cache.expand(samples, layout.slots(length + room))
+    caches.append(cache.replace(used=jnp.full((rows * samples,), length, jnp.int32)))
+    logits.append(after)
+  seen = None
+  if sampler.penalizes:
+    seen = Seen.of_prompt(tokens, positions, logits[0].shape[-1])
+    seen = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), seen)
+
+  batch = rows * samples
+  token, log_prob, seen = decode.draw(
+    sampler, jnp.repeat(logits[0], samples, axis=0), keys, 0, seen
+  )
+  written = Written(
+    jnp.zeros((batch, room + 1), jnp.int32).at[:, 0].set(token),
+    jnp.zeros((batch, room + 1), jnp.float32).at[:, 0].set(log_prob),
+    jnp.ones((batch,), jnp.int32),
+    jnp.repeat(prompt < 0, samples) | decode.is_any(token, eos_ids),
+  )
+  state = _State(
+    token,
+    jnp.repeat(tokens[:, -1], samples),
+    jnp.repeat(positions[:, -1] + 1, samples),
+    jnp.full((batch,), length, jnp.int32),
+    tuple(caches),
+    seen,
+    written,
+    jnp.zeros((3,), jnp.int32),
+  )
+  return state, keys
+
+
+@partial(
+  jax.jit,
+  static_argnames=("models", "sampler", "eos_ids", "draft_tokens"),
+  donate_argnames="state",
+)
+def go_on(variables, state, keys, passes, *, models, sampler, eos_ids, draft_tokens) -> _State:
+  """Drafts and reads, `passes` times at most, or until all rows have ended."""
+  limit = state.written.tokens.shape[1] - draft_tokens - 1
+
+  def going(carry):
+    step, state = carry
+    return (step < passes) & jnp.any(_open(state.written, limit))
+
+  def step(carry):
+    # What a row draws depends on its key and on how much it has written: on no other row.
+    own = jax.vmap(jax.random.fold_in)(keys, carry[1].written.length)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (2 * draft_tokens + 1,)))(own)
+    drafted, proposal, cache = _drafted(
+      models[1], variables[1], carry[1], sampler, uniform[:, :draft_tokens]
+    )
+    state = carry[1]._replace(caches=(carry[1].caches[0], cache))
+    read = _read(models[0], variables[0], state, drafted, proposal, sampler, uniform)
+    return carry[0] + 1, _kept(*read, limit=limit, eos_ids=eos_ids)
+
+  return jax.lax.while_loop(going, step, (jnp.int32(0), state))[1]
+
+
+def _open(written: Written, limit: int) -> jax.Array:
+  return ~written.finished & (written.length < limit)
+
+
+def _drafted(model, variables, state, sampler, uniform):
+  """The draft's tokens `[B, g]`, what they were drawn from `[B, g, V]`, and its cache.
+
+  For the most probable tokens nothing is drawn, and the second is None.
+  """
+  last = model.config.max_positions - 1
+
+  def draw(logits, seen, uniform):
+    logits = sampler.penalize(logits, seen)
+    if sampler.temperature == 0:
+      return most_probable(logits), None
+    weights = sampler.weights(logits)
+    return samplers.draw(weights, uniform), weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+  def follow(carry, x):
+    cache, token, seen = carry
+    uniform, ahead = x
+    position = jnp.minimum(state.position + ahead, last)[:, None]
+    cache, logits = decode.advance(model, variables, cache, token[:, None], position)
+    token, proposal = draw(logits, seen, uniform)
+    return (cache, token, seen if seen is None else seen.add(token)), (token, proposal)
+
+  # The token before the last may have been the last one drafted, which the draft never read.
+  cache = state.caches[1].replace(used=state.slot - 1)
+  pair = jnp.stack([state.previous, state.token], axis=1)
+  positions = state.position[:, None] + jnp.array([-1, 0])
+  cache, logits = decode.advance(model, variables, cache, pair, positions)
+  token, proposal = draw(logits, state.seen, uniform[:, 0])
+  seen = state.seen if state.seen is None else state.seen.add(token)
+  ahead = jnp.arange(1, uniform.shape[1])
+  (cache, _, _), (tokens, proposals) = jax.lax.scan(
+    follow, (cache, token, seen), (uniform[:, 1:].T, ahead)
+  )
+  tokens = jnp.concatenate([token[None], tokens]).T  # [B, g]
+  if proposal is not None:
+    proposal = jnp.moveaxis(jnp.concatenate([proposal[None], proposals]), 0, 1)
+  return tokens, proposal, cache
+
+
+def _read(model, variables, state, drafted, proposal, sampler, uniform):
+  """The model's pass over drafted tokens -> the state, with its cache; the tokens that come of it
+  `[B, g + 1]`, of which the first of number `[B]` and one more count; and their log-probabilities.
+  """
+  count = drafted.shape[1]
+  tokens = jnp.concatenate([state.token[:, None], drafted], axis=1)  # [B, g + 1]
+  positions = state.position[:, None] + jnp.arange(count + 1)
+  # Beyond the model's positions nothing is kept, but learned positions must be found there.
+  positions = jnp.minimum(positions, model.config.max_positions - 1)
+  cache = state.caches[0].replace(used=state.slot)
+  hidden, cache = model.apply(variables, tokens, positions, cache=cache, method="hidden")
+  logits = model.apply(variables, hidden, method="head")  # [B, g + 1, V]
+  penalized, seen = [], state.seen
+  for i in range(count + 1):
+    penalized.append(sampler.penalize(logits[:, i], seen))
+    if seen is not None and i < count:
+      seen = seen.add(drafted[:, i])
+  flat = jnp.stack(penalized, axis=1).reshape(-1, logits.shape[-1])
+  if sampler.temperature == 0:
+    best = most_probable(flat).reshape(tokens.shape)
+    accepted, following = rejection.accept_most_probable(drafted, best)
+  else:
+    weights = sampler.weights(flat)
+    target = (weights / jnp.sum(weights, axis=-1, keepdims=True)).reshape(logits.shape)
+    accepted, following = rejection.accept(drafted, proposal, target, uniform[:, count:])
+  index = jnp.arange(count + 1)
+  new = jnp.where(index == accepted[:, None], following[:, None], jnp.roll(tokens, -1, axis=1))
+  return (
+    state._replace(caches=(cache, state.caches[1])),
+    new,
+    accepted,
+    decode.log_prob(logits, new),
+  )
+
+
+def _kept(state, new, accepted, log_probs, *, limit, eos_ids):
+  """The state with the tokens written that stay, up to an EOS token or the limit."""
+  written = state.written
+  going = _open(written, limit)
+  index = jnp.arange(new.shape[1])
+  ends = decode.is_any(new, eos_ids) & (index <= accepted[:, None])
+  first = jnp.min(jnp.where(ends, index, new.shape[1]), axis=1)
+  count = jnp.minimum(jnp.minimum(accepted, first) + 1, limit - written.length)
+  count = jnp.where(going, count, 0)  # [B]
+
+  write = jax.vmap(jax.lax.dynamic_update_slice)
+  start = written.length[:, None]
+  tokens = write(written.tokens, new, start)
+  seen = state.seen
+  if seen is not None:
+    for i in range(new.shape[1]):
+      seen = seen.add(new[:, i], i < count)
+  after = jnp.concatenate([state.previous[:, None], state.token[:, None], new], axis=1)
+  last = jnp.take_along_axis(after, count[:, None] + jnp.arange(2), axis=1)
+  drafted = new.shape[1] - 1
+  examined = jnp.minimum(accepted + 1, drafted)
+  counts = jnp.stack([examined, accepted, jnp.ones_like(accepted)]) * going
+  return _State(
+    last[:, 1],
+    last[:, 0],
+    state.position + count,
+    state.slot + count,
+    state.caches,
+    seen,
+    Written(
+      tokens,
+      write(written.log_probs, log_probs, start),
+      written.length + count,
+      written.finished | (going & (first < count)),
+    ),
+    state.counts + jnp.sum(counts, axis=1),
+  )
