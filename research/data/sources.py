@@ -26,7 +26,7 @@ import numpy as np
 
 from research.core import tree
 from research.data.episodes import Episodes
-from research.data.formats import BadRow, Report
+from research.data.examples import BadRow, Report
 
 Row = dict[str, Any]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from research.core import config as config_lib
+from research.evals.classification import Classification
 from research.evals.perplexity import Perplexity
 from research.evals.result import (
   Difference,
@@ -18,6 +19,7 @@ from research.evals.result import (
 from research.evals.verifiable import Verifiable
 
 EVALUATORS: dict[str, Callable[..., Evaluator]] = {
+  "classification": Classification,
   "perplexity": Perplexity,
   "verifiable": Verifiable,
 }

@@ -53,7 +53,9 @@ def train_flops_per_token(
     variables: all variables, or their shapes.
     trainable: those that train, None elsewhere.
   """
-  has_head = any(path.startswith("params/lm_head/") for path in tree.flatten(variables))
+  # A decoder without a head multiplies by its embeddings; encoders have few tokens that do.
+  apart = ("params/lm_head/", "params/embed_norm/")
+  has_head = any(path.startswith(apart) for path in tree.flatten(variables))
   weights = {
     path: leaf.size
     for path, leaf in tree.flatten(trainable).items()

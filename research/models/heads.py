@@ -113,12 +113,7 @@ def attach(
   if not fresh:
     return changed, tree.unflatten({path: have[path] for path in shapes}), fresh
   made = tree.flatten(jax.jit(changed.init)(rng, token)["params"])
-  dtype = have["embed/embedding"].dtype
-  return (
-    changed,
-    tree.unflatten({p: made[p].astype(dtype) if p in fresh else have[p] for p in shapes}),
-    fresh,
-  )
+  return changed, tree.unflatten({p: made[p] if p in fresh else have[p] for p in shapes}), fresh
 
 
 def _names(labels: Any) -> tuple[str, ...]:

@@ -4,9 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.core import config
-from research.objectives.causal import Loss, causal
+from research.objectives.causal import causal
+from research.objectives.embedding import embedding
+from research.objectives.labelled import classification, masked
+from research.objectives.tokens import Loss
 
-OBJECTIVES = {"causal": causal}
+OBJECTIVES = {
+  "causal": causal,
+  "masked": masked,
+  "classification": classification,
+  "embedding": embedding,
+}
 
 
 def build(section: Mapping[str, Any], tasks: Sequence[str] = ()) -> Loss:
@@ -18,4 +26,4 @@ def build(section: Mapping[str, Any], tasks: Sequence[str] = ()) -> Loss:
   return config.call(OBJECTIVES, section, tasks=tasks)
 
 
-__all__ = ["OBJECTIVES", "Loss", "build", "causal"]
+__all__ = ["OBJECTIVES", "Loss", "build", "causal", "classification", "embedding", "masked"]

@@ -1,16 +1,10 @@
 """Next-token prediction: pre-training, and supervised fine-tuning by the batch's weights."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-
-from research.losses import cross_entropy
-
-Tree = Any
-Sums = Mapping[str, tuple[jax.Array, jax.Array]]
-Loss = Callable[..., tuple[jax.Array, jax.Array, Sums]]
+from research.models import DecoderConfig
+from research.objectives import tokens
+from research.objectives.tokens import Loss
 
 
 def causal(*, tasks: Sequence[str] = (), chunk_tokens: int = 256) -> Loss:
@@ -26,34 +20,17 @@ def causal(*, tasks: Sequence[str] = (), chunk_tokens: int = 256) -> Loss:
 
   def loss(model, variables, batch, rng, step):
     del step
-    rngs = None if rng is None else {"dropout": rng}
-    hidden = model.apply(
+    tokens.require_model("causal", model, DecoderConfig, "decoders")
+    tokens.require("causal", batch, "targets", "rows of text without a label")
+    return tokens.predict(
+      model,
       variables,
-      batch["tokens"],
-      batch["positions"],
-      batch["segments"],
-      prefix=batch.get("prefix"),
-      method="hidden",
-      rngs=rngs,
-    )
-    total, losses, right = cross_entropy.chunked(
-      lambda v, h: model.apply(v, h, method="head", rngs=rngs),
-      {
-        collection: {name: tree[name] for name in model.head_names if name in tree}
-        for collection, tree in variables.items()
-      },
-      hidden,
+      batch,
       batch["targets"],
-      batch["weights"],
+      rng,
+      inputs=("prefix",),
+      tasks=tasks,
       chunk_tokens=chunk_tokens,
     )
-    weight = batch["weights"].sum()
-    metrics = {"loss": (total, weight), "accuracy": (right.sum(), weight)}
-    for number, name in enumerate(tasks):
-      here = batch["task"] == number
-      count = jnp.sum(batch["weights"], where=here)
-      metrics[f"loss/{name}"] = (jnp.sum(losses, where=here), count)
-      metrics[f"accuracy/{name}"] = (jnp.sum(right, where=here), count)
-    return total, weight, metrics
 
   return loss

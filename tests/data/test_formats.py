@@ -6,7 +6,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from research.data import formats
-from research.data.formats import BadRow, Example, Report
+from research.data.examples import BadRow, Example, Report
 from research.data.tokenizer import Tokenizer
 
 TEMPLATE = (
