@@ -15,7 +15,7 @@ BERT = {
   "vocab_size": 18,
   "hidden_size": 16,
   "intermediate_size": 24,
-  "num_hidden_layers": 2,
+  "num_hidden_layers": 1,
   "num_attention_heads": 2,
   "max_position_embeddings": 32,
 }
@@ -108,7 +108,7 @@ def test_a_classifier_is_trained_saved_and_read_by_transformers(world, command, 
     (
       "masked",
       "texts",
-      ("data.train.corruption={'name': 'mask'}", "model.head={'name': 'masked'}"),
+      ("data.train.corruption={'name': 'mask', 'rate': 0.5}", "model.head={'name': 'masked'}"),
       0.9,
     ),
     ("embedding", "pairs", ("data.train.packing=none", "model.head={}"), 0.9),
@@ -122,6 +122,7 @@ def test_other_objectives_by_the_command(world, command, objective, rows, change
     "--config.trainable=all",
     "--config.adapters=()",
     "--config.eval.evaluators=()",
+    "--config.train.steps=15",
     *(f"--config.{change}" for change in changes),
   )
   assert code == 0, err

@@ -110,10 +110,13 @@ def attach(
   if model.config.head != wanted["head"]:
     fits = {path for path in fits if not path.startswith("classifier/out/")}
   fresh = frozenset(shapes) - fits
-  if not fresh:
-    return changed, tree.unflatten({path: have[path] for path in shapes}), fresh
-  made = tree.flatten(jax.jit(changed.init)(rng, token)["params"])
-  return changed, tree.unflatten({p: made[p] if p in fresh else have[p] for p in shapes}), fresh
+
+  def new(key: jax.Array) -> dict[str, jax.Array]:
+    made = tree.flatten(changed.init(key, token)["params"])
+    return {path: made[path] for path in fresh}
+
+  have |= jax.jit(new)(rng)
+  return changed, tree.unflatten({path: have[path] for path in shapes}), fresh
 
 
 def _names(labels: Any) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def test_formats(row, document, learnt):
     (
       {"a": 1},
       "without its columns",
-      r"columns \['a'\] fit no format of messages \| prompt \+ completion \| text$",
+      r"columns \['a'\] fit no format of messages \| prompt \+ completion \| .* \| text$",
     ),
     ({"text": 3}, "of the wrong type", "'text' is int"),
     ({"prompt": "a", "completion": [ASSISTANT]}, "of the wrong type", "'completion' is list"),

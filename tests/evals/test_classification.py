@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research import evals, models
+from research.core import tree
 from research.evals import classification
 
 
@@ -47,7 +48,7 @@ def knows():
   architecture = {"architectures": ["BertForTokenClassification"], "num_labels": 2}
   model = models.build(shape | architecture)
   params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-  params = jax.tree.map(lambda x: jnp.zeros_like(x) if x.ndim > 1 else x, params)
+  params = tree.map_with_path(lambda p, x: x if p.endswith("scale") else 0 * x, params)
   table = params["embed"]["embedding"].at[:, 0].set(-1.0).at[14, 0].set(1.0)
   params["embed"]["embedding"] = table
   kernel = params["classifier"]["out"]["kernel"]

@@ -126,7 +126,7 @@ def test_embedding_is_the_cross_entropy_of_cosines(encoder):
   (total, (weight, metrics)), gradient = ours(variables["params"])
   np.testing.assert_allclose(total, want, rtol=1e-4)
   assert weight == 3
-  assert metrics["accuracy"][0] == (scores.argmax(1) == torch.arange(3)).sum()
+  assert float(metrics["accuracy"][0]) == int((scores.argmax(1) == torch.arange(3)).sum())
   # An empty row has no vector, and no gradient that is not a number.
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
   assert float(jnp.abs(gradient["embed"]["embedding"]).max()) > 0
