@@ -61,7 +61,7 @@ def mask(
   """
   if "mask_token" not in tokenizer.special_tokens:
     raise ValueError("the tokenizer has no mask token, which the corruption 'mask' needs")
-  settings = {
+  settings: dict[str, Any] = {
     "mask_id": tokenizer.token_id(tokenizer.special_tokens["mask_token"]),
     "vocab_size": tokenizer.vocab_size,
     "rate": rate,

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -120,8 +120,8 @@ class Classification:
         batch = packing.assemble(rows, width, pad_id, form=packing.form_of(rows))
         classes = np.asarray(_classes(model, variables, batch))
         for row, i in enumerate(chosen):
-          at = np.flatnonzero(examples[i].weights_mask)  # of a document: its first token
-          found[i] = classes[row, at]
+          learnt = np.flatnonzero(examples[i].weights_mask)  # of a document: its first token
+          found[i] = classes[row, learnt]
         progress.update(len(chosen))
     return found
 
@@ -137,8 +137,7 @@ class Classification:
       intervals["accuracy"] = bootstrap.interval(rights, labels)
       for name, figure in figures.items():
         intervals[name] = bootstrap.interval_of(
-          lambda drawn, figure=figure: figure(drawn.reshape(3, classes, -1)),
-          counts.reshape(3 * classes, -1),
+          partial(_of_draws, figure), counts.reshape(3 * classes, -1)
         )
     metrics |= {"documents": len(records), "labels": sum(labels)}
     return Result(self.label, metrics, records, {"accuracy": ("correct", "labels")}, intervals)
@@ -160,6 +159,11 @@ def _counts(record: Mapping[str, Any], classes: int) -> np.ndarray:
   expected, predicted = (np.asarray(record[key], int) for key in ("expected", "predicted"))
   kinds = (expected[expected == predicted], predicted, expected)
   return np.stack([np.bincount(kind, minlength=classes) for kind in kinds])
+
+
+def _of_draws(figure: Callable[[np.ndarray], np.ndarray], drawn: np.ndarray) -> np.ndarray:
+  """`figure` of counts by class that lie flat, `[3 * C, draws]`."""
+  return figure(drawn.reshape(3, -1, drawn.shape[-1]))
 
 
 def _f1(counts: np.ndarray) -> np.ndarray:

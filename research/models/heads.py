@@ -6,7 +6,7 @@ B batch, S sequence, D model, V vocabulary, C classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -77,7 +77,11 @@ def token(labels: Any) -> dict[str, Any]:
   return {"head": "token", "labels": _names(labels)}
 
 
-SECTIONS = {"masked": masked, "sequence": sequence, "token": token}
+SECTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+  "masked": masked,
+  "sequence": sequence,
+  "token": token,
+}
 
 
 def attach(

@@ -1,6 +1,6 @@
 """Objectives bind losses to models: `loss(model, variables, batch, rng, step)`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from research.core import config
@@ -9,7 +9,7 @@ from research.objectives.embedding import embedding
 from research.objectives.labelled import classification, masked
 from research.objectives.tokens import Loss
 
-OBJECTIVES = {
+OBJECTIVES: dict[str, Callable[..., Loss]] = {
   "causal": causal,
   "masked": masked,
   "classification": classification,

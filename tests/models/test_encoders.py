@@ -47,20 +47,17 @@ class Pair:
     self.model, self.params, _ = models.load(directory)
     self.family, self.kind = family, kind
 
-    def apply(*batch):
-      hidden = self.model.apply({"params": self.params}, *batch, method="hidden")
-      if kind == "Model":
-        first = self.model.config.pooler
-        out = self.model.apply({"params": self.params}, hidden[:, :1], method="pooled")[:, 0]
-        return hidden, out if first else None
-      return hidden, self.model.apply({"params": self.params}, hidden, method="head")
+    self.apply = jax.jit(self._apply)
 
-    self.apply = (
-      jax.jit(apply) if self.model.config.pooler or kind != "Model" else jax.jit(self._bare)
-    )
-
-  def _bare(self, *batch):
-    return self.model.apply({"params": self.params}, *batch, method="hidden"), None
+  def _apply(self, *batch):
+    """Hidden states, and what stands on them; the pooler is for the first token."""
+    variables = {"params": self.params}
+    hidden = self.model.apply(variables, *batch, method="hidden")
+    if self.kind != "Model":
+      return hidden, self.model.apply(variables, hidden, method="head")
+    if not self.model.config.pooler:
+      return hidden, None
+    return hidden, self.model.apply(variables, hidden[:, 0], method="pooled")
 
   def reference(self, tokens, mask, types=None):
     """Their hidden states, and the logits or the pooler's output."""
@@ -271,16 +268,18 @@ TEXTS = ["A man is eating food.", "Ein Mann isst, GERN!", "", "so " * 300]
 
 def test_minilm_sentence_embeddings(minilm_path):
   model, params, tokenizer = models.load(minilm_path)
-  ours = models.embed(model, {"params": params}, tokenizer, TEXTS, batch_size=3, length=128)
+  variables = {"params": params}
+  means = models.embed(model, variables, tokenizer, TEXTS, length=128, normalized=False)
   reader = transformers.AutoTokenizer.from_pretrained(minilm_path)
   theirs = transformers.AutoModel.from_pretrained(minilm_path).eval()
   inputs = reader(TEXTS, padding=True, truncation=True, max_length=128, return_tensors="pt")
   with torch.no_grad():
     hidden = theirs(**inputs).last_hidden_state
   mask = inputs["attention_mask"][..., None].float()
-  want = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1)).numpy()
-  np.testing.assert_allclose(ours, want, atol=1e-5)
-  long = models.embed(model, {"params": params}, tokenizer, TEXTS[:1], normalized=False)
-  np.testing.assert_allclose(long / np.linalg.norm(long), ours[:1], atol=1e-5)
+  want = (hidden * mask).sum(1) / mask.sum(1)
+  np.testing.assert_allclose(means, want.numpy(), atol=1e-5)
+  # In batches of like length, and of unit length.
+  ours = models.embed(model, variables, tokenizer, TEXTS[:3], batch_size=2, length=16)
+  np.testing.assert_allclose(ours, torch.nn.functional.normalize(want)[:3].numpy(), atol=1e-5)
   with pytest.raises(ValueError, match="length 513 is not within 2 and the model's 512"):
-    models.embed(model, {"params": params}, tokenizer, TEXTS, length=513)
+    models.embed(model, variables, tokenizer, TEXTS, length=513)
