@@ -38,6 +38,9 @@ def get_config() -> ConfigDict:
   config.model.remat = False
   # Layers in one iteration of the compiled loop; 0: all of them on a CPU, one elsewhere.
   config.model.unroll = 0
+  # What stands on an encoder: {"name": "sequence", "labels": 2}, "token" or "masked"
+  # (research.models.heads); a head that the checkpoint lacks is new and trains. Empty: its own.
+  config.model.head = ConfigDict()
 
   # Rules {"target": path regex, "name": method, ...}; a parameter takes the first that matches.
   config.adapters = ()

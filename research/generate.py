@@ -125,12 +125,15 @@ class _Writer:
   """A loaded model with the flags of a command."""
 
   def __init__(self, args: argparse.Namespace):
-    from research import generation
+    from research import generation, models
     from research.core import cache
 
     cache.keep_compiled()
     self.args = args
     self.subject = subject_lib.load(args)
+    if isinstance(self.subject.model, models.Encoder):
+      family = self.subject.model.config.family
+      raise ValueError(f"{self.subject.name} is a {family}, which does not write; name a decoder")
     self.tokenizer = self.subject.tokenizer
     self.as_text = args.text or self.tokenizer.chat_template is None
     self.sampler = writing.sampler(args)

@@ -1,5 +1,6 @@
 """What tests share."""
 
+import json
 import os
 from pathlib import Path
 
@@ -21,6 +22,45 @@ def smollm2_path() -> Path:
     return named.fetch("smollm2-135m-instruct")
   except RuntimeError as error:  # a machine without a network that never fetched it
     pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> Path:
+  """The directory of all-MiniLM-L6-v2: a real pretrained encoder with its tokenizer."""
+  try:
+    return named.fetch("all-minilm-l6-v2")
+  except RuntimeError as error:
+    pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def wordpiece_directory(tmp_path_factory) -> Path:
+  """A BERT tokenizer as its publishers write it: lower case, `[CLS] text [SEP]`, `[MASK]`."""
+  directory = tmp_path_factory.mktemp("wordpiece")
+  words = "[PAD] [UNK] [CLS] [SEP] [MASK] the cat dog s runs ##ning run ##s sad glad , . un ##glad"
+  vocabulary = {word: i for i, word in enumerate(words.split())}
+  backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+  backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+  backend.post_processor = tokenizers.processors.TemplateProcessing(
+    single="[CLS] $A [SEP]",
+    pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+    special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+  )
+  backend.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+  backend.enable_truncation(6)  # which is meant for somebody else's batches
+  backend.save(str(directory / "tokenizer.json"))
+  names = ("pad", "unk", "cls", "sep", "mask")
+  config = {f"{name}_token": f"[{name.upper()}]" for name in names}
+  config |= {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+  (directory / "tokenizer_config.json").write_text(json.dumps(config))
+  return directory
+
+
+@pytest.fixture(scope="session")
+def wordpiece(wordpiece_directory) -> Tokenizer:
+  """The tokenizer of `wordpiece_directory`, of 18 tokens."""
+  return Tokenizer.from_directory(wordpiece_directory)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 # Path of a parameter within its collection -> its logical axes; the first match counts.
 _PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r"embed/embedding", ("vocab", "embed")),
-  (r"positions/embedding", (None, "embed")),
+  (r"(positions|token_types)/embedding", (None, "embed")),
   (r"lm_head/kernel", ("embed", "vocab")),
   (r"lm_head/bias", ("vocab",)),
   (r"layers/attention/[qkv]_proj/kernel", ("layers", "embed", "heads")),
@@ -39,7 +39,10 @@ _PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r"layers/mlp/experts/(gate|up)_proj/kernel", ("layers", "experts", None, "mlp")),
   (r"layers/mlp/experts/down_proj/kernel", ("layers", "experts", "mlp", None)),
   (r"layers/.*(norm/scale|norm/bias|_proj/bias)", ("layers", None)),
-  (r"final_norm/(scale|bias)", (None,)),
+  (r"(final_norm|embed_norm|masked_head/norm)/(scale|bias)", (None,)),
+  (r"(pooler|masked_head/transform|classifier/(dense|out))/kernel", ("embed", None)),
+  (r"(pooler|masked_head/transform|classifier/(dense|out))/bias", (None,)),
+  (r"masked_head/bias", ("vocab",)),
 )
 
 # Logical axis -> mesh axes. An axis that is not here is not split.

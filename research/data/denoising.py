@@ -1,27 +1,28 @@
-"""Documents of text as problems for a decoder: a prefix, dropped spans, a mixture of both.
+"""Documents of text as problems: masked tokens; a prefix, dropped spans, a mixture of both.
 
 A config's section `corruption` names one of `DENOISERS`:
 
+  {"name": "mask", "rate": 0.15}
   {"name": "prefix", "split": "random"}
   {"name": "spans", "rate": 0.15, "mean_span": 3.0}
   {"name": "ul2", "regular": "[NLU]", "sequential": "[S2S]", "extreme": "[NLG]"}
   {"name": "mixture", "denoisers": [{"weight": 2, "name": "spans"}, {"name": "prefix"}]}
 
-The problem and its solution are one document, of which only the solution is learnt; tokens of
-the problem see each other both ways.
+All but `mask` are for decoders: the problem and its solution are one document, of which only the
+solution is learnt; tokens of the problem see each other both ways.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
 from research.core import config as config_lib
-from research.data import corruption
-from research.data.formats import BadRow, Example
+from research.data import corruption, masking
+from research.data.examples import BadRow, Example
 
 if TYPE_CHECKING:
   from research.data.tokenizer import Tokenizer
@@ -33,6 +34,11 @@ class Denoiser(Protocol):
   @property
   def bidirectional(self) -> bool:
     """Whether some of its problems have a prefix."""
+    ...
+
+  @property
+  def words(self) -> bool:
+    """Whether it needs the numbers of words."""
     ...
 
   def raw_length(self, length: int) -> int:
@@ -63,6 +69,7 @@ def _check_learnt(example: Example, least: int) -> None:
 class _Prefix:
   """See `prefix`."""
 
+  words: ClassVar[bool] = False
   split: str
   rate: float | None
   mode: tuple[int, ...]
@@ -122,6 +129,7 @@ def prefix(
 class _Spans:
   """See `spans`."""
 
+  words: ClassVar[bool] = False
   rate: float
   mean_span: float
   sentinels: np.ndarray
@@ -211,6 +219,10 @@ class _Mixture:
   def bidirectional(self) -> bool:
     return any(part.bidirectional for part in self.parts)
 
+  @property
+  def words(self) -> bool:
+    return any(part.words for part in self.parts)
+
   def raw_length(self, length: int) -> int:
     return min(part.raw_length(length) for part in self.parts)
 
@@ -266,6 +278,7 @@ def ul2(
 
 
 DENOISERS: dict[str, Callable[..., Denoiser]] = {
+  "mask": masking.mask,
   "prefix": prefix,
   "spans": spans,
   "mixture": mixture,

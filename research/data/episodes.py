@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from research.data.formats import BadRow, Report
+from research.data.examples import BadRow, Report
 
 if TYPE_CHECKING:
   from research.data.sources import Row, Source

@@ -2,8 +2,9 @@
 
 A row is a dict of columns, named as TRL names them. The first of `FORMATS` whose columns
 a row has decides how it is read; columns beyond those (`answer`, `task`, …) are left
-alone. A format that gives something other than one token sequence (`prompt`, `chosen`,
-`rejected`) joins by one more entry there.
+alone: `text` with a `label` is to be classified (see `labelled`), without one it is read. A format
+that gives something other than one token sequence (`prompt`, `chosen`, `rejected`) joins by one
+more entry there.
 
 Axis legend: T tokens of one document.
 """
@@ -11,124 +12,19 @@ Axis legend: T tokens of one document.
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from research.core import tree
-from research.data import chat
+from research.data import chat, labelled
+from research.data.examples import BadRow, Example, text_of
 
 if TYPE_CHECKING:
   from research.data.tokenizer import Tokenizer
 
 ON_LONG_ROW = ("drop", "truncate", "split", "stop")
-
-
-class BadRow(ValueError):
-  """A row that cannot be used: `reason` is what it is counted under, `detail` its own case."""
-
-  def __init__(self, reason: str, detail: str):
-    super().__init__(f"{reason}: {detail}")
-    self.reason = reason
-    self.detail = detail
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-  """One document. Invariant: both arrays are `[T]`.
-
-  Attributes:
-    tokens: int32.
-    weights_mask: bool, whether the token is learnt when it is the next one. The first
-      token of a document is nobody's next, so its entry has no effect.
-    prefix: so many of the first tokens see each other both ways.
-    task: the number of its part of a mixture.
-  """
-
-  tokens: np.ndarray
-  weights_mask: np.ndarray
-  prefix: int = 0
-  task: int = 0
-
-  def __len__(self) -> int:
-    return len(self.tokens)
-
-  def __getitem__(self, part: slice) -> Example:
-    return Example(self.tokens[part], self.weights_mask[part])
-
-  @property
-  def learns(self) -> bool:
-    """Whether any token of it carries loss."""
-    return bool(self.weights_mask[1:].any())
-
-
-class Report:
-  """What became of rows that could not be used as they are, by source and reason.
-
-  A row counts once a reason however often it is met, so that epochs and resumed runs do
-  not inflate the figures. Safe to fill in one thread and print in another.
-  """
-
-  def __init__(self) -> None:
-    self._rows: dict[tuple[str, str], dict[int, str]] = {}
-    self._lock = threading.Lock()
-
-  def add(self, source: str, reason: str, index: int, detail: str) -> None:
-    """Counts row `index` of `source` under `reason`."""
-    with self._lock:
-      self._rows.setdefault((source, reason), {}).setdefault(index, detail)
-
-  def merge(self, other: Report) -> None:
-    """Adds everything that `other` counted."""
-    for entry in other.to_json():
-      for index, detail in entry["rows"]:
-        self.add(entry["source"], entry["reason"], index, detail)
-
-  def count(self, reason: str | None = None) -> int:
-    """The number of rows counted under `reason`, or under any."""
-    with self._lock:
-      return sum(len(rows) for (_, why), rows in self._rows.items() if reason in (None, why))
-
-  def __bool__(self) -> bool:
-    return self.count() > 0
-
-  def to_json(self) -> list[dict[str, Any]]:
-    """`[{"source", "reason", "rows": [[index, detail], …]}, …]`, indices ascending."""
-    with self._lock:
-      return [
-        {"source": source, "reason": reason, "rows": [list(row) for row in sorted(rows.items())]}
-        for (source, reason), rows in sorted(self._rows.items())
-      ]
-
-  @classmethod
-  def from_json(cls, entries: Iterable[Mapping[str, Any]]) -> Report:
-    """The report that `to_json` wrote."""
-    report = cls()
-    for entry in entries:
-      for index, detail in entry["rows"]:
-        report.add(entry["source"], entry["reason"], index, detail)
-    return report
-
-  def __str__(self) -> str:
-    """A line a reason with its count, its first rows (from 0) and the first one's case."""
-    lines = []
-    for entry in self.to_json():
-      rows = entry["rows"]
-      first = ", ".join(str(index) for index, _ in rows[:5]) + (", …" if len(rows) > 5 else "")
-      noun = "row" if len(rows) == 1 else "rows"
-      lines.append(
-        f"{entry['source']}: {len(rows):,} {noun} {entry['reason']} ({noun} {first}): {rows[0][1]}"
-      )
-    return "\n".join(lines)
-
-
-def _text_of(row: Mapping[str, Any], column: str) -> str:
-  value = row[column]
-  if not isinstance(value, str):
-    raise BadRow("of the wrong type", f"column {column!r} is {type(value).__name__}, not a string")
-  return value
 
 
 def _messages_of(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
@@ -172,7 +68,7 @@ def _tokenize_messages(
 def _tokenize_completion(
   row: Mapping[str, Any], tokenizer: Tokenizer, completion_only: bool
 ) -> Example:
-  read = _text_of if isinstance(row["prompt"], str) else _messages_of
+  read = text_of if isinstance(row["prompt"], str) else _messages_of
   prompt, completion = read(row, "prompt"), read(row, "completion")
   tokens, mask = _encode(chat.encode_completion, tokenizer, prompt, completion)
   return _example(tokens, mask if completion_only else [True] * len(tokens))
@@ -180,7 +76,7 @@ def _tokenize_completion(
 
 def _tokenize_text(row: Mapping[str, Any], tokenizer: Tokenizer, completion_only: bool) -> Example:
   del completion_only  # A text has no prompt: all of it is learnt.
-  tokens = list(tokenizer.encode(_text_of(row, "text"), add_special=True))
+  tokens = list(tokenizer.encode(text_of(row, "text"), add_special=True))
   if tokenizer.eos_ids and (not tokens or tokens[-1] not in tokenizer.eos_ids):
     tokens.append(tokenizer.eos_ids[0])
   return _example(tokens, [True] * len(tokens))
@@ -197,6 +93,9 @@ class Format:
 FORMATS = (
   Format(("messages",), _tokenize_messages),
   Format(("prompt", "completion"), _tokenize_completion),
+  Format(("tokens", "labels"), labelled.tokenize_words),
+  Format(("anchor", "positive"), labelled.tokenize_pair),
+  Format(("text", "label"), labelled.tokenize_text),
   Format(("text",), _tokenize_text),
 )
 
@@ -222,7 +121,9 @@ def format_of(columns: Iterable[str]) -> Format:
   raise BadRow("without its columns", f"columns {columns} fit no format of {known}{hint}")
 
 
-def tokenize(row: Mapping[str, Any], tokenizer: Tokenizer, *, completion_only: bool) -> Example:
+def tokenize(
+  row: Mapping[str, Any], tokenizer: Tokenizer, *, completion_only: bool, words: bool = False
+) -> Example:
   """The row as one document, with its end-of-sequence token.
 
   Args:
@@ -230,6 +131,7 @@ def tokenize(row: Mapping[str, Any], tokenizer: Tokenizer, *, completion_only: b
     tokenizer: the model's.
     completion_only: learn the assistant's turns or the completion only; otherwise all
       tokens. A `text` has no prompt and is learnt whole either way.
+    words: number the words of a `text`.
 
   Raises:
     BadRow: the columns fit no format, hold the wrong type, are refused by the chat
@@ -239,13 +141,21 @@ def tokenize(row: Mapping[str, Any], tokenizer: Tokenizer, *, completion_only: b
   example = format_of(columns_of(row)).tokenize(row, tokenizer, completion_only)
   if not example.learns:
     raise BadRow("with nothing to learn", f"none of its {len(example)} tokens is a target")
-  return example
+  return _numbered(example, row, tokenizer) if words else example
+
+
+def _numbered(example: Example, row: Mapping[str, Any], tokenizer: Tokenizer) -> Example:
+  """The example of a `text` with its `words`."""
+  _, words = tokenizer.encode_words(text_of(row, "text"))
+  words += [-1] * (len(example) - len(words))  # EOS, if the frame has none
+  return dataclasses.replace(example, words=np.asarray(words))
 
 
 def fit(example: Example, length: int, on_long_row: str) -> tuple[Example, ...]:
   """The example as documents of at most `length` tokens.
 
-  `truncate` keeps the first `length` tokens. `split` cuts into pieces that overlap by one
+  `truncate` keeps the first `length` tokens, those that close the text in place of the last of
+  them; of several documents, each gets an equal share. `split` cuts into pieces that overlap by one
   token, so that every token is still predicted exactly once; pieces without a token to
   learn are left out.
 
@@ -256,7 +166,7 @@ def fit(example: Example, length: int, on_long_row: str) -> tuple[Example, ...]:
   if len(example) <= length:
     return (example,)
   if on_long_row == "truncate":
-    pieces = [example[:length]]
+    pieces = [_truncated(example, length)]
   elif on_long_row == "split":
     starts = range(0, len(example) - 1, length - 1)
     pieces = [example[start : start + length] for start in starts]
@@ -266,3 +176,18 @@ def fit(example: Example, length: int, on_long_row: str) -> tuple[Example, ...]:
   if not pieces:
     raise BadRow("with nothing to learn", f"its first {length} tokens are all prompt")
   return tuple(pieces)
+
+
+def _truncated(example: Example, length: int) -> Example:
+  parts = example.parts or (len(example),)
+  share = length // len(parts)
+  kept, start = [], 0
+  for size in parts:
+    index = np.arange(start, start + size)
+    if size > share:
+      closing = min(example.closing, share - 1)
+      index = np.concatenate([index[: share - closing], index[size - closing :]])
+    kept.append(index)
+    start += size
+  parts = tuple(map(len, kept)) if example.parts else ()
+  return dataclasses.replace(example[np.concatenate(kept)], parts=parts)

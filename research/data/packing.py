@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from research.data.formats import Example
+from research.data.examples import Example
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -92,8 +92,25 @@ def bucket(length: int, buckets: Sequence[int]) -> int:
   return buckets[at]
 
 
+def form_of(rows: Sequence[Sequence[Example]]) -> tuple[str, ...]:
+  """The `form` that all documents of a batch have.
+
+  Raises:
+    ValueError: they have several.
+  """
+  forms = {example.form for row in rows for example in row}
+  if len(forms) > 1:
+    told = " and ".join(sorted("+".join(form) for form in forms))
+    raise ValueError(f"a batch has documents of one kind, not some with {told}; train on one kind")
+  return forms.pop() if forms else ("targets",)
+
+
 def assemble(
-  rows: Sequence[Sequence[Example]], length: int, pad_id: int, also: Sequence[str] = ()
+  rows: Sequence[Sequence[Example]],
+  length: int,
+  pad_id: int,
+  also: Sequence[str] = (),
+  form: tuple[str, ...] = ("targets",),
 ) -> dict[str, np.ndarray]:
   """The batch of docs/architecture.md; an empty row is all padding.
 
@@ -102,37 +119,50 @@ def assemble(
     length: S.
     pad_id: the token at padding and the target where there is none.
     also: numbers of an example that each of its tokens tells; 0 at padding.
+    form: `form_of` the whole batch, of which these may be a host's rows.
 
   Returns:
-    `tokens`, `targets`, `segments`, `positions`, those of `also` int32 and `weights` float32,
+    `tokens`, `segments`, `positions`, those of `form` and `also` int32 and `weights` float32,
     `[B, S]`.
   """
   shape = (len(rows), length)
   tokens = np.full(shape, pad_id, np.int32)
-  targets = np.full(shape, pad_id, np.int32)
   weights = np.zeros(shape, np.float32)
   segments = np.zeros(shape, np.int32)
   positions = np.zeros(shape, np.int32)
+  own = {name: np.full(shape, pad_id if name == "targets" else 0, np.int32) for name in form}
   numbers = {name: np.zeros(shape, np.int32) for name in also}
   for r, row in enumerate(rows):
-    start = 0
-    for number, example in enumerate(row, start=1):
+    start = number = 0
+    for example in row:
       end = start + len(example)
       if end > length:
         raise ValueError(f"row {r} has {sum(map(len, row))} tokens; the batch holds {length}")
       tokens[r, start:end] = example.tokens
-      targets[r, start : end - 1] = example.tokens[1:]
-      weights[r, start : end - 1] = example.weights_mask[1:]
-      segments[r, start:end] = number
-      positions[r, start:end] = np.arange(len(example))
+      if form[0] == "targets":
+        own["targets"][r, start : end - 1] = example.tokens[1:]
+        weights[r, start : end - 1] = example.weights_mask[1:]
+      else:
+        weights[r, start:end] = example.weights_mask
+      for name in form:
+        if name in ("labels", "types"):
+          own[name][r, start:end] = getattr(example, name)
+      at = start
+      for role, size in enumerate(example.parts or (len(example),), start=1):
+        number += 1
+        segments[r, at : at + size] = number
+        positions[r, at : at + size] = np.arange(size)
+        if example.parts:
+          own["roles"][r, at : at + size] = role
+        at += size
       for name, array in numbers.items():
         array[r, start:end] = getattr(example, name)
       start = end
   return {
     "tokens": tokens,
-    "targets": targets,
     "weights": weights,
     "segments": segments,
     "positions": positions,
+    **own,
     **numbers,
   }

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import grain
 
-from research.data.formats import Example
+from research.data.examples import Example
 from research.data.windows import Batch, Place, Planner
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ import tqdm
 
 from research.core import cache as cache_lib
 from research.core import tree
-from research.data.formats import BadRow, Report, columns_of
+from research.data.examples import BadRow, Report
+from research.data.formats import columns_of
 
 FORMATS = ("jsonl", "text")
 SPLITS = ("document", "paragraph", "line")

@@ -27,7 +27,7 @@ import numpy as np
 
 from research.core import tree
 from research.data.episodes import Episodes
-from research.data.formats import BadRow, Report
+from research.data.examples import BadRow, Report
 from research.data.templates import Templates
 
 Row = dict[str, Any]

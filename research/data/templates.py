@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from research.core import tree
-from research.data.formats import BadRow
+from research.data.examples import BadRow
 
 if TYPE_CHECKING:
   from research.data.sources import Row, Source

@@ -20,8 +20,15 @@ from tokenizers import AddedToken, processors
 from research.core.tree import nearest
 from research.data import gguf_vocabulary
 
+_ENCODERS = ("cls_token", "sep_token", "mask_token")
 # The names under which chat templates and `tokenizer_config.json` know special tokens.
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+_SPECIAL = (
+  "bos_token",
+  "eos_token",
+  "unk_token",
+  "pad_token",
+  *_ENCODERS,
+)
 
 
 class Tokenizer:
@@ -33,8 +40,8 @@ class Tokenizer:
   Attributes:
     backend: the `tokenizers.Tokenizer`.
     vocab_size: the number of tokens, added ones included.
-    special_tokens: `bos_token`, `eos_token`, `unk_token`, `pad_token` where the tokenizer has
-      them, as its chat template sees them.
+    special_tokens: `bos_token`, `eos_token`, `unk_token`, `pad_token`, `cls_token`, `sep_token`,
+      `mask_token` where the tokenizer has them, as its chat template sees them.
     bos_id, pad_id: ids, or None.
     eos_ids: every token that ends a text; the first is the one to append.
     chat_template: Jinja source, or None.
@@ -62,9 +69,15 @@ class Tokenizer:
     eos_tokens = [_token(backend, token_id) for token_id in self.eos_ids]
     if eos_tokens:
       self.special_tokens["eos_token"] = eos_tokens[0]
-    # Named tokens are matched whole, also by files that forgot to list them as added tokens.
+    # Named tokens are matched whole, also by files that forgot to list them as added tokens; of
+    # an encoder's own, those that are listed stay as they are (RoBERTa's mask takes a space along).
+    listed = {token.content for token in backend.get_added_tokens_decoder().values()}
     backend.add_special_tokens(
-      [AddedToken(token, normalized=False) for token in self.special_tokens.values()]
+      [
+        AddedToken(token, normalized=False)
+        for name, token in self.special_tokens.items()
+        if name not in _ENCODERS or token not in listed
+      ]
     )
 
   @classmethod

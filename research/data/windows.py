@@ -21,7 +21,7 @@ import tqdm
 
 from research.core import tree
 from research.data import denoising, formats, packing, sources
-from research.data.formats import BadRow, Example, Report
+from research.data.examples import BadRow, Example, Report
 
 if TYPE_CHECKING:
   from research.data.tokenizer import Tokenizer
@@ -76,7 +76,10 @@ class _Examples(grain.sources.RandomAccessDataSource):
   def _read(self, index: int) -> tuple[Example, ...]:
     try:
       example = formats.tokenize(
-        self._source[index], self._tokenizer, completion_only=self._completion_only
+        self._source[index],
+        self._tokenizer,
+        completion_only=self._completion_only,
+        words=self._denoiser is not None and self._denoiser.words,
       )
       if self._denoiser:
         self._denoiser.check(example)
@@ -300,6 +303,10 @@ class Planner:
   ) -> list[list[Example]]:
     """Rows of all examples; if not packed, each `together` are of like length."""
     if self._packed:
+      if any(example.parts for example in examples):
+        raise ValueError(
+          "rows of anchor and positive need data.packing='none': a row of the batch is an example"
+        )
       return packing.packed_rows(examples, self._length, rng)
     if self._seed is not None and not self._shuffle:
       return [[example] for example in examples]
@@ -315,7 +322,8 @@ class Planner:
     """This host's share of the batch of `rows`, with empty rows to fill it up."""
     padded = rows + [[] for _ in range(self.batch_size - len(rows))]
     width = self._width(rows)
-    return packing.assemble(padded[self._shard], width, self._pad_id, self._numbers)
+    form = packing.form_of(rows)
+    return packing.assemble(padded[self._shard], width, self._pad_id, self._numbers, form)
 
   def description(self, start: Place) -> str:
     """A line on the window planned last, or if there is none on the one at `start`."""

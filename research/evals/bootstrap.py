@@ -7,7 +7,7 @@ is drawn again: problems, or windows of text.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -36,6 +36,22 @@ def interval(
   """
   checked, over = _checked(values, weights)
   return _percentiles(_resampled(checked[None], over, seed, resamples)[0])
+
+
+def interval_of(
+  figure: Callable[[np.ndarray], np.ndarray],
+  values: np.ndarray,
+  *,
+  seed: int = 0,
+  resamples: int = 10_000,
+) -> tuple[float, float]:
+  """The 95 % percentile interval of a function of means over items.
+
+  Args:
+    figure: `[rows, draws]` -> `[draws]`, of the means of each draw.
+    values: `[rows, items]`, at least two items.
+  """
+  return _percentiles(figure(_resampled(values, np.ones(values.shape[1]), seed, resamples)))
 
 
 def paired(

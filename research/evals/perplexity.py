@@ -22,6 +22,7 @@ from research.data import packing, sources
 from research.evals import bootstrap
 from research.evals.result import Result
 from research.losses import cross_entropy
+from research.models import DecoderConfig
 
 _LENGTH = 1024  # of a window, unless told or unless the model has fewer positions
 _SHORTEST = 64  # tokens that a batch of short documents is padded to
@@ -79,9 +80,11 @@ class Perplexity:
     """Scores all documents.
 
     Raises:
-      ValueError: a window is longer than the model's positions, or the context is longer than it;
-        a row has no `text`, or there is no token to score.
+      ValueError: the model is no decoder; a window is longer than the model's positions, or the
+        context is longer than it; a row has no `text`, or there is no token to score.
     """
+    if not isinstance(model.config, DecoderConfig):
+      raise ValueError(f"{self.label} is of decoders, not of a {model.config.family}")
     positions = model.config.max_positions
     length = min(_LENGTH, positions) if self.length is None else self.length
     context = max(1, length // 2) if self.context is None else self.context

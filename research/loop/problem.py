@@ -19,7 +19,7 @@ from research.data import pipeline
 from research.evals import Evaluator, Result
 from research.loop import state as state_lib
 from research.loop.step import Objective
-from research.models import families
+from research.models import families, heads
 
 
 class Batches(Protocol):
@@ -47,6 +47,7 @@ class Problem:
   forward_flops: FLOPs of the base's forward pass, a token, in rows of a length.
   active: the share of the parameter at a path, such as all experts, that one token meets.
   export: `(directory, variables)` writes what was trained for other tools to load.
+  notes: what a person should know before the run, a line each.
   """
 
   model: Any
@@ -59,10 +60,13 @@ class Problem:
   forward_flops: Callable[[float], float]
   export: Callable[[Path, dict[str, Any]], None]
   active: Callable[[str], float] = lambda path: 1.0
+  notes: Sequence[str] = ()
 
 
 def assemble(config: config_lib.Config) -> Problem:
   """The problem that `model`, `adapters`, `trainable`, `objective`, `data` and `eval` describe.
+
+  A head that the checkpoint lacks is initialized by the seed and trains, whatever `trainable` says.
 
   Raises:
     ConfigError: one of those sections cannot be; the message names it.
@@ -70,16 +74,23 @@ def assemble(config: config_lib.Config) -> Problem:
   with config_lib.blaming("model"):
     section = dict(config.model)
     source, dtype = section.pop("source"), jnp.dtype(section.pop("dtype"))
+    head = section.pop("head", None)
     # What trains does so in float32; it should start from all the bits there are.
     trains_base = set(config.trainable) != {"adapters"}
     model, params, tokenizer = models.load(
       source, dtype=dtype, param_dtype=jnp.float32 if trains_base else dtype, **section
     )
+    fresh: frozenset[str] = frozenset()
+    if head:
+      rng = rng_lib.root(config.seed, "head")
+      model, params, fresh = heads.attach(model, params, head, rng)
   with config_lib.blaming("adapters"):
     adapters = peft.attach(config.adapters, params, rng_lib.root(config.seed, "adapters"))
     adapter_trains = peft.trainable_paths(adapters)
   variables = {"params": params, "adapters": adapters}
-  trains = state_lib.trains(config.trainable, variables, lambda path, _: path in adapter_trains)
+  trains = state_lib.trains(
+    config.trainable, variables, lambda path, _: path in adapter_trains, fresh
+  )
   variables = tree.map_with_path(
     lambda path, leaf: leaf.astype(dtype) if _is_frozen(path, leaf, trains) else leaf, variables
   )
@@ -112,10 +123,20 @@ def assemble(config: config_lib.Config) -> Problem:
     modules = families.find(model.config.family).modules(model.config)
     # PEFT's files have no place for a LoRA of each expert: such adapters leave in their model.
     has_place = all(path in modules for path, _ in peft.sites(variables["adapters"]))
-    if not trains_base and has_place:
-      peft.save(directory / "adapter", variables["adapters"], modules, base_model=source)
+    if not trains_base and not fresh and has_place:
+      peft.save(
+        directory / "adapter",
+        variables["adapters"],
+        modules,
+        base_model=source,
+        task_type=model.config.task_type,
+      )
     else:
-      merged = peft.merge(variables["params"], variables["adapters"])
+      merged = variables["params"]
+      if adapters:
+        # A frozen base has the activations' type, in which much of what was learnt would be lost.
+        merged = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), merged)
+        merged = peft.merge(merged, variables["adapters"])
       models.save(directory / "model", model, merged, tokenizer)
 
   return Problem(
@@ -129,6 +150,7 @@ def assemble(config: config_lib.Config) -> Problem:
     forward_flops=model.config.flops_per_token,
     export=export,
     active=model.config.active,
+    notes=[f"not in the checkpoint, new and trained: {', '.join(sorted(fresh))}"] if fresh else [],
   )
 
 

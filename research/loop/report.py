@@ -7,6 +7,7 @@ from pathlib import Path
 
 from research import evals
 from research.loop.callbacks import Callback, Context
+from research.models import Encoder
 
 SHOWN = 3  # samples of each evaluator
 
@@ -25,6 +26,9 @@ class Report(Callback):
       for old, new in samples:
         context.say(f"\nbefore  {_indented(old)}\nafter   {_indented(new)}")
     run = context.directory
+    if isinstance(context.problem.model, Encoder):  # which does not write
+      context.say(f"\nsaved in {run}")
+      return
     context.say(
       f"\nsaved in {run}; to talk with the result:"
       f"\n  python -m research.generate --run={run} --chat"

@@ -264,6 +264,8 @@ class _Trainer:
       f"{total:,} parameters, of which {trained:,} ({trained / total:.2%}) are trained\n"
       f"{self._task.batches.description()}"
     )
+    for note in self._task.notes:
+      context.say(note)
     if context.step:
       context.say(f"going on from step {context.step} of {self._total_steps}")
 

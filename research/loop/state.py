@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +31,10 @@ class TrainState:
 
 
 def trains(
-  section: Sequence[str], variables: Any, adapter_trains: Callable[[str, Any], bool]
+  section: Sequence[str],
+  variables: Any,
+  adapter_trains: Callable[[str, Any], bool],
+  always: Collection[str] = (),
 ) -> Callable[[str, Any], bool]:
   """The predicate over `variables` (paths `params/...`, `adapters/...`) that splits them.
 
@@ -41,6 +44,7 @@ def trains(
     section: any of `"adapters"` (what of them is not constant), `"all"` (every parameter, and
       the adapters), and regular expressions over the paths of parameters.
     adapter_trains: whether an adapter's leaf is more than a constant.
+    always: paths of parameters that train in any case.
 
   Raises:
     ConfigError: a pattern that matches nothing, nothing to train, or a parameter that cannot be
@@ -50,6 +54,7 @@ def trains(
   patterns = [(p, True) for p in section if p not in ("adapters", "all")]
   with config_lib.blaming("trainable"):
     chosen = {f"params/{p}" for p in tree.first_match(patterns, [_within(p) for p in params])}
+  chosen |= {f"params/{path}" for path in always}
   if "all" in section:
     chosen = set(params)
   for path in chosen:

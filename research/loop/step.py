@@ -19,8 +19,7 @@ from research.core import tree
 from research.loop.meta import Meta, by_tasks
 from research.loop.slices import cut, summed
 from research.loop.state import TrainState
-from research.models.decoder import Decoder
-from research.models.unrolled import unstack
+from research.models.unrolled import can_unstack, unstack
 from research.optim.schedules import Schedule
 
 Sum = tuple[jax.Array, jax.Array]  # (sum, weight): the mean is their quotient
@@ -34,7 +33,7 @@ def arrange(model: Any, trainable: Any, frozen: Any, mesh: jax.sharding.Mesh) ->
   On a single CPU, where all layers are straight-line code, that is an array a layer for a base
   that does not train. `models.unrolled.restack` undoes it.
   """
-  if not isinstance(model, Decoder) or jax.default_backend() != "cpu" or mesh.size > 1:
+  if not can_unstack(model) or jax.default_backend() != "cpu" or mesh.size > 1:
     return model, frozen
   trains_layers = any(path.startswith("params/layers/") for path in tree.flatten(trainable))
   if trains_layers or model.unroll not in (0, model.config.num_layers):

@@ -57,7 +57,9 @@ def train_flops_per_token(
     trainable: those that train, None elsewhere.
     active: the share of the parameter at a path that one token meets.
   """
-  has_head = any(path.startswith("params/lm_head/") for path in tree.flatten(variables))
+  # A decoder without a head multiplies by its embeddings; encoders have few tokens that do.
+  apart = ("params/lm_head/", "params/embed_norm/")
+  has_head = any(path.startswith(apart) for path in tree.flatten(variables))
   weights = {
     path: leaf.size * active(path)
     for path, leaf in tree.flatten(trainable).items()

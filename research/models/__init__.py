@@ -1,7 +1,19 @@
 """Whole models, their configs, and the checkpoints of the families they come from."""
 
-from research.models.config import DecoderConfig
+from research.models.config import DecoderConfig, EncoderConfig
 from research.models.decoder import Cache, Decoder
+from research.models.embeddings import embed
+from research.models.encoder import Encoder
 from research.models.load import build, load, save
 
-__all__ = ["Cache", "Decoder", "DecoderConfig", "build", "load", "save"]
+__all__ = [
+  "Cache",
+  "Decoder",
+  "DecoderConfig",
+  "Encoder",
+  "EncoderConfig",
+  "build",
+  "embed",
+  "load",
+  "save",
+]

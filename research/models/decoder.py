@@ -13,11 +13,10 @@ from flax import struct
 
 from research.models.config import DecoderConfig
 from research.nn import mask as masks
-from research.nn.block import Block, Context
+from research.nn.block import Context, stack
 from research.nn.embed import Embed
 from research.nn.incremental import write
 from research.nn.linear import Linear
-from research.nn.moe import ROUTING
 from research.nn.norm import Norm
 from research.nn.positions import rotation
 
@@ -109,9 +108,7 @@ class Decoder(nn.Module):
   """A decoder-only transformer; methods bind at its taps and are unknown to it.
 
   dtype: the type of activations; products accumulate in float32.
-  remat: recompute each layer in the backward pass instead of keeping its activations.
-  unroll: layers in one iteration of the compiled loop over layers. 0 is all of them on a CPU,
-    which runs straight-line code faster at the price of compilation, and 1 elsewhere.
+  remat, unroll: see `research.nn.block.stack`.
   """
 
   config: DecoderConfig
@@ -130,19 +127,7 @@ class Decoder(nn.Module):
       self.lm_head = Linear(c.vocab_size)
 
   def _stack(self):
-    """All layers as one module: `(x, context, caches, kinds)` -> `x` and the caches.
-
-    kinds: int32 `[L]`, which of a tuple of contexts is each layer's; None if they share one.
-    """
-    block = nn.remat(Block, prevent_cse=False) if self.remat else Block
-    return nn.scan(
-      block,
-      variable_axes={"params": 0, "adapters": 0, ROUTING: 0},
-      split_rngs={"params": True, "dropout": True},
-      in_axes=(nn.broadcast, 0, 0),
-      length=self.config.num_layers,
-      unroll=self.unroll or (self.config.num_layers if jax.default_backend() == "cpu" else 1),
-    )(self.config)
+    return stack(self.config, remat=self.remat, unroll=self.unroll)
 
   def __call__(self, tokens, positions=None, segments=None, cache=None):
     """Logits `[B, S, V]` in float32; with a cache, `(logits, cache)`.

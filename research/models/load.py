@@ -1,6 +1,7 @@
 """Models in and out: Hugging Face directories, GGUF files, named models."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ from research.core import tree
 from research.data.tokenizer import Tokenizer
 from research.io import gguf, safetensors
 from research.models import families, named
-from research.models.config import DecoderConfig
+from research.models.config import DecoderConfig, EncoderConfig, StackConfig
 from research.models.decoder import Decoder
+from research.models.encoder import Encoder
 from research.models.families import weights
 
 Tree = Any
+Model = Decoder | Encoder
+
+MODELS: dict[type[StackConfig], type[Any]] = {DecoderConfig: Decoder, EncoderConfig: Encoder}
 
 
 def load(source: str | Path, *, dtype: Any = jnp.float32, param_dtype: Any = None, **options):
@@ -27,7 +32,7 @@ def load(source: str | Path, *, dtype: Any = jnp.float32, param_dtype: Any = Non
     source: a Hugging Face directory, a GGUF file, or a name of `research.models.named`.
     dtype: the type of activations and of products' operands.
     param_dtype: the type of parameters, by default `dtype`.
-    options: further fields of `Decoder` (`remat`, `unroll`).
+    options: further fields of the model (`remat`, `unroll`).
 
   Raises:
     ValueError: the architecture is unknown, or tensors are missing, left over or misshapen.
@@ -43,13 +48,13 @@ def load(source: str | Path, *, dtype: Any = jnp.float32, param_dtype: Any = Non
     config, table, tensors, ignore, tokenizer = _open_directory(path)
   else:
     config, table, tensors, ignore, tokenizer = _open_gguf(path)
-  model = Decoder(config, dtype=dtype, **options)
+  model = MODELS[type(config)](config, dtype=dtype, **options)
   flat = weights.load(table, tensors, _shapes(model), dtype=param_dtype, ignore=ignore)
   return model, tree.unflatten({key: jnp.asarray(value) for key, value in flat.items()}), tokenizer
 
 
 def save(
-  directory: str | Path, model: Decoder, params: Tree, tokenizer: Tokenizer | None = None
+  directory: str | Path, model: Model, params: Tree, tokenizer: Tokenizer | None = None
 ) -> None:
   """Writes a Hugging Face directory that `transformers` loads."""
   directory = Path(directory)
@@ -59,10 +64,11 @@ def save(
   config["dtype"] = config["torch_dtype"] = str(params["embed"]["embedding"].dtype)
   if tokenizer is not None:
     eos = list(tokenizer.eos_ids)
+    pad = config.get("pad_token_id")  # which a family may tell itself, where positions depend on it
     config |= {
       "bos_token_id": tokenizer.bos_id,
-      "eos_token_id": eos[0] if len(eos) == 1 else eos,
-      "pad_token_id": tokenizer.pad_id,
+      "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+      "pad_token_id": tokenizer.pad_id if pad is None else pad,
     }
     tokenizer.save(directory)
   tensors = weights.save(family.weights(model.config), jax.device_get(params))
@@ -70,13 +76,14 @@ def save(
   (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def build(hf_config: Mapping[str, Any], *, dtype: Any = jnp.float32, **options) -> Decoder:
+def build(hf_config: Mapping[str, Any], *, dtype: Any = jnp.float32, **options) -> Model:
   """A model of the shape that a Hugging Face `config.json` describes, without weights."""
-  return Decoder(read_config(hf_config), dtype=dtype, **options)
+  config = read_config(hf_config)
+  return MODELS[type(config)](config, dtype=dtype, **options)
 
 
-def read_config(hf_config: Mapping[str, Any]) -> DecoderConfig:
-  """The decoder's shape from the contents of a `config.json`.
+def read_config(hf_config: Mapping[str, Any]) -> StackConfig:
+  """The model's shape from the contents of a `config.json`.
 
   Raises:
     ValueError: no family has that `model_type`, or it lacks a key.
@@ -90,7 +97,7 @@ def read_config(hf_config: Mapping[str, Any]) -> DecoderConfig:
     raise ValueError(f"config.json of a {family.NAME} lacks {error.args[0]!r}") from None
 
 
-def _shapes(model: Decoder) -> dict[str, tuple[int, ...]]:
+def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
   token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   variables = jax.eval_shape(model.init, jax.random.key(0), token)
   return {path: leaf.shape for path, leaf in tree.flatten(variables["params"]).items()}
@@ -104,12 +111,16 @@ def _open_directory(path):
   config = read_config(hf)
   family = families.find(config.family)
   tensors = safetensors.read(path)
+  for pattern, name in getattr(family, "RENAMED", ()):
+    tensors = {re.sub(pattern, name, key): tensors[key] for key in tensors}
   prefix = f"{family.weights(config)[0].name.split('.')[0]}."
   if not any(name.startswith(prefix) for name in tensors):
     # Checkpoints of the bare backbone leave the prefix out.
     tensors = {prefix + name: tensors[name] for name in tensors}
+  if hasattr(family, "complete"):
+    config = family.complete(config, tensors)
   ignore = list(family.IGNORED)
-  if config.tied_head:
+  if isinstance(config, DecoderConfig) and config.tied_head:
     ignore.append(r"lm_head\.weight")  # a copy of the embedding, which some tools store
   # Weights alone are a model too; whatever needs text says so when the tokenizer is None.
   has_tokenizer = any(path.glob("tokenizer*"))

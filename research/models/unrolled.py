@@ -1,6 +1,6 @@
-"""A decoder with an array a layer, for loops that run it many times on a CPU.
+"""A model with an array a layer, for loops that run it many times on a CPU.
 
-A decoder's weights are stacks `[L, ...]`. To slice a layer out of them inside a compiled program
+A model's weights are stacks `[L, ...]`. To slice a layer out of them inside a compiled program
 is to copy it: of all weights, each step of training and each token of generation. Here layers
 have their own arrays, which such programs read where they are, and their own caches, which they
 update in place.
@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from research.core import tree
-from research.models.config import DecoderConfig
+from research.models.config import StackConfig
 from research.models.decoder import Cache, Decoder
+from research.models.encoder import Encoder
 from research.nn.block import Block
 from research.nn.dot import Transposed
 from research.nn.moe import ROUTING
@@ -37,33 +38,7 @@ class Unrolled(Decoder):
   """
 
   def _stack(self):
-    return self._run
-
-  def _run(self, x, context, caches, kinds):
-    stacks = {name: part["layers"] for name, part in self.variables.items() if "layers" in part}
-    leaves, structure = jax.tree.flatten(stacks, is_leaf=_is_layers)
-    layers = zip(*(_each(leaf) for leaf in leaves), strict=True)
-    one = caches is not None and x.shape[1] == 1
-    elementwise = one and caches[0][0].dtype == jnp.float32
-    contexts = [
-      c.replace(elementwise=elementwise) for c in ((context,) if kinds is None else context)
-    ]
-    dropout = self.make_rng("dropout") if self.has_rng("dropout") else None
-    block = jax.checkpoint(_block, static_argnums=(0, 1)) if self.remat else _block
-    told = self.is_mutable_collection(ROUTING)
-    filled, routing = [], []
-    for i, own in enumerate(layers):
-      rngs = None if dropout is None else {"dropout": jax.random.fold_in(dropout, i)}
-      cache = None if caches is None else caches[i]
-      context = contexts[0 if kinds is None else kinds[i]]
-      own = jax.tree.unflatten(structure, own)
-      (x, cache), told_here = block(self.config, told, own, x, context, cache, rngs)
-      filled.append(cache)
-      routing.append(told_here)
-    if told and routing[0]:
-      stacks = jax.tree.map(lambda *layers: jnp.stack(layers), *routing)
-      self.put_variable(ROUTING, "layers", stacks[ROUTING])
-    return x, tuple(filled)
+    return partial(_run, self)
 
   def init_cache(self, batch: int, slots: int, dtype: Any = None) -> Cache:
     """See `Decoder.init_cache`."""
@@ -72,9 +47,47 @@ class Unrolled(Decoder):
     return cache.replace(layers=tuple(zip(jnp.unstack(keys), jnp.unstack(values), strict=True)))
 
 
+class UnrolledEncoder(Encoder):
+  """An `Encoder` that takes `Layers` where stacks are; without them it slices the stacks."""
+
+  def _stack(self):
+    return partial(_run, self)
+
+
+_UNROLLED: dict[type[Any], type[Any]] = {Decoder: Unrolled, Encoder: UnrolledEncoder}
+
+
+def _run(model, x, context, caches, kinds):
+  """The layers of `model`, as `research.nn.block.stack` runs them."""
+  stacks = {name: part["layers"] for name, part in model.variables.items() if "layers" in part}
+  leaves, structure = jax.tree.flatten(stacks, is_leaf=_is_layers)
+  layers = zip(*(_each(leaf) for leaf in leaves), strict=True)
+  one = caches is not None and x.shape[1] == 1
+  elementwise = one and caches[0][0].dtype == jnp.float32
+  contexts = [
+    c.replace(elementwise=elementwise) for c in ((context,) if kinds is None else context)
+  ]
+  dropout = model.make_rng("dropout") if model.has_rng("dropout") else None
+  block = jax.checkpoint(_block, static_argnums=(0, 1)) if model.remat else _block
+  told = model.is_mutable_collection(ROUTING)
+  filled, routing = [], []
+  for i, own in enumerate(layers):
+    rngs = None if dropout is None else {"dropout": jax.random.fold_in(dropout, i)}
+    cache = None if caches is None else caches[i]
+    context = contexts[0 if kinds is None else kinds[i]]
+    own = jax.tree.unflatten(structure, own)
+    (x, cache), told_here = block(model.config, told, own, x, context, cache, rngs)
+    filled.append(cache)
+    routing.append(told_here)
+  if told and routing[0]:
+    stacks = jax.tree.map(lambda *layers: jnp.stack(layers), *routing)
+    model.put_variable(ROUTING, "layers", stacks[ROUTING])
+  return x, tuple(filled)
+
+
 # Compiled on its own, so that it is traced once for all layers; the compiler inlines it.
 @partial(jax.jit, static_argnums=(0, 1))
-def _block(config: DecoderConfig, told: bool, variables, x, context, cache, rngs):
+def _block(config: StackConfig, told: bool, variables, x, context, cache, rngs):
   """What the block returns, and what it tells of its routing if that is to be `told`."""
   mutable = [ROUTING] if told else []
   return Block(config, parent=None).apply(variables, x, context, cache, rngs=rngs, mutable=mutable)
@@ -85,15 +98,20 @@ def unroll(model: Decoder, variables: Any) -> tuple[Unrolled, Any]:
 
   bfloat16 kernels are held transposed, which is faster for few rows.
   """
-  return _unrolled(model), {
+  return Unrolled(model.config, model.dtype, model.remat), {
     name: tree.map_with_path(lambda path, leaf: _split(path, leaf, _turned), collection)
     for name, collection in variables.items()
   }
 
 
-def unstack(model: Decoder, variables: Any) -> tuple[Unrolled, Any]:
+def can_unstack(model: Any) -> bool:
+  """Whether `unstack` knows this kind of model."""
+  return type(model) in _UNROLLED
+
+
+def unstack(model: Any, variables: Any) -> tuple[Any, Any]:
   """For training: the same model, and `variables` with `Layers` in place of stacks of params."""
-  return _unrolled(model), {
+  return _UNROLLED[type(model)](model.config, model.dtype, model.remat), {
     name: tree.map_with_path(lambda path, leaf: _split(path, leaf, _same), collection)
     if name == "params"
     else collection
@@ -106,10 +124,6 @@ def restack(variables: Any) -> Any:
   return jax.tree.map(
     lambda leaf: jnp.stack(leaf.each) if _is_layers(leaf) else leaf, variables, is_leaf=_is_layers
   )
-
-
-def _unrolled(model: Decoder) -> Unrolled:
-  return Unrolled(model.config, model.dtype, model.remat)
 
 
 def _is_layers(node: Any) -> bool:

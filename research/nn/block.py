@@ -9,7 +9,7 @@ from flax import struct
 
 from research.nn.attention import Attention
 from research.nn.mlp import MLP
-from research.nn.moe import MoE
+from research.nn.moe import ROUTING, MoE
 from research.nn.norm import Norm
 from research.nn.tap import tap
 
@@ -34,9 +34,10 @@ class Context:
 class Block(nn.Module):
   """One layer: `x += norm(attention(norm(x))); x += norm(mlp(norm(x)))`.
 
-  The inner norms are there if `pre_norm`, the outer ones if `post_norm`.
+  The inner norms are there if `pre_norm`, the outer ones if `post_norm`; if `sum_norm`, `x` goes
+  through one after each sum.
 
-  config: see `research.models.config.DecoderConfig`, whose fields it reads.
+  config: see `research.models.config.StackConfig`, whose fields it reads.
   """
 
   config: Any
@@ -94,8 +95,32 @@ class Block(nn.Module):
     )
     out = tap(self, "attention_out", out, x=normed)
     x = x + norm(c.post_norm, "attention_post_norm", out)
+    x = norm(c.sum_norm, "attention_sum_norm", x)
 
     normed = norm(c.pre_norm, "mlp_norm", x)
     out = tap(self, "mlp_out", mlp(normed), x=normed)
     x = x + norm(c.post_norm, "mlp_post_norm", out)
-    return x, cache
+    return norm(c.sum_norm, "mlp_sum_norm", x), cache
+
+
+def stack(config: Any, *, remat: bool, unroll: int) -> nn.Module:
+  """All layers as one module: `(x, context, caches, kinds)` -> `x` and the caches.
+
+  Parameters and adapters have a leading axis of layers. kinds: int32 `[L]`, which of a tuple of
+  contexts is each layer's; None if they share one.
+
+  Args:
+    config: see `Block`; `num_layers` of it are stacked.
+    remat: recompute each layer in the backward pass instead of keeping its activations.
+    unroll: layers in one iteration of the compiled loop. 0 is all of them on a CPU, which runs
+      straight-line code faster at the price of compilation, and 1 elsewhere.
+  """
+  block = nn.remat(Block, prevent_cse=False) if remat else Block
+  return nn.scan(
+    block,
+    variable_axes={"params": 0, "adapters": 0, ROUTING: 0},
+    split_rngs={"params": True, "dropout": True},
+    in_axes=(nn.broadcast, 0, 0),
+    length=config.num_layers,
+    unroll=unroll or (config.num_layers if jax.default_backend() == "cpu" else 1),
+  )(config)

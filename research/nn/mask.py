@@ -14,9 +14,14 @@ def causal(segments: jax.Array, known: jax.Array | None = None) -> jax.Array:
   `[B, S]`, are seen by all of their document.
   """
   index = jnp.arange(segments.shape[1])
-  same = segments[:, :, None] == segments[:, None, :]
+  same = bidirectional(segments)
   earlier = index[:, None] >= index[None, :]
   return same & (earlier if known is None else earlier | known[:, None, :])
+
+
+def bidirectional(segments: jax.Array) -> jax.Array:
+  """All tokens of the same document: `segments [B, S]` -> `[B, S, S]`; padding sees padding."""
+  return segments[:, :, None] == segments[:, None, :]
 
 
 def cached(query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:

@@ -1,13 +1,21 @@
 """Objectives bind losses to models: `loss(model, variables, batch, rng, step)`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from research.core import config
-from research.objectives.causal import Loss, causal
+from research.objectives.causal import causal
+from research.objectives.embedding import embedding
+from research.objectives.labelled import classification, masked
+from research.objectives.tokens import Loss
 from research.objectives.weighting import LearningLoss
 
-OBJECTIVES = {"causal": causal}
+OBJECTIVES: dict[str, Callable[..., Loss]] = {
+  "causal": causal,
+  "masked": masked,
+  "classification": classification,
+  "embedding": embedding,
+}
 
 
 def build(section: Mapping[str, Any], tasks: Sequence[str] = ()) -> Loss:
@@ -28,4 +36,13 @@ def variables(objective: Loss) -> Any:
   return objective.initial() if isinstance(objective, LearningLoss) else {}
 
 
-__all__ = ["OBJECTIVES", "Loss", "build", "causal", "variables"]
+__all__ = [
+  "OBJECTIVES",
+  "Loss",
+  "build",
+  "causal",
+  "classification",
+  "embedding",
+  "masked",
+  "variables",
+]

@@ -3,20 +3,19 @@
 T tasks, B batch, S sequence.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from research.core.config import ConfigError
-from research.losses import cross_entropy, routing
+from research.losses import routing
+from research.models import DecoderConfig
 from research.nn.moe import ROUTING
+from research.objectives import tokens
 from research.objectives import weighting as weightings
-
-Tree = Any
-Sums = Mapping[str, tuple[jax.Array, jax.Array]]
-Loss = Callable[..., tuple[jax.Array, jax.Array, Sums]]
+from research.objectives.tokens import Loss
 
 
 def causal(
@@ -46,37 +45,26 @@ def causal(
 
   def loss(model, variables, batch, rng, step):
     del step
+    tokens.require_model("causal", model, DecoderConfig, "decoders")
+    tokens.require("causal", batch, "targets", "rows of text without a label")
     training = rng is not None
     rngs = {"dropout": rng} if training else None
     hidden, router_logits = _hidden(model, variables, batch, rngs)
-    weights, terms, learnt = batch["weights"], None, variables.get("objective", {})
+    terms, factors, learnt = None, None, variables.get("objective", {})
     if weighting and training:
       terms = weightings.build(weighting, tasks)(learnt)
-      factors = jax.lax.stop_gradient(terms.factors)[batch["task"]]  # [B, S]
-      weights = weights * factors
-    total, losses, right = cross_entropy.chunked(
-      lambda v, h: model.apply(v, h, method="head", rngs=rngs),
-      {
-        collection: {name: tree[name] for name in model.head_names if name in tree}
-        for collection, tree in variables.items()
-      },
-      hidden,
+      factors = jax.lax.stop_gradient(terms.factors)[batch["task"]]
+    total, plain, metrics = tokens.of_hidden(
+      model,
+      variables,
+      batch,
       batch["targets"],
-      weights,
+      hidden,
+      rngs,
+      tasks=tasks,
       chunk_tokens=chunk_tokens,
+      factors=factors,
     )
-    if terms is not None:
-      losses, right = losses / factors, right / factors
-    plain = batch["weights"].sum()
-    metrics = {
-      "loss": (total if terms is None else losses.sum(), plain),
-      "accuracy": (right.sum(), plain),
-    }
-    for number, name in enumerate(tasks):
-      here = batch["task"] == number
-      count = jnp.sum(batch["weights"], where=here)
-      metrics[f"loss/{name}"] = (jnp.sum(losses, where=here), count)
-      metrics[f"accuracy/{name}"] = (jnp.sum(right, where=here), count)
     weight = plain
     if terms is not None:
       added, weight = _weighted(terms, [metrics[f"loss/{name}"] for name in tasks])

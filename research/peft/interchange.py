@@ -46,7 +46,12 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def save(
-  directory: str | Path, adapters: Tree, modules: Modules, *, base_model: str | None = None
+  directory: str | Path,
+  adapters: Tree,
+  modules: Modules,
+  *,
+  base_model: str | None = None,
+  task_type: str | None = "CAUSAL_LM",
 ) -> None:
   """Writes LoRA adapters as PEFT does, in float32.
 
@@ -55,6 +60,7 @@ def save(
     adapters: from `attach` or `load`.
     modules: `research.models.families` tells it for a model.
     base_model: what to write as `base_model_name_or_path`.
+    task_type: by which PEFT chooses a class of model, None for its plain one.
 
   Raises:
     ValueError: an adapter is no LoRA, or its site is no module of the checkpoint.
@@ -80,7 +86,7 @@ def save(
       tensors[f"{_PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(b)
       shapes[name] = (len(a), float(f"{scale * len(a):.7g}"))
 
-  config = _config(shapes, modules, grouped, base_model)
+  config = _config(shapes, modules, grouped, base_model, task_type)
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   safetensors.write(directory / "adapter_model.safetensors", tensors, {"format": "pt"})
@@ -174,13 +180,13 @@ def _fuse(factors):
   return np.concatenate([f[0] for f in held]), b, scale
 
 
-def _config(shapes, modules, grouped, base_model):
+def _config(shapes, modules, grouped, base_model, task_type):
   common = Counter(shapes.values()).most_common(1)[0][0]
   rank_pattern = {name: rank for name, (rank, _) in shapes.items() if rank != common[0]}
   alpha_pattern = {name: alpha for name, (_, alpha) in shapes.items() if alpha != common[1]}
   return {
     "peft_type": "LORA",
-    "task_type": "CAUSAL_LM",
+    "task_type": task_type,
     "base_model_name_or_path": base_model,
     "r": common[0],
     "lora_alpha": int(common[1]) if common[1].is_integer() else common[1],

@@ -11,7 +11,13 @@ F, T = ("fsdp",), ("tensor",)
 SPECS = {
   "params/embed/embedding": ((8, 4), (T, F)),
   "params/positions/embedding": ((6, 4), (None, F)),
+  "params/token_types/embedding": ((2, 4), (None, F)),
   "params/lm_head/kernel": ((4, 8), (F, T)),
+  "params/pooler/kernel": ((4, 4), (F, None)),
+  "params/classifier/out/kernel": ((4, 3), (F, None)),
+  "params/classifier/out/bias": ((3,), (None,)),
+  "params/masked_head/bias": ((8,), (T,)),
+  "params/embed_norm/bias": ((4,), (None,)),
   "params/final_norm/scale": ((4,), (None,)),
   "params/layers/attention_norm/scale": ((3, 4), (None, None)),
   "params/layers/mlp_norm/bias": ((3, 4), (None, None)),

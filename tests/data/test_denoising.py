@@ -5,7 +5,7 @@ import pytest
 
 from research.core.config import Config, ConfigError
 from research.data import denoising
-from research.data.formats import BadRow, Example
+from research.data.examples import BadRow, Example
 
 
 class Tokens:

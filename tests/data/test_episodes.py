@@ -5,7 +5,7 @@ import json
 import pytest
 
 from research.data import sources
-from research.data.formats import BadRow
+from research.data.examples import BadRow
 
 
 @pytest.fixture

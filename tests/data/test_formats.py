@@ -6,7 +6,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from research.data import formats
-from research.data.formats import BadRow, Example, Report
+from research.data.examples import BadRow, Example, Report
 from research.data.tokenizer import Tokenizer
 
 TEMPLATE = (
@@ -80,7 +80,7 @@ def test_formats(row, document, learnt):
     (
       {"a": 1},
       "without its columns",
-      r"columns \['a'\] fit no format of messages \| prompt \+ completion \| text$",
+      r"columns \['a'\] fit no format of messages \| prompt \+ completion \| .* \| text$",
     ),
     ({"text": 3}, "of the wrong type", "'text' is int"),
     ({"prompt": "a", "completion": [ASSISTANT]}, "of the wrong type", "'completion' is list"),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.data import packing
-from research.data.formats import Example
+from research.data.examples import Example
 
 # The machine may be busy: no test here is about time.
 settings.register_profile("packing", deadline=None)

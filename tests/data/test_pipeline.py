@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from research.data import pipeline, sources
-from research.data.formats import Report
+from research.data.examples import Report
 
 
 class NumberTokenizer:

@@ -8,7 +8,7 @@ import ml_collections
 import pytest
 
 from research.data import prepare, sources
-from research.data.formats import BadRow
+from research.data.examples import BadRow
 
 GYM = {
   "name": "reasoning_gym",

@@ -635,3 +635,25 @@ def test_stream_work_is_linear(monkeypatch, text):
   assert printed == decode(_BYTE_LEVEL, ids)
   assert max(work) <= 64
   assert sum(work) <= 100 * len(ids)
+
+
+def test_a_wordpiece_directory_is_read_and_written_as_transformers_does(
+  wordpiece_directory, wordpiece, tmp_path
+):
+  theirs = transformers.AutoTokenizer.from_pretrained(wordpiece_directory)
+  wordpiece.save(tmp_path)
+  again = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  for text in ("The CAT runs, running", "[MASK] dogs unglad", "", "what ever"):
+    want = theirs(text, truncation=False)["input_ids"]
+    assert wordpiece.encode(text) == want == again(text)["input_ids"]
+    assert want[0] == 2 and want[-1] == 3  # [CLS], [SEP]
+  assert again.mask_token_id == 4 and again.cls_token == "[CLS]" and again.sep_token == "[SEP]"
+  assert wordpiece.bos_id is None and wordpiece.eos_ids == () and wordpiece.pad_id == 0
+
+
+def test_a_listed_mask_token_keeps_taking_its_space_along(tmp_path):
+  backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "isolated")
+  backend.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True)])
+  tokenizer = Tokenizer(backend, {"mask_token": "<mask>"})
+  assert tokenizer.encode("a <mask>") == [0, 2]

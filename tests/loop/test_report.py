@@ -23,7 +23,9 @@ def _save(directory, step, correct):
 
 def _told(directory):
   lines = []
-  context = SimpleNamespace(directory=directory, total_steps=7, say=lines.append)
+  context = SimpleNamespace(
+    directory=directory, total_steps=7, say=lines.append, problem=SimpleNamespace(model=None)
+  )
   Report().on_end(context)
   return "\n".join(lines)
 

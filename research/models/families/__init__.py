@@ -4,6 +4,8 @@ from types import ModuleType
 
 from research.core import tree
 from research.models.families import (
+  bert,
+  distilbert,
   gemma2,
   gemma3,
   gpt2,
@@ -15,6 +17,7 @@ from research.models.families import (
   qwen2,
   qwen3,
   qwen3_moe,
+  roberta,
 )
 
 FAMILIES: dict[str, ModuleType] = {
@@ -31,6 +34,9 @@ FAMILIES: dict[str, ModuleType] = {
     gemma3,
     olmo2,
     phi3,
+    bert,
+    roberta,
+    distilbert,
   )
 }
 # By llama.cpp's names.

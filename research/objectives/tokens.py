@@ -1,0 +1,80 @@
+"""The loss of predicting something at each token that has weight; what, is in the batch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from research.losses import cross_entropy
+
+Tree = Any
+Sums = Mapping[str, tuple[jax.Array, jax.Array]]
+Loss = Callable[..., tuple[jax.Array, jax.Array, Sums]]
+
+
+def of_hidden(
+  model: Any,
+  variables: Tree,
+  batch: Mapping[str, jax.Array],
+  targets: jax.Array,
+  hidden: jax.Array,
+  rngs: Mapping[str, jax.Array] | None,
+  *,
+  tasks: Sequence[str],
+  chunk_tokens: int,
+  factors: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
+  """`sum over t of weights[t] * -log p(targets[t])` by the model's head, in nats.
+
+  Args:
+    targets: int32 `[B, S]`.
+    hidden: `[B, S, D]`, the model's last output.
+    tasks: names of the numbers in the batch's `task`; each has its own `loss/NAME` and
+      `accuracy/NAME`.
+    chunk_tokens: tokens whose logits exist at one time, over the whole batch.
+    factors: `[B, S]`, of each token's loss in the sum; weights and metrics are without them.
+  """
+  weights = batch["weights"]
+  total, losses, right = cross_entropy.chunked(
+    lambda v, h: model.apply(v, h, method="head", rngs=rngs),
+    {
+      collection: {name: tree[name] for name in model.head_names if name in tree}
+      for collection, tree in variables.items()
+    },
+    hidden,
+    targets,
+    weights if factors is None else weights * factors,
+    chunk_tokens=chunk_tokens,
+  )
+  plain = total
+  if factors is not None:
+    losses, right = losses / factors, right / factors
+    plain = losses.sum()
+  weight = weights.sum()
+  metrics = {"loss": (plain, weight), "accuracy": (right.sum(), weight)}
+  for number, name in enumerate(tasks):
+    here = batch["task"] == number
+    count = jnp.sum(weights, where=here)
+    metrics[f"loss/{name}"] = (jnp.sum(losses, where=here), count)
+    metrics[f"accuracy/{name}"] = (jnp.sum(right, where=here), count)
+  return total, weight, metrics
+
+
+def require(name: str, batch: Mapping[str, jax.Array], key: str, rows: str) -> None:
+  """Raises ValueError if the batch lacks what the objective `name` predicts.
+
+  Args:
+    key: of the batch. rows: what rows have it.
+  """
+  if key not in batch:
+    kinds = {"targets", "labels", "roles"} & set(batch)
+    raise ValueError(
+      f"the objective {name!r} needs {rows}; these rows have {', '.join(kinds)} and no {key}"
+    )
+
+
+def require_model(name: str, model: Any, kind: type, what: str) -> None:
+  """Raises ValueError if the objective `name` cannot train a model of this kind."""
+  if not isinstance(model.config, kind):
+    raise ValueError(f"the objective {name!r} trains {what}, not a {model.config.family}")
