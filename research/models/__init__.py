@@ -2,6 +2,18 @@
 
 from research.models.config import DecoderConfig
 from research.models.decoder import Cache, Decoder
+from research.models.encoder_decoder import CrossCache, EncoderDecoder
+from research.models.encoder_decoder_config import EncoderDecoderConfig
 from research.models.load import build, load, save
 
-__all__ = ["Cache", "Decoder", "DecoderConfig", "build", "load", "save"]
+__all__ = [
+  "Cache",
+  "CrossCache",
+  "Decoder",
+  "DecoderConfig",
+  "EncoderDecoder",
+  "EncoderDecoderConfig",
+  "build",
+  "load",
+  "save",
+]

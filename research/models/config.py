@@ -2,8 +2,12 @@
 
 import dataclasses
 
+from research.core import tree
 from research.nn.mlp import ACTIVATIONS
 from research.nn.positions import Rope
+
+
+POSITIONS = ("learned", "sinusoidal", "alibi")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,7 +16,7 @@ class DecoderConfig:
 
   family: the checkpoint family that names its tensors (`research.models.families`).
   norm: "rms" or "layer". activation: a key of `research.nn.mlp.ACTIVATIONS`.
-  rope: rotary embedding, or None for learned positions up to `max_positions`.
+  rope: rotary embedding, or None for other `positions`.
 
   What most families lack has a default:
   pre_norm, post_norm: whether sub-layers have a norm before them, and one after.
@@ -23,6 +27,8 @@ class DecoderConfig:
   windows: tokens that a query sees, itself included, a layer each; 0 is no limit, () none
     anywhere.
   local_rope: rotary embedding of the layers with a window, by default `rope`.
+  positions: one of `POSITIONS`, for models without `rope`: "learned" ones up to `max_positions`,
+    "sinusoidal" ones added to embeddings, or "alibi", a bias of scores (`research.nn.bias`).
   """
 
   family: str
@@ -52,12 +58,20 @@ class DecoderConfig:
   embedding_scale: float | None = None
   windows: tuple[int, ...] = ()
   local_rope: Rope | None = None
+  positions: str = "learned"
 
   def __post_init__(self):
     if self.activation not in ACTIVATIONS:
       raise ValueError(
         f"activation {self.activation!r} is unknown; known: {', '.join(ACTIVATIONS)}"
       )
+    if self.positions not in POSITIONS:
+      raise ValueError(
+        f"positions {self.positions!r} are unknown; known: {', '.join(POSITIONS)}"
+        f"{tree.nearest(self.positions, POSITIONS)}"
+      )
+    if self.rope is not None and self.positions != "learned":
+      raise ValueError(f"a model with rope has no {self.positions} positions; its rope is None")
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"

@@ -12,12 +12,13 @@ import numpy as np
 from flax import struct
 
 from research.models.config import DecoderConfig
+from research.nn import bias as biases
 from research.nn import mask as masks
-from research.nn.block import Block, Context
+from research.nn.block import Context, stack
 from research.nn.embed import Embed
 from research.nn.linear import Linear
 from research.nn.norm import Norm
-from research.nn.positions import rotation
+from research.nn.positions import rotation, sinusoidal
 
 
 @struct.dataclass
@@ -49,12 +50,12 @@ class Cache:
 
     stacked = isinstance(self.layers[0], jax.Array)
     layers = both(self.layers) if stacked else tuple(both(layer) for layer in self.layers)
-    return Cache(layers, grow(self.positions, 0, 1, -1), self.used)
+    return self.replace(layers=layers, positions=grow(self.positions, 0, 1, -1))
 
   def take(self, rows: jax.Array) -> "Cache":
     """The keys and values of `rows [B]`, of which each has the positions of the row it replaces."""
     layers = jax.tree.map(lambda kept: jnp.take(kept, rows, axis=kept.ndim - 4), self.layers)
-    return Cache(layers, self.positions, self.used)
+    return self.replace(layers=layers)
 
 
 class Decoder(nn.Module):
@@ -74,7 +75,7 @@ class Decoder(nn.Module):
   def setup(self):
     c = self.config
     self.embed = Embed(c.vocab_size, c.hidden_size, self.dtype)
-    if c.rope is None:
+    if c.rope is None and c.positions == "learned":
       self.position_embed = Embed(c.max_positions, c.hidden_size, self.dtype, name="positions")
     self.layers = self._stack()
     self.final_norm = Norm(c.norm, c.norm_eps)
@@ -82,19 +83,7 @@ class Decoder(nn.Module):
       self.lm_head = Linear(c.vocab_size)
 
   def _stack(self):
-    """All layers as one module: `(x, context, caches, kinds)` -> `x` and the caches.
-
-    kinds: int32 `[L]`, which of a tuple of contexts is each layer's; None if they share one.
-    """
-    block = nn.remat(Block, prevent_cse=False) if self.remat else Block
-    return nn.scan(
-      block,
-      variable_axes={"params": 0, "adapters": 0},
-      split_rngs={"params": True, "dropout": True},
-      in_axes=(nn.broadcast, 0, 0),
-      length=self.config.num_layers,
-      unroll=self.unroll or (self.config.num_layers if jax.default_backend() == "cpu" else 1),
-    )(self.config)
+    return stack(self.config, self.config.num_layers, self.remat, self.unroll)
 
   def __call__(self, tokens, positions=None, segments=None, cache=None):
     """Logits `[B, S, V]` in float32; with a cache, `(logits, cache)`.
@@ -130,8 +119,10 @@ class Decoder(nn.Module):
     x = self.embed(tokens)
     if c.embedding_scale is not None:
       x = x * jnp.asarray(c.embedding_scale, x.dtype)
-    if c.rope is None:
+    if c.rope is None and c.positions == "learned":
       x = x + self.position_embed(jnp.maximum(positions, 0))
+    elif c.positions == "sinusoidal":
+      x = x + sinusoidal(jnp.maximum(positions, 0), c.hidden_size).astype(x.dtype)
     if cache is None:
       segments = jnp.ones_like(tokens) if segments is None else segments
       known = None if prefix is None else positions < prefix
@@ -142,6 +133,13 @@ class Decoder(nn.Module):
       keys = jax.lax.dynamic_update_slice_in_dim(cache.positions, positions, start, axis=1)
       visible = masks.cached(positions, keys)
       lengths = 1 + jnp.max(positions, axis=1, keepdims=True)
+    bias = None
+    if c.positions == "alibi":
+      slopes = biases.alibi(c.num_heads)
+      if cache is None:
+        bias = biases.in_rows(slopes, *visible.shape[1:])
+      else:
+        bias = biases.in_cache(slopes, positions, keys)
     windows = tuple(dict.fromkeys(c.windows)) or (0,)
     contexts = tuple(
       Context(
@@ -150,6 +148,7 @@ class Decoder(nn.Module):
         else rotation(c.rope_within(window), positions, c.head_size, lengths),
         masks.within(visible, positions, keys, window),
         start,
+        bias,
         causal=cache is None and prefix is None,
       )
       for window in windows

@@ -15,9 +15,14 @@ from research.io import gguf, safetensors
 from research.models import families, named
 from research.models.config import DecoderConfig
 from research.models.decoder import Decoder
+from research.models.encoder_decoder import EncoderDecoder
+from research.models.encoder_decoder_config import EncoderDecoderConfig
 from research.models.families import weights
 
 Tree = Any
+
+# The kind of model that a kind of config describes.
+MODELS: dict[type, Any] = {DecoderConfig: Decoder, EncoderDecoderConfig: EncoderDecoder}
 
 
 def load(source: str | Path, *, dtype: Any = jnp.float32, param_dtype: Any = None, **options):
@@ -27,7 +32,7 @@ def load(source: str | Path, *, dtype: Any = jnp.float32, param_dtype: Any = Non
     source: a Hugging Face directory, a GGUF file, or a name of `research.models.named`.
     dtype: the type of activations and of products' operands.
     param_dtype: the type of parameters, by default `dtype`.
-    options: further fields of `Decoder` (`remat`, `unroll`).
+    options: further fields of the model (`remat`, `unroll`).
 
   Raises:
     ValueError: the architecture is unknown, or tensors are missing, left over or misshapen.
@@ -43,13 +48,13 @@ def load(source: str | Path, *, dtype: Any = jnp.float32, param_dtype: Any = Non
     config, table, tensors, ignore, tokenizer = _open_directory(path)
   else:
     config, table, tensors, ignore, tokenizer = _open_gguf(path)
-  model = Decoder(config, dtype=dtype, **options)
+  model = MODELS[type(config)](config, dtype=dtype, **options)
   flat = weights.load(table, tensors, _shapes(model), dtype=param_dtype, ignore=ignore)
   return model, tree.unflatten({key: jnp.asarray(value) for key, value in flat.items()}), tokenizer
 
 
 def save(
-  directory: str | Path, model: Decoder, params: Tree, tokenizer: Tokenizer | None = None
+  directory: str | Path, model: Any, params: Tree, tokenizer: Tokenizer | None = None
 ) -> None:
   """Writes a Hugging Face directory that `transformers` loads."""
   directory = Path(directory)
@@ -70,13 +75,14 @@ def save(
   (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def build(hf_config: Mapping[str, Any], *, dtype: Any = jnp.float32, **options) -> Decoder:
+def build(hf_config: Mapping[str, Any], *, dtype: Any = jnp.float32, **options) -> Any:
   """A model of the shape that a Hugging Face `config.json` describes, without weights."""
-  return Decoder(read_config(hf_config), dtype=dtype, **options)
+  config = read_config(hf_config)
+  return MODELS[type(config)](config, dtype=dtype, **options)
 
 
 def read_config(hf_config: Mapping[str, Any]) -> DecoderConfig:
-  """The decoder's shape from the contents of a `config.json`.
+  """The model's shape from the contents of a `config.json`.
 
   Raises:
     ValueError: no family has that `model_type`, or it lacks a key.
@@ -90,7 +96,7 @@ def read_config(hf_config: Mapping[str, Any]) -> DecoderConfig:
     raise ValueError(f"config.json of a {family.NAME} lacks {error.args[0]!r}") from None
 
 
-def _shapes(model: Decoder) -> dict[str, tuple[int, ...]]:
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
   token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   variables = jax.eval_shape(model.init, jax.random.key(0), token)
   return {path: leaf.shape for path, leaf in tree.flatten(variables["params"]).items()}

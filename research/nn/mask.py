@@ -19,6 +19,11 @@ def causal(segments: jax.Array, known: jax.Array | None = None) -> jax.Array:
   return same & (earlier if known is None else earlier | known[:, None, :])
 
 
+def same(queries: jax.Array, keys: jax.Array) -> jax.Array:
+  """All tokens of the same document: segments `[B, S]`, `[B, T]` -> `[B, S, T]`."""
+  return queries[:, :, None] == keys[:, None, :]
+
+
 def cached(query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
   """Slots that are filled and not later: `[B, S]`, `[B, T]` -> `[B, S, T]`.
 

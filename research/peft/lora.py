@@ -100,8 +100,8 @@ def numbered(path: str, stack: list[int]) -> list[str]:
   """`layers/x/kernel` with a stack of 2 -> `layers/0/x/kernel`, `layers/1/x/kernel`."""
   if not stack:
     return [path]
-  head, tail = path.split("/", 1)
-  return [f"{head}/{i}/{tail}" for i in range(stack[0])]
+  head, tail = path.split("layers/", 1)
+  return [f"{head}layers/{i}/{tail}" for i in range(stack[0])]
 
 
 def _choose(patterns, name, default):

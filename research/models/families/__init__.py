@@ -3,11 +3,22 @@
 from types import ModuleType
 
 from research.core import tree
-from research.models.families import gemma2, gemma3, gpt2, llama, mistral, olmo2, phi3, qwen2, qwen3
+from research.models.families import (
+  gemma2,
+  gemma3,
+  gpt2,
+  llama,
+  mistral,
+  olmo2,
+  phi3,
+  qwen2,
+  qwen3,
+  t5,
+)
 
 FAMILIES: dict[str, ModuleType] = {
   module.NAME: module
-  for module in (llama, gpt2, mistral, qwen2, qwen3, gemma2, gemma3, olmo2, phi3)
+  for module in (llama, gpt2, mistral, qwen2, qwen3, gemma2, gemma3, olmo2, phi3, t5)
 }
 # By llama.cpp's names.
 GGUF_FAMILIES: dict[str, ModuleType] = {
