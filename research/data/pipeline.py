@@ -4,7 +4,8 @@ Batches are the next `batch_size` rows of the windows that `windows` plans; the 
 iterator is where the window began and how many of its rows are gone. Every host plans the
 same rows and takes its share of each batch: the number of hosts does not change a batch.
 
-A config has `source` (see `sources`), `length` (tokens a row), `packing` (`best_fit`, or
+A config has `source` (see `sources`), `length` (tokens a row), `target_length` (of pairs for an
+encoder-decoder, whose sources have `length`; 0 is as many), `packing` (`best_fit`, or
 `none`: a document a row), `buckets` (the lengths that `none` pads to; `length` is always
 one), `completion_only`, `corruption` (see `denoising`), `on_bad_row` (`drop`, `stop`),
 `on_long_row` (`drop`, `truncate`, `split`, `stop`), `shuffle` and `window` (examples planned at
@@ -160,6 +161,7 @@ def train_batches(
   *,
   batch_size: int,
   seed: int,
+  start_id: int | None = None,
   shard_index: int = 0,
   shard_count: int = 1,
 ) -> BatchIterator:
@@ -170,6 +172,8 @@ def train_batches(
     tokenizer: the model's.
     batch_size: rows of the global batch, over all hosts.
     seed: of the order.
+    start_id: the token that an encoder-decoder's decoder begins with; rows then are pairs of a
+      source and a target.
     shard_index, shard_count: this host takes rows `shard_index::shard_count` of each batch.
 
   Raises:
@@ -177,7 +181,11 @@ def train_batches(
       comes later in the stream raises when it is reached.
   """
   shard = (shard_index, shard_count)
-  return BatchIterator(Planner(config, tokenizer, batch_size=batch_size, shard=shard, seed=seed))
+  return BatchIterator(
+    Planner(
+      config, tokenizer, batch_size=batch_size, shard=shard, seed=seed, start_id=start_id
+    )
+  )
 
 
 def eval_batches(
@@ -185,6 +193,7 @@ def eval_batches(
   tokenizer: Tokenizer,
   *,
   batch_size: int,
+  start_id: int | None = None,
   shard_index: int = 0,
   shard_count: int = 1,
 ) -> EvalBatches:
@@ -193,4 +202,8 @@ def eval_batches(
   Arguments and errors are those of `train_batches`; there is no shuffling.
   """
   shard = (shard_index, shard_count)
-  return EvalBatches(Planner(config, tokenizer, batch_size=batch_size, shard=shard, seed=None))
+  return EvalBatches(
+    Planner(
+      config, tokenizer, batch_size=batch_size, shard=shard, seed=None, start_id=start_id
+    )
+  )

@@ -16,6 +16,7 @@ from research.core import config as config_lib
 from research.core import rng as rng_lib
 from research.core import tree
 from research.data import pipeline
+from research.data.tokenizer import Tokenizer
 from research.evals import Evaluator, Result
 from research.loop import state as state_lib
 from research.loop.step import Objective
@@ -66,13 +67,10 @@ def assemble(config: config_lib.Config) -> Problem:
     ConfigError: one of those sections cannot be; the message names it.
   """
   with config_lib.blaming("model"):
-    section = dict(config.model)
-    source, dtype = section.pop("source"), jnp.dtype(section.pop("dtype"))
+    dtype = jnp.dtype(config.model.dtype)
     # What trains does so in float32; it should start from all the bits there are.
     trains_base = set(config.trainable) != {"adapters"}
-    model, params, tokenizer = models.load(
-      source, dtype=dtype, param_dtype=jnp.float32 if trains_base else dtype, **section
-    )
+    model, params, tokenizer = _model(config, dtype, jnp.float32 if trains_base else dtype)
   with config_lib.blaming("adapters"):
     adapters = peft.attach(config.adapters, params, rng_lib.root(config.seed, "adapters"))
     adapter_trains = peft.trainable_paths(adapters)
@@ -82,17 +80,25 @@ def assemble(config: config_lib.Config) -> Problem:
     lambda path, leaf: leaf.astype(dtype) if _is_frozen(path, leaf, trains) else leaf, variables
   )
   shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
+  # An encoder-decoder's rows are pairs.
+  pairs = isinstance(model, models.EncoderDecoder)
+  rows = {**shard, "start_id": model.config.start_id if pairs else None}
   batch_size = config.train.batch_size
   with config_lib.blaming("data.train"):
     batches = pipeline.train_batches(
-      config.data.train, tokenizer, batch_size=batch_size, seed=config.seed, **shard
+      config.data.train, tokenizer, batch_size=batch_size, seed=config.seed, **rows
     )
   with config_lib.blaming("objective"):
     objective = objectives.build(config.objective, batches.tasks)
+    if pairs != (config.objective.name == "seq2seq"):
+      raise ValueError(
+        f"{config.objective.name!r} is not for this model; an encoder-decoder, and no other model,"
+        " has 'seq2seq'"
+      )
   evaluators: list[Evaluator] = []
   if config.data.eval:
     with config_lib.blaming("data.eval"):
-      held_out = pipeline.eval_batches(config.data.eval, tokenizer, batch_size=batch_size, **shard)
+      held_out = pipeline.eval_batches(config.data.eval, tokenizer, batch_size=batch_size, **rows)
     loss = objectives.build(config.objective, held_out.tasks)
     evaluators.append(held_out_loss(loss, held_out))
   with config_lib.blaming("eval.evaluators"):
@@ -101,7 +107,8 @@ def assemble(config: config_lib.Config) -> Problem:
   def export(directory: Path, variables: dict[str, Any]) -> None:
     if not trains_base:
       modules = families.find(model.config.family).modules(model.config)
-      peft.save(directory / "adapter", variables["adapters"], modules, base_model=source)
+      base_model = config.model.source
+      peft.save(directory / "adapter", variables["adapters"], modules, base_model=base_model)
     else:
       merged = peft.merge(variables["params"], variables["adapters"])
       models.save(directory / "model", model, merged, tokenizer)
@@ -117,6 +124,36 @@ def assemble(config: config_lib.Config) -> Problem:
     forward_flops=model.config.flops_per_token,
     export=export,
   )
+
+
+def _model(config: config_lib.Config, dtype: Any, param_dtype: Any) -> tuple[Any, Any, Any]:
+  """The model that `config.model` names, or describes by its shape, with parameters and tokenizer.
+
+  Raises:
+    ValueError: it does both, or neither, or the tokenizer does not fit.
+  """
+  section = dict(config.model)
+  source, shape, directory = (section.pop(key) for key in ("source", "shape", "tokenizer"))
+  shape, section["dtype"] = shape.take(), dtype
+  if bool(source) == bool(shape):
+    raise ValueError("give either source, a checkpoint, or shape, that of a model to be trained")
+  if source:
+    if directory:
+      raise ValueError("a tokenizer is for a model of a given shape; a source has its own")
+    return models.load(source, param_dtype=param_dtype, **section)
+  if set(config.trainable) == {"adapters"}:
+    raise ValueError("a model of random weights learns nothing by adapters; set trainable to 'all'")
+  if not directory:
+    raise ValueError("a model of a given shape needs a tokenizer, a directory")
+  tokenizer = Tokenizer.from_directory(directory)
+  special = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
+  model = models.build({**special, **shape}, **section)
+  if tokenizer.vocab_size > model.config.vocab_size:
+    raise ValueError(
+      f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocab_size is"
+      f" {model.config.vocab_size}"
+    )
+  return model, models.initialize(model, rng_lib.root(config.seed, "init")), tokenizer
 
 
 def held_out_loss(objective: Objective, batches: Iterable[Mapping[str, np.ndarray]]) -> Evaluator:

@@ -53,7 +53,8 @@ def train_flops_per_token(
     variables: all variables, or their shapes.
     trainable: those that train, None elsewhere.
   """
-  has_head = any(path.startswith("params/lm_head/") for path in tree.flatten(variables))
+  paths = tree.flatten(variables)
+  has_head = any(path.startswith("params/lm_head/") for path in paths)
   weights = {
     path: leaf.size
     for path, leaf in tree.flatten(trainable).items()
@@ -61,7 +62,10 @@ def train_flops_per_token(
     and (path.endswith("/kernel") or path == "params/embed/embedding" and not has_head)
   }
   adapters = tree.count(variables.get("adapters", {}))
-  constant = 2 * sum(weights.values()) + 6 * adapters
+  # A token passes through one side of an encoder-decoder: half of the weights, with as many of one
+  # side as of the other.
+  sides = 2 if any(path.startswith("params/encoder/") for path in paths) else 1
+  constant = (2 * sum(weights.values()) + 6 * adapters) / sides
 
   def per_token(length: float) -> float:
     forward = forward_flops(length)

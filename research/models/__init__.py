@@ -4,6 +4,7 @@ from research.models.config import DecoderConfig
 from research.models.decoder import Cache, Decoder
 from research.models.encoder_decoder import CrossCache, EncoderDecoder
 from research.models.encoder_decoder_config import EncoderDecoderConfig
+from research.models.initialize import initialize
 from research.models.load import build, load, save
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
   "EncoderDecoder",
   "EncoderDecoderConfig",
   "build",
+  "initialize",
   "load",
   "save",
 ]

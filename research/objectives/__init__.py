@@ -5,8 +5,9 @@ from typing import Any
 
 from research.core import config
 from research.objectives.causal import Loss, causal
+from research.objectives.seq2seq import seq2seq
 
-OBJECTIVES = {"causal": causal}
+OBJECTIVES = {"causal": causal, "seq2seq": seq2seq}
 
 
 def build(section: Mapping[str, Any], tasks: Sequence[str] = ()) -> Loss:
@@ -18,4 +19,4 @@ def build(section: Mapping[str, Any], tasks: Sequence[str] = ()) -> Loss:
   return config.call(OBJECTIVES, section, tasks=tasks)
 
 
-__all__ = ["OBJECTIVES", "Loss", "build", "causal"]
+__all__ = ["OBJECTIVES", "Loss", "build", "causal", "seq2seq"]

@@ -36,24 +36,40 @@ def causal(*, tasks: Sequence[str] = (), chunk_tokens: int = 256) -> Loss:
       method="hidden",
       rngs=rngs,
     )
-    total, losses, right = cross_entropy.chunked(
-      lambda v, h: model.apply(v, h, method="head", rngs=rngs),
-      {
-        collection: {name: tree[name] for name in model.head_names if name in tree}
-        for collection, tree in variables.items()
-      },
-      hidden,
-      batch["targets"],
-      batch["weights"],
-      chunk_tokens=chunk_tokens,
-    )
-    weight = batch["weights"].sum()
-    metrics = {"loss": (total, weight), "accuracy": (right.sum(), weight)}
-    for number, name in enumerate(tasks):
-      here = batch["task"] == number
-      count = jnp.sum(batch["weights"], where=here)
-      metrics[f"loss/{name}"] = (jnp.sum(losses, where=here), count)
-      metrics[f"accuracy/{name}"] = (jnp.sum(right, where=here), count)
-    return total, weight, metrics
+    return of_hidden(model, variables, batch, hidden, rngs, tasks, chunk_tokens)
 
   return loss
+
+
+def of_hidden(
+  model: Any,
+  variables: Tree,
+  batch: Mapping[str, jax.Array],
+  hidden: jax.Array,
+  rngs: Mapping[str, jax.Array] | None,
+  tasks: Sequence[str],
+  chunk_tokens: int,
+) -> tuple[jax.Array, jax.Array, Sums]:
+  """What an objective of next tokens gives, from the model's last output `hidden [B, S, D]`.
+
+  The other arguments are those of `causal` and of its loss.
+  """
+  total, losses, right = cross_entropy.chunked(
+    lambda v, h: model.apply(v, h, method="head", rngs=rngs),
+    {
+      collection: {name: tree[name] for name in model.head_names if name in tree}
+      for collection, tree in variables.items()
+    },
+    hidden,
+    batch["targets"],
+    batch["weights"],
+    chunk_tokens=chunk_tokens,
+  )
+  weight = batch["weights"].sum()
+  metrics = {"loss": (total, weight), "accuracy": (right.sum(), weight)}
+  for number, name in enumerate(tasks):
+    here = batch["task"] == number
+    count = jnp.sum(batch["weights"], where=here)
+    metrics[f"loss/{name}"] = (jnp.sum(losses, where=here), count)
+    metrics[f"accuracy/{name}"] = (jnp.sum(right, where=here), count)
+  return total, weight, metrics

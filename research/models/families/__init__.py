@@ -11,6 +11,7 @@ from research.models.families import (
   mistral,
   olmo2,
   phi3,
+  plain,
   qwen2,
   qwen3,
   t5,
@@ -18,7 +19,7 @@ from research.models.families import (
 
 FAMILIES: dict[str, ModuleType] = {
   module.NAME: module
-  for module in (llama, gpt2, mistral, qwen2, qwen3, gemma2, gemma3, olmo2, phi3, t5)
+  for module in (llama, gpt2, mistral, qwen2, qwen3, gemma2, gemma3, olmo2, phi3, t5, plain)
 }
 # By llama.cpp's names.
 GGUF_FAMILIES: dict[str, ModuleType] = {
