@@ -1,4 +1,4 @@
-"""Installs the `research` package; extras: quickstart, test, lint."""
+"""Installs the `research` package; extras: quickstart, translation, test, lint."""
 
 from setuptools import find_packages, setup
 
@@ -21,6 +21,7 @@ CORE = [
   "tqdm>=4.66",
 ]
 QUICKSTART = ["reasoning-gym>=0.1.20"]
+TRANSLATION = ["matplotlib>=3.9", "sacrebleu>=2.4"]
 LINT = ["mypy==2.4.1", "ruff==0.17.6"]
 
 setup(
@@ -32,9 +33,11 @@ setup(
   install_requires=CORE,
   extras_require={
     "quickstart": QUICKSTART,
+    "translation": TRANSLATION,
     "lint": LINT,
     "test": [
       *QUICKSTART,
+      *TRANSLATION,
       *LINT,
       "hypothesis>=6",
       "peft>=0.18",

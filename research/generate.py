@@ -121,7 +121,7 @@ class _Writer:
   """A loaded model with the flags of a command."""
 
   def __init__(self, args: argparse.Namespace):
-    from research import generation
+    from research import generation, models
     from research.core import cache
 
     cache.keep_compiled()
@@ -137,6 +137,9 @@ class _Writer:
         "beams are searched, not drawn; leave temperature, filters and penalties out"
       )
     self.stop = generation.StopStrings(self.tokenizer, tuple(args.stop))
+    self.streams = isinstance(self.subject.model, models.Decoder)
+    if args.chat and not self.streams:
+      raise ValueError(f"{self.subject.name} is an encoder-decoder, for --prompt and --input")
     if args.chat and self.as_text:
       raise ValueError(f"{self.subject.name} has no chat template; use --prompt")
 
@@ -252,7 +255,8 @@ class _Writer:
 
 def _prompt(writer: _Writer, prompt: str) -> None:
   args = writer.args
-  if args.samples == 1 and not args.log_probs and not args.choice and args.beams == 1:
+  plain = args.samples == 1 and not args.log_probs and not args.choice and args.beams == 1
+  if plain and writer.streams:
     for piece in writer.pieces(writer.stream(), prompt):
       print(piece, end="", flush=True)
     print()

@@ -182,9 +182,7 @@ def train_batches(
   """
   shard = (shard_index, shard_count)
   return BatchIterator(
-    Planner(
-      config, tokenizer, batch_size=batch_size, shard=shard, seed=seed, start_id=start_id
-    )
+    Planner(config, tokenizer, batch_size=batch_size, shard=shard, seed=seed, start_id=start_id)
   )
 
 
@@ -203,7 +201,5 @@ def eval_batches(
   """
   shard = (shard_index, shard_count)
   return EvalBatches(
-    Planner(
-      config, tokenizer, batch_size=batch_size, shard=shard, seed=None, start_id=start_id
-    )
+    Planner(config, tokenizer, batch_size=batch_size, shard=shard, seed=None, start_id=start_id)
   )

@@ -6,7 +6,6 @@ from research.core import tree
 from research.nn.mlp import ACTIVATIONS
 from research.nn.positions import Rope
 
-
 POSITIONS = ("learned", "sinusoidal", "alibi")
 
 
