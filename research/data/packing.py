@@ -55,20 +55,22 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
   return [sorted(indices) for indices in bins]
 
 
-def best_fit_pairs(lengths: np.ndarray, capacity: tuple[int, int]) -> list[list[int]]:
+def best_fit_pairs(
+  lengths: Sequence[tuple[int, int]], capacity: tuple[int, int]
+) -> list[list[int]]:
   """Best-fit decreasing packing of pairs into bins with room for both of their sides.
 
   Each pair, the one with the largest share of a side first, goes to the bin in which it leaves
   the least room, as shares of both sides together. A function of its arguments.
 
   Args:
-    lengths: int `[N, 2]`, of sources and targets, each from 1 to its capacity.
+    lengths: of sources and targets, each from 1 to its capacity.
     capacity: of a bin's sides.
 
   Returns:
     As `best_fit`.
   """
-  shares = lengths / np.asarray(capacity)  # [N, 2]
+  shares = np.reshape(lengths, (-1, 2)) / capacity  # [N, 2]
   space = np.ones((len(lengths), 2))
   bins: list[list[int]] = []
   for index in np.argsort(-shares.max(axis=1), kind="stable"):
@@ -93,7 +95,7 @@ def packed_rows(
       sources, and 0.
   """
   if capacity[0]:
-    bins = best_fit_pairs(np.array([sides(example) for example in examples]), capacity)
+    bins = best_fit_pairs([sides(example) for example in examples], capacity)
   else:
     bins = best_fit([len(example) for example in examples], capacity[1])
   order = sorted(range(len(bins)), key=lambda b: bins[b][0])

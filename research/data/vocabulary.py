@@ -42,15 +42,15 @@ def train(
   last tokens are the sentinels `<extra_id_0>` (the very last), `<extra_id_1>`, ...
 
   Args:
-    texts: what it is learnt from; the result is a function of them and of their order.
+    texts: what it is learnt from. From the same texts "bpe" is always the same; the scores of a
+      "unigram" vary in their last digits.
     size: tokens, sentinels included.
     kind: "unigram", the likeliest pieces of NFKC text (Kudo 2018, SentencePiece), or "bpe", pairs
       of bytes merged, which knows every text (Sennrich et al. 2016; Radford et al. 2019).
     sentinels: how many.
 
   Raises:
-    ValueError: the kind is unknown, or the texts do not have that many pieces, or have more
-      characters.
+    ValueError: the kind is unknown, or the texts are too few for the size.
   """
   if kind not in KINDS:
     raise ValueError(
@@ -80,8 +80,8 @@ def train(
   found = backend.get_vocab_size()
   if found != learnt:
     raise ValueError(
-      f"the texts give {found} tokens beside {sentinels} sentinels, not {learnt}; a size of"
-      f" {found + sentinels} would fit"
+      f"the texts have {found} tokens, not {learnt} (with {sentinels} sentinels, {size}); a smaller"
+      " size, or more texts"
     )
   backend.add_special_tokens(
     [AddedToken(f"<extra_id_{i}>", normalized=False) for i in reversed(range(sentinels))]
