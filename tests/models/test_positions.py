@@ -11,6 +11,7 @@ import transformers
 
 from research import models
 from research.core import tree
+from research.generation import generate
 
 LENGTH, WIDTH, HEADS = 14, 36, 6
 SHAPE = {
@@ -95,6 +96,16 @@ def test_alibi_of_packed_documents_and_through_the_cache(mpt):
     found.append(logits)
   found = np.concatenate(found[3:], axis=1)
   np.testing.assert_allclose(found, _reference(theirs, TOKENS[:1]), atol=1e-4)
+
+
+def test_alibi_in_generation(mpt):
+  """Layer by layer and query by query; prompts of unequal lengths."""
+  theirs, model, params = mpt
+  prompts = [TOKENS[0, :7].tolist(), TOKENS[1, :4].tolist()]
+  found = generate(model, {"params": params}, prompts, max_new_tokens=5, eos_ids=(), unrolled=True)
+  for prompt, completion in zip(prompts, found, strict=True):
+    logits = _reference(theirs, np.array([prompt + completion.tokens]))[0]
+    assert completion.tokens == logits[len(prompt) - 1 : -1].argmax(-1).tolist()
 
 
 def test_sinusoids_are_a_table_that_nobody_learns(tmp_path):
