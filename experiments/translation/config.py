@@ -38,7 +38,7 @@ def get_config(directory: str = DIRECTORY):
   config.optimizer.learning_rate = 1e-3
   config.optimizer.b2 = 0.98
   config.optimizer.schedule = {"name": "warmup_cosine", "warmup_fraction": 0.1}
-  config.train.steps = 1600
+  config.train.steps = 1000
   config.train.batch_size = 8
 
   config.eval.every_steps = 200

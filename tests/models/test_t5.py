@@ -1,16 +1,19 @@
 """T5 1.0 and 1.1 against `transformers`, float32, tiny and random."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers
+from peft import PeftModel
 
 from research import models, peft
+from research.core import tree
 from research.io import safetensors
 from research.models import families
-from research.peft.adapter import sites
 
 VOCAB, SOURCE, TARGET = 61, 21, 13
 
@@ -166,26 +169,37 @@ def test_saved_directory_is_loaded_by_transformers(pair, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, params, back)
 
 
-def test_adapters_bind_on_both_sides_and_at_the_source(pair):
-  _, model, params, _, _ = pair
+def test_adapters_of_both_sides_are_pefts(pair, tmp_path):
+  theirs, model, params, _, _ = pair
   rule = {"target": ".*(cross_attention/[kv]_proj|q_proj|mlp/.*)/kernel", "name": "lora", "rank": 2}
   rules = [{**rule, "rank_pattern": {"decoder/layers/1/.*": 1}}]
   adapters = peft.attach(rules, params, jax.random.key(0))
-  source, target, *_ = _rows()
+  # What makes up for a lower rank stays 0.
+  adapters = jax.tree.map(lambda x: jnp.where(x == 0, 0, x + 0.1), adapters)
+  adapters = tree.map_with_path(
+    lambda path, x: x + 0.1 * (jnp.arange(x.shape[1]) < 1)[:, None] if path.endswith("/b") else x,
+    adapters,
+  )
+  source, target, real_source, real_target = rows = _rows()
 
   @jax.jit
   def apply(params, adapters):
-    return model.apply({"params": params, "adapters": adapters}, target, source_tokens=source)
+    return model.apply(
+      {"params": params, "adapters": adapters},
+      target,
+      segments=real_target,
+      source_tokens=source,
+      source_segments=real_source,
+    )
 
-  moved = jax.tree.map(lambda x: x + 0.1, adapters)
-  np.testing.assert_allclose(
-    apply(params, moved), apply(peft.merge(params, moved), {}), rtol=1e-4, atol=1e-4
-  )
-  known = families.find("t5").modules(model.config)
-  assert known["decoder/layers/cross_attention/q_proj/kernel"][0] == (
-    "decoder.block.{}.layer.1.EncDecAttention.q"
-  )
-  assert set(known) >= {path for path, _ in sites(adapters)}
+  ours = apply(params, adapters)
+  np.testing.assert_allclose(ours, apply(peft.merge(params, adapters), {}), rtol=1e-4, atol=1e-4)
+  peft.save(tmp_path, adapters, families.find("t5").modules(model.config))
+  adapted = PeftModel.from_pretrained(copy.deepcopy(theirs), tmp_path).eval()
+  with torch.no_grad():
+    want = _reference(adapted, *rows).numpy()
+  assert np.abs(want - _reference(theirs, *rows).detach().numpy()).max() > 0.1
+  np.testing.assert_allclose(ours[real_target == 1], want[real_target == 1], atol=1e-4)
 
 
 def test_what_cannot_be(pair):
