@@ -1,4 +1,4 @@
-"""Installs the `research` package; extras: quickstart, harness, test, lint."""
+"""Installs the `research` package; extras: quickstart, harness, translation, test, lint."""
 
 from setuptools import find_packages, setup
 
@@ -22,6 +22,7 @@ CORE = [
 ]
 QUICKSTART = ["reasoning-gym>=0.1.20"]
 HARNESS = ["lm_eval>=0.4.13"]
+TRANSLATION = ["matplotlib>=3.9", "sacrebleu>=2.4"]
 LINT = ["mypy==2.4.1", "ruff==0.17.6"]
 
 setup(
@@ -34,10 +35,12 @@ setup(
   extras_require={
     "quickstart": QUICKSTART,
     "harness": HARNESS,
+    "translation": TRANSLATION,
     "lint": LINT,
     "test": [
       *QUICKSTART,
       *HARNESS,
+      *TRANSLATION,
       *LINT,
       "hypothesis>=6",
       "peft>=0.18",

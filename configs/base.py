@@ -32,6 +32,11 @@ def get_config() -> ConfigDict:
   config.model = ConfigDict()
   # A Hugging Face directory, a GGUF file, or a name that research.models knows.
   config.model.source = ""
+  # Or, to train from random weights, a shape in place of a source: a dict as of a Hugging Face
+  # `config.json`, without `vocab_size` the tokenizer's; and a tokenizer's directory
+  # (`python -m research.prepare --tokenizer` trains one).
+  config.model.shape = ConfigDict()
+  config.model.tokenizer = ""
   # The type of activations, of products' operands and of what is frozen; what trains is float32.
   config.model.dtype = "bfloat16"
   # Compute each layer again in the backward pass, instead of keeping its activations.
@@ -58,6 +63,9 @@ def get_config() -> ConfigDict:
   config.data.train.source = ConfigDict()
   # Tokens in a row.
   config.data.train.length = 512
+  # For an encoder-decoder, `length` is that of a row's sources and this one of its targets, start
+  # tokens included; 0: `length`.
+  config.data.train.target_length = 0
   # "best_fit" puts several documents in a row, none of which sees another; "none" puts one, padded
   # to the nearest of `buckets` or to `length`.
   config.data.train.packing = "best_fit"

@@ -212,6 +212,8 @@ def _other(
   if what == "base":
     if first.name == first.base:
       raise ValueError(f"{first.name} is the base; compare it to something else")
+    if not first.base:
+      raise ValueError(f"{first.name} was trained from random weights and has no base")
     second = subject_lib.load_model(first.base, first.model.dtype)
   elif path.is_file() and path.suffix == ".json":
     saved = json.loads(path.read_text())

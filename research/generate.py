@@ -139,6 +139,9 @@ class _Writer:
     self.sampler = writing.sampler(args)
     self._write = writing.writer(args, self.subject)
     self.stop = generation.StopStrings(self.tokenizer, tuple(args.stop))
+    self.streams = isinstance(self.subject.model, models.Decoder)
+    if args.chat and not self.streams:
+      raise ValueError(f"{self.subject.name} is an encoder-decoder, for --prompt and --input")
     if args.chat and self.as_text:
       raise ValueError(f"{self.subject.name} has no chat template; use --prompt")
 
@@ -258,7 +261,8 @@ def _benchmark(writer: _Writer) -> None:
 
 def _prompt(writer: _Writer, prompt: str) -> None:
   args = writer.args
-  if args.samples == 1 and not args.log_probs and not args.choice and not args.method:
+  plain = args.samples == 1 and not args.log_probs and not args.choice and not args.method
+  if plain and writer.streams:
     for piece in writer.pieces(writer.stream(), prompt):
       print(piece, end="", flush=True)
     print()

@@ -1,15 +1,18 @@
 """`python -m research.prepare --path data.jsonl`: a local file to ArrayRecord, ahead of time.
 
 Training prepares what it needs by itself; this does it before, for instance once on a
-shared disk, and shows what is in the file.
+shared disk, and shows what is in the file. With `--tokenizer DIR` it also learns a vocabulary from
+the file's texts, for a model that is trained from random weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from research.data import formats, prepare
 
@@ -35,6 +38,18 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument(
     "--cache", help="where to (default: datasets in $RESEARCH_CACHE or ~/.cache/research)"
   )
+  group = parser.add_argument_group("a vocabulary of the file's texts")
+  group.add_argument("--tokenizer", metavar="DIR", help="train one and write it there")
+  group.add_argument("--vocab-size", type=int, default=8192, help="tokens (default: 8192)")
+  group.add_argument(
+    "--vocab-kind",
+    choices=("unigram", "bpe"),
+    default="unigram",
+    help="T5's likeliest pieces (the default), or merged pairs of bytes",
+  )
+  group.add_argument(
+    "--sentinels", type=int, default=100, help="tokens <extra_id_N> at its end (default: 100)"
+  )
   return parser.parse_args(argv)
 
 
@@ -50,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       name=args.name,
       cache=args.cache,
     )
+    tokenizer = _train_tokenizer(args, prepared) if args.tokenizer else None
   except (OSError, ValueError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
@@ -60,7 +76,20 @@ def main(argv: Sequence[str] | None = None) -> int:
   print(f"bad rows: {prepared.report.count():,}")
   if prepared.report:
     print(prepared.report)
+  if tokenizer is not None:
+    print(f"tokenizer: {args.tokenizer}, {tokenizer.vocab_size:,} tokens")
   return 0
+
+
+def _train_tokenizer(args: argparse.Namespace, prepared: prepare.Prepared) -> Any:
+  from research.data import vocabulary
+
+  rows = (json.loads(record["row"]) for record in prepare.records(prepared))
+  tokenizer = vocabulary.train(
+    vocabulary.texts(rows), size=args.vocab_size, kind=args.vocab_kind, sentinels=args.sentinels
+  )
+  tokenizer.save(args.tokenizer)
+  return tokenizer
 
 
 def _misfit(columns: Sequence[str]) -> str:

@@ -23,15 +23,16 @@ from research.core import tree
 
 MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
-# Path of a parameter within its collection -> its logical axes; the first match counts.
+# Path of a parameter within its collection -> its logical axes; the first match counts. Both sides
+# of an encoder-decoder are as a decoder.
 _PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r"embed/embedding", ("vocab", "embed")),
   (r"(positions|token_types)/embedding", (None, "embed")),
   (r"lm_head/kernel", ("embed", "vocab")),
   (r"lm_head/bias", ("vocab",)),
-  (r"layers/attention/[qkv]_proj/kernel", ("layers", "embed", "heads")),
-  (r"layers/attention/[qkv]_proj/bias", ("layers", "heads")),
-  (r"layers/attention/o_proj/kernel", ("layers", "heads", "embed")),
+  (r"layers/(cross_)?attention/[qkv]_proj/kernel", ("layers", "embed", "heads")),
+  (r"layers/(cross_)?attention/[qkv]_proj/bias", ("layers", "heads")),
+  (r"layers/(cross_)?attention/o_proj/kernel", ("layers", "heads", "embed")),
   (r"layers/mlp/(gate|up)_proj/kernel", ("layers", "embed", "mlp")),
   (r"layers/mlp/(gate|up)_proj/bias", ("layers", "mlp")),
   (r"layers/mlp/down_proj/kernel", ("layers", "mlp", "embed")),
@@ -43,6 +44,7 @@ _PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r"(pooler|masked_head/transform|classifier/(dense|out))/kernel", ("embed", None)),
   (r"(pooler|masked_head/transform|classifier/(dense|out))/bias", (None,)),
   (r"masked_head/bias", ("vocab",)),
+  (r"relative_bias/embedding", (None, None)),
 )
 
 # Logical axis -> mesh axes. An axis that is not here is not split.
@@ -138,6 +140,7 @@ def _logical_axes(path: str, leaf: Any) -> tuple[str | None, ...]:
 
 
 def _parameter_axes(path: str) -> tuple[str | None, ...] | None:
+  path = re.sub(r"^(en|de)coder/", "", path)
   for pattern, axes in _PARAMETERS:
     if re.fullmatch(pattern, path):
       return axes

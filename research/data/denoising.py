@@ -8,8 +8,10 @@ A config's section `corruption` names one of `DENOISERS`:
   {"name": "ul2", "regular": "[NLU]", "sequential": "[S2S]", "extreme": "[NLG]"}
   {"name": "mixture", "denoisers": [{"weight": 2, "name": "spans"}, {"name": "prefix"}]}
 
-All but `mask` are for decoders: the problem and its solution are one document, of which only the
-solution is learnt; tokens of the problem see each other both ways.
+`mask` is for encoders. For a decoder the problem and its solution are one document, of which only
+the solution is learnt; tokens of the problem see each other both ways. For an encoder-decoder they
+are a source and a target, as T5 has them: each ends with EOS, and the target begins with the
+decoder's start token.
 """
 
 from __future__ import annotations
@@ -41,8 +43,11 @@ class Denoiser(Protocol):
     """Whether it needs the numbers of words."""
     ...
 
-  def raw_length(self, length: int) -> int:
+  def raw_length(self, length: int, target_length: int | None = None) -> int:
     """The most tokens of a document whose problem has at most `length`.
+
+    Args:
+      target_length: of a pair's target, `length` being that of its source; None is one document.
 
     Raises:
       ValueError: no document is so short, or long ones cannot be made a problem.
@@ -76,8 +81,10 @@ class _Prefix:
   bos_id: int | None
   bidirectional: bool
 
-  def raw_length(self, length: int) -> int:
-    return length - len(self.mode)
+  def raw_length(self, length: int, target_length: int | None = None) -> int:
+    # Each side of a pair has a token less than the document at most, and one more, EOS or start.
+    most = length - len(self.mode)
+    return most if target_length is None else min(most, target_length)
 
   def check(self, example: Example) -> None:
     if self.split == "random":
@@ -139,11 +146,15 @@ class _Spans:
   eos_ids: tuple[int, ...]
   bidirectional: bool
 
-  def raw_length(self, length: int) -> int:
+  def raw_length(self, length: int, target_length: int | None = None) -> int:
     frame = len(self.mode) + len(self.separator) + (self.bos_id is not None) + 1
-    for tokens in range(length - frame, 1, -1):
-      spans = corruption.span_counts(tokens, self.rate, self.mean_span)[1]
-      if tokens + 2 * spans + frame <= length:
+    for tokens in range(length + (target_length or 0), 1, -1):
+      noise, spans = corruption.span_counts(tokens, self.rate, self.mean_span)
+      if target_length is None:
+        fits = tokens + 2 * spans + frame <= length
+      else:
+        fits = tokens - noise + spans + frame <= length and noise + spans + 2 <= target_length
+      if fits:
         if spans > len(self.sentinels):
           raise ValueError(
             f"rows of {length} tokens have up to {spans} spans, and there are "
@@ -223,8 +234,8 @@ class _Mixture:
   def words(self) -> bool:
     return any(part.words for part in self.parts)
 
-  def raw_length(self, length: int) -> int:
-    return min(part.raw_length(length) for part in self.parts)
+  def raw_length(self, length: int, target_length: int | None = None) -> int:
+    return min(part.raw_length(length, target_length) for part in self.parts)
 
   def check(self, example: Example) -> None:
     for part in self.parts:
@@ -277,6 +288,31 @@ def ul2(
   return mixture(tokenizer, denoisers=denoisers)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Paired:
+  """What `denoiser` makes, cut into a source and a target where the solution begins."""
+
+  denoiser: Denoiser
+  start_id: int
+  eos_ids: tuple[int, ...]
+  bidirectional: bool = False
+  words: bool = False
+
+  def raw_length(self, length: int, target_length: int | None = None) -> int:
+    return self.denoiser.raw_length(length, target_length)
+
+  def check(self, example: Example) -> None:
+    self.denoiser.check(example)
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    whole = self.denoiser(example, rng)
+    cut = int(np.argmax(whole.weights_mask))
+    tokens = np.insert(whole.tokens[cut:], 0, self.start_id).astype(np.int32)
+    source = np.concatenate([whole.tokens[:cut], self.eos_ids[:1]]).astype(np.int32)
+    mask = np.insert(whole.weights_mask[cut:], 0, False)
+    return dataclasses.replace(whole, tokens=tokens, weights_mask=mask, prefix=0, source=source)
+
+
 DENOISERS: dict[str, Callable[..., Denoiser]] = {
   "mask": masking.mask,
   "prefix": prefix,
@@ -286,13 +322,21 @@ DENOISERS: dict[str, Callable[..., Denoiser]] = {
 }
 
 
-def build(section: Mapping[str, Any], tokenizer: Tokenizer) -> Denoiser | None:
+def build(
+  section: Mapping[str, Any], tokenizer: Tokenizer, start_id: int | None = None
+) -> Denoiser | None:
   """What a `corruption` section names, None for an empty one.
+
+  Args:
+    start_id: the token that an encoder-decoder's decoder begins with; problems then are pairs.
 
   Raises:
     ValueError: the section is wrong, or asks for tokens that the vocabulary lacks.
   """
-  return config_lib.call(DENOISERS, section, tokenizer=tokenizer) if section else None
+  if not section:
+    return None
+  denoiser = config_lib.call(DENOISERS, section, tokenizer=tokenizer)
+  return denoiser if start_id is None else _Paired(denoiser, start_id, tokenizer.eos_ids)
 
 
 def _ids(tokenizer: Tokenizer, token: str) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ class BadRow(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One document, or a few that belong together. Invariant: the arrays are `[T]`.
+  """One document, or a few that belong together. Invariant: arrays but `source` are `[T]`.
 
   Attributes:
     tokens: int32.
@@ -39,6 +39,8 @@ class Example:
     parts: tokens of each document, if it is several: an anchor, a positive, maybe a negative.
       `weights_mask` is then True at the first token, once an example.
     closing: so many of the last tokens close a text, and stay when it is truncated.
+    source: int32, what an encoder reads, of a pair; `tokens` then are the decoder's, of which the
+      first is its start token.
   """
 
   tokens: np.ndarray
@@ -50,6 +52,7 @@ class Example:
   words: np.ndarray | None = None
   parts: tuple[int, ...] = ()
   closing: int = 0
+  source: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.tokens)

@@ -76,10 +76,38 @@ def _tokenize_completion(
 
 def _tokenize_text(row: Mapping[str, Any], tokenizer: Tokenizer, completion_only: bool) -> Example:
   del completion_only  # A text has no prompt: all of it is learnt.
-  tokens = list(tokenizer.encode(text_of(row, "text"), add_special=True))
+  tokens = _with_eos(tokenizer, text_of(row, "text"))
+  return _example(tokens, [True] * len(tokens))
+
+
+def tokenize_pair(row: Mapping[str, Any], tokenizer: Tokenizer, *, start_id: int) -> Example:
+  """The row's `prompt` as a source and its `completion` as a target, each ended by EOS.
+
+  Args:
+    row: both columns are strings.
+    tokenizer: the model's; it frames either side as it frames a text.
+    start_id: the token that the decoder begins with.
+
+  Raises:
+    BadRow: a column is missing or no string.
+  """
+  columns = ("prompt", "completion")
+  if missing := [name for name in columns if row.get(name) is None]:
+    raise BadRow(
+      "without its columns",
+      f"an encoder-decoder's rows have prompt and completion, or a corruption; no {missing[0]!r}"
+      f" in {list(columns_of(row))}{tree.nearest(missing[0], row)}",
+    )
+  source, target = (_with_eos(tokenizer, text_of(row, name)) for name in columns)
+  example = _example([start_id, *target], [True] * (1 + len(target)))
+  return dataclasses.replace(example, source=np.asarray(source, np.int32))
+
+
+def _with_eos(tokenizer: Tokenizer, text: str) -> list[int]:
+  tokens = list(tokenizer.encode(text, add_special=True))
   if tokenizer.eos_ids and (not tokens or tokens[-1] not in tokenizer.eos_ids):
     tokens.append(tokenizer.eos_ids[0])
-  return _example(tokens, [True] * len(tokens))
+  return tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,3 +219,25 @@ def _truncated(example: Example, length: int) -> Example:
     start += size
   parts = tuple(map(len, kept)) if example.parts else ()
   return dataclasses.replace(example[np.concatenate(kept)], parts=parts)
+
+
+def fit_pair(example: Example, length: int, target_length: int, on_long_row: str) -> Example:
+  """The pair with at most `length` tokens of source and `target_length` of target.
+
+  Raises:
+    BadRow: it is longer, and `on_long_row` is not `truncate`.
+  """
+  assert example.source is not None
+  if len(example.source) <= length and len(example) <= target_length:
+    return example
+  if on_long_row != "truncate":
+    raise BadRow(
+      f"longer than {length} or {target_length} tokens",
+      f"its source has {len(example.source)} and its target {len(example)}",
+    )
+  return dataclasses.replace(
+    example,
+    tokens=example.tokens[:target_length],
+    weights_mask=example.weights_mask[:target_length],
+    source=example.source[:length],
+  )

@@ -24,7 +24,9 @@ class _Mask:
   special: np.ndarray
   words: bool
 
-  def raw_length(self, length: int) -> int:
+  def raw_length(self, length: int, target_length: int | None = None) -> int:
+    if target_length is not None:
+      raise ValueError("the corruption 'mask' is for encoders; an encoder-decoder has 'spans'")
     return length
 
   def check(self, example: Example) -> None:

@@ -55,18 +55,58 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
   return [sorted(indices) for indices in bins]
 
 
-def packed_rows(
-  examples: Sequence[Example], length: int, rng: np.random.Generator | None
-) -> list[list[Example]]:
-  """Rows of whole documents, at most `length` tokens each, in random order.
+def best_fit_pairs(
+  lengths: Sequence[tuple[int, int]], capacity: tuple[int, int]
+) -> list[list[int]]:
+  """Best-fit decreasing packing of pairs into bins with room for both of their sides.
 
-  Without `rng` the rows go by their first document.
+  Each pair, the one with the largest share of a side first, goes to the bin in which it leaves
+  the least room, as shares of both sides together. A function of its arguments.
+
+  Args:
+    lengths: of sources and targets, each from 1 to its capacity.
+    capacity: of a bin's sides.
+
+  Returns:
+    As `best_fit`.
   """
-  bins = best_fit([len(example) for example in examples], length)
+  shares = np.reshape(lengths, (-1, 2)) / capacity  # [N, 2]
+  space = np.ones((len(lengths), 2))
+  bins: list[list[int]] = []
+  for index in np.argsort(-shares.max(axis=1), kind="stable"):
+    # Shares are quotients: what fits exactly must not fail by their rounding.
+    left = space[: len(bins) + 1] - shares[index]
+    fits = np.all(left > -1e-9, axis=1)
+    chosen = int(np.argmin(np.where(fits, left.sum(axis=1), np.inf)))
+    if chosen == len(bins):
+      bins.append([])
+    bins[chosen].append(int(index))
+    space[chosen] = left[chosen]
+  return [sorted(indices) for indices in bins]
+
+
+def packed_rows(
+  examples: Sequence[Example], capacity: tuple[int, int], rng: np.random.Generator | None
+) -> list[list[Example]]:
+  """Rows of whole documents or pairs in random order; without `rng`, by their first one.
+
+  Args:
+    capacity: the most tokens of a row, of sources and of what a decoder reads; documents have no
+      sources, and 0.
+  """
+  if capacity[0]:
+    bins = best_fit_pairs([sides(example) for example in examples], capacity)
+  else:
+    bins = best_fit([len(example) for example in examples], capacity[1])
   order = sorted(range(len(bins)), key=lambda b: bins[b][0])
   if rng is not None:
     order = [int(b) for b in rng.permutation(order)]
   return [[examples[index] for index in bins[b]] for b in order]
+
+
+def sides(example: Example) -> tuple[int, int]:
+  """The tokens of its source, of which a document has none, and of its target."""
+  return 0 if example.source is None else len(example.source), len(example)
 
 
 def rows_by_length(
@@ -77,7 +117,7 @@ def rows_by_length(
   With `rng` the batches are in random order, and only the number of examples being a
   multiple of `batch_size` keeps them whole; without it the longest come first.
   """
-  order = sorted(range(len(examples)), key=lambda i: -len(examples[i]))
+  order = sorted(range(len(examples)), key=lambda i: -sum(sides(examples[i])))
   batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
   if rng is not None:
     batches = [batches[b] for b in rng.permutation(len(batches))]
@@ -126,19 +166,16 @@ def assemble(
     `[B, S]`.
   """
   shape = (len(rows), length)
-  tokens = np.full(shape, pad_id, np.int32)
   weights = np.zeros(shape, np.float32)
-  segments = np.zeros(shape, np.int32)
-  positions = np.zeros(shape, np.int32)
   own = {name: np.full(shape, pad_id if name == "targets" else 0, np.int32) for name in form}
   numbers = {name: np.zeros(shape, np.int32) for name in also}
+  tokens, segments, positions = place(
+    [[part for example in row for part in _parts(example)] for row in rows], length, pad_id
+  )
   for r, row in enumerate(rows):
-    start = number = 0
+    start = 0
     for example in row:
       end = start + len(example)
-      if end > length:
-        raise ValueError(f"row {r} has {sum(map(len, row))} tokens; the batch holds {length}")
-      tokens[r, start:end] = example.tokens
       if form[0] == "targets":
         own["targets"][r, start : end - 1] = example.tokens[1:]
         weights[r, start : end - 1] = example.weights_mask[1:]
@@ -147,14 +184,8 @@ def assemble(
       for name in form:
         if name in ("labels", "types"):
           own[name][r, start:end] = getattr(example, name)
-      at = start
-      for role, size in enumerate(example.parts or (len(example),), start=1):
-        number += 1
-        segments[r, at : at + size] = number
-        positions[r, at : at + size] = np.arange(size)
-        if example.parts:
-          own["roles"][r, at : at + size] = role
-        at += size
+        elif name == "roles":
+          own[name][r, start:end] = np.repeat(range(1, 1 + len(example.parts)), example.parts)
       for name, array in numbers.items():
         array[r, start:end] = getattr(example, name)
       start = end
@@ -166,3 +197,52 @@ def assemble(
     **own,
     **numbers,
   }
+
+
+def assemble_sources(
+  rows: Sequence[Sequence[Example]], length: int, pad_id: int
+) -> dict[str, np.ndarray]:
+  """What a batch of pairs has beside `assemble`'s: the sources, with their targets' segments.
+
+  Args:
+    rows: B rows of pairs.
+    length: S' of the sources.
+    pad_id: the token at padding.
+
+  Returns:
+    `source_tokens`, `source_segments` and `source_positions`, int32 `[B, S']`.
+  """
+  names = ("source_tokens", "source_segments", "source_positions")
+  sources = [[e.source for e in row if e.source is not None] for row in rows]
+  return dict(zip(names, place(sources, length, pad_id), strict=True))
+
+
+def _parts(example: Example) -> list[np.ndarray]:
+  return (
+    np.split(example.tokens, np.cumsum(example.parts)[:-1]) if example.parts else [example.tokens]
+  )
+
+
+def place(
+  rows: Sequence[Sequence[np.ndarray]], length: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Documents one after the other: their tokens, segments and positions, int32 `[B, length]`.
+
+  Raises:
+    ValueError: a row's are longer.
+  """
+  shape = (len(rows), length)
+  tokens = np.full(shape, pad_id, np.int32)
+  segments = np.zeros(shape, np.int32)
+  positions = np.zeros(shape, np.int32)
+  for r, row in enumerate(rows):
+    start = 0
+    for number, document in enumerate(row, start=1):
+      end = start + len(document)
+      if end > length:
+        raise ValueError(f"row {r} has {sum(map(len, row))} tokens; the batch holds {length}")
+      tokens[r, start:end] = document
+      segments[r, start:end] = number
+      positions[r, start:end] = np.arange(len(document))
+      start = end
+  return tokens, segments, positions

@@ -4,7 +4,8 @@ Batches are the next `batch_size` rows of the windows that `windows` plans; the 
 iterator is where the window began and how many of its rows are gone. Every host plans the
 same rows and takes its share of each batch: the number of hosts does not change a batch.
 
-A config has `source` (see `sources`), `length` (tokens a row), `packing` (`best_fit`, or
+A config has `source` (see `sources`), `length` (tokens a row), `target_length` (of pairs for an
+encoder-decoder, whose sources have `length`; 0 is as many), `packing` (`best_fit`, or
 `none`: a document a row), `buckets` (the lengths that `none` pads to; `length` is always
 one), `completion_only`, `corruption` (see `denoising`), `on_bad_row` (`drop`, `stop`),
 `on_long_row` (`drop`, `truncate`, `split`, `stop`), `shuffle` and `window` (examples planned at
@@ -161,6 +162,7 @@ def train_batches(
   batch_size: int,
   seed: int,
   rows_per_task: int = 0,
+  start_id: int | None = None,
   shard_index: int = 0,
   shard_count: int = 1,
 ) -> BatchIterator:
@@ -173,6 +175,8 @@ def train_batches(
     seed: of the order.
     rows_per_task: each so many rows of a batch, from its first, are of one part of a mixture, some
       maybe empty; 0: rows come as they do.
+    start_id: the token that an encoder-decoder's decoder begins with; rows then are pairs of a
+      source and a target.
     shard_index, shard_count: this host takes rows `shard_index::shard_count` of each batch.
 
   Raises:
@@ -187,6 +191,7 @@ def train_batches(
     shard=shard,
     seed=seed,
     rows_per_task=rows_per_task,
+    start_id=start_id,
   )
   return BatchIterator(planner)
 
@@ -196,6 +201,7 @@ def eval_batches(
   tokenizer: Tokenizer,
   *,
   batch_size: int,
+  start_id: int | None = None,
   shard_index: int = 0,
   shard_count: int = 1,
 ) -> EvalBatches:
@@ -204,4 +210,6 @@ def eval_batches(
   Arguments and errors are those of `train_batches`; there is no shuffling.
   """
   shard = (shard_index, shard_count)
-  return EvalBatches(Planner(config, tokenizer, batch_size=batch_size, shard=shard, seed=None))
+  return EvalBatches(
+    Planner(config, tokenizer, batch_size=batch_size, shard=shard, seed=None, start_id=start_id)
+  )

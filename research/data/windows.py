@@ -33,6 +33,18 @@ _CORRUPTION = zlib.crc32(b"corruption")  # apart from the seeds of other draws
 
 
 @dataclasses.dataclass(frozen=True)
+class Pairs:
+  """That examples are pairs, for an encoder-decoder.
+
+  start_id: the token that its decoder begins with.
+  target_length: tokens of a row's targets, start tokens among them.
+  """
+
+  start_id: int
+  target_length: int
+
+
+@dataclasses.dataclass(frozen=True)
 class _Row:
   """A row of a source as its examples, none if it was dropped."""
 
@@ -51,11 +63,16 @@ class _Examples(grain.sources.RandomAccessDataSource):
     report: Report,
     keep: bool,
     denoiser: denoising.Denoiser | None,
+    pairs: Pairs | None,
   ):
     self._source = source
     self._tokenizer = tokenizer
     self._denoiser = denoiser
-    self._length = denoiser.raw_length(config.length) if denoiser else config.length
+    # A denoiser makes pairs of documents.
+    self._pairs = None if denoiser else pairs
+    self._length = config.length
+    if denoiser:
+      self._length = denoiser.raw_length(config.length, pairs.target_length if pairs else None)
     self._completion_only = config.completion_only
     self._stop_on_bad = config.on_bad_row == "stop"
     self._on_long_row = config.on_long_row
@@ -74,18 +91,28 @@ class _Examples(grain.sources.RandomAccessDataSource):
     return _Row(index, self._kept[index])
 
   def _read(self, index: int) -> tuple[Example, ...]:
+    row = self._source[index]
     try:
-      example = formats.tokenize(
-        self._source[index],
-        self._tokenizer,
-        completion_only=self._completion_only,
-        words=self._denoiser is not None and self._denoiser.words,
-      )
+      if self._pairs:
+        example = formats.tokenize_pair(row, self._tokenizer, start_id=self._pairs.start_id)
+      else:
+        example = formats.tokenize(
+          row,
+          self._tokenizer,
+          completion_only=self._completion_only,
+          words=self._denoiser is not None and self._denoiser.words,
+        )
       if self._denoiser:
         self._denoiser.check(example)
     except BadRow as error:
       return self._drop(index, error, "on_bad_row", self._stop_on_bad)
     try:
+      if self._pairs:
+        lengths = (self._length, self._pairs.target_length)
+        piece = formats.fit_pair(example, *lengths, self._on_long_row)
+        if piece is not example:
+          self._count(index, "truncated to {} and {} tokens".format(*lengths), "as a pair")
+        return (piece,)
       pieces = formats.fit(example, self._length, self._on_long_row)
     except BadRow as error:
       return self._drop(index, error, "on_long_row", self._on_long_row == "stop")
@@ -139,8 +166,9 @@ class Planner:
     shard: tuple[int, int],
     seed: int | None,
     rows_per_task: int = 0,
+    start_id: int | None = None,
   ):
-    _check_config(config)
+    _check_config(config, start_id is not None)
     index, count = shard
     if not 0 <= index < count or batch_size % count:
       raise ValueError(
@@ -148,8 +176,13 @@ class Planner:
         "count, and the count divides the batch"
       )
     self._packed = config.packing == "best_fit"
-    self._buckets = sorted({*config.buckets, config.length})
-    self._length = config.length
+    self._buckets = sorted(config.buckets)
+    self._pairs = None
+    # The most tokens of a row, of sources and of what a decoder reads.
+    self._capacity = (0, config.length)
+    if start_id is not None:
+      self._pairs = Pairs(start_id, config.target_length or config.length)
+      self._capacity = (config.length, self._pairs.target_length)
     self._pad_id = tokenizer.pad_id or 0
     self.batch_size = batch_size
     self._rows_per_task = rows_per_task
@@ -177,7 +210,7 @@ class Planner:
     if not self.epoch_rows:
       raise ValueError(f"{source.name} has no rows")
     keep = self.epoch_rows <= config.window
-    self._denoiser = denoising.build(config.corruption, tokenizer)
+    self._denoiser = denoising.build(config.corruption, tokenizer, start_id)
     self._numbers = ["prefix"] if self._denoiser and self._denoiser.bidirectional else []
     self.tasks: tuple[str, ...] = ()
     parts, weights = [source], [1.0]
@@ -188,7 +221,9 @@ class Planner:
     if self.tasks:
       self._numbers.append("task")
     streams = [
-      grain.MapDataset.source(_Examples(part, tokenizer, config, self.report, keep, self._denoiser))
+      grain.MapDataset.source(
+        _Examples(part, tokenizer, config, self.report, keep, self._denoiser, self._pairs)
+      )
       for part in parts
     ]
     if seed is not None:
@@ -222,6 +257,8 @@ class Planner:
     }
     if rows_per_task:
       self.settings["rows_per_task"] = rows_per_task
+    if self._pairs:
+      self.settings |= dataclasses.asdict(self._pairs)
     self._window: Window | None = None
 
   def _finished(self, part: int, rows: int, position: int, row: _Row) -> tuple[Example, ...]:
@@ -307,33 +344,42 @@ class Planner:
         raise ValueError(
           "rows of anchor and positive need data.packing='none': a row of the batch is an example"
         )
-      return packing.packed_rows(examples, self._length, rng)
+      return packing.packed_rows(examples, self._capacity, rng)
     if self._seed is not None and not self._shuffle:
       return [[example] for example in examples]
     return packing.rows_by_length(examples, together, rng)
 
-  def _width(self, rows: list[list[Example]]) -> int:
-    """The length of a batch of these rows, the same on every host."""
+  def _widths(self, rows: list[list[Example]]) -> tuple[int, int]:
+    """The lengths of a batch of these rows and of its sources, the same on every host."""
     if self._packed:
-      return self._length
-    return packing.bucket(max(sum(map(len, row)) for row in rows), self._buckets)
+      return self._capacity
+    longest = np.max([np.sum([packing.sides(e) for e in row], axis=0) for row in rows], axis=0)
+    source, width = (
+      packing.bucket(length, [*(b for b in self._buckets if b < most), most])
+      for length, most in zip(longest, self._capacity, strict=True)
+    )
+    return source, width
 
   def batch(self, rows: list[list[Example]]) -> Batch:
     """This host's share of the batch of `rows`, with empty rows to fill it up."""
-    padded = rows + [[] for _ in range(self.batch_size - len(rows))]
-    width = self._width(rows)
+    padded = (rows + [[] for _ in range(self.batch_size - len(rows))])[self._shard]
+    source, width = self._widths(rows)
     form = packing.form_of(rows)
-    return packing.assemble(padded[self._shard], width, self._pad_id, self._numbers, form)
+    batch = packing.assemble(padded, width, self._pad_id, self._numbers, form)
+    if self._pairs:
+      batch |= packing.assemble_sources(padded, source, self._pad_id)
+    return batch
 
   def description(self, start: Place) -> str:
     """A line on the window planned last, or if there is none on the one at `start`."""
     window = self._window or self.window(start, progress=True)
     rows = window.rows
     batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-    slots = sum(len(batch) * self._width(batch) for batch in batches)
+    slots = sum(len(batch) * sum(self._widths(batch)) for batch in batches)
     documents = sum(map(len, rows))
-    tokens = sum(len(example) for row in rows for example in row)
-    how = f"packed to {self._length}" if self._packed else f"padded to {self._buckets}"
+    tokens = sum(sum(packing.sides(example)) for row in rows for example in row)
+    lengths = " and ".join(str(length) for length in self._capacity if length)
+    how = f"packed to {lengths}" if self._packed else f"padded to {[*self._buckets, lengths]}"
     return (
       f"{self._name}: {self.epoch_rows:,} rows; a window of {documents:,} has {tokens:,} tokens, "
       f"{how} with {1 - tokens / slots:.1%} padding"
@@ -348,7 +394,7 @@ def _accepts(denoiser: denoising.Denoiser, example: Example) -> bool:
   return True
 
 
-def _check_config(config: Any) -> None:
+def _check_config(config: Any, pairs: bool) -> None:
   choices = {
     "packing": ("best_fit", "none"),
     "on_bad_row": ("drop", "stop"),
@@ -360,9 +406,15 @@ def _check_config(config: Any) -> None:
       raise ValueError(
         f"data.{key} {value!r} is none of {', '.join(known)}{tree.nearest(str(value), known)}"
       )
+  if config.target_length and not pairs:
+    raise ValueError(
+      f"data.target_length {config.target_length} is of encoder-decoders; 0 for a decoder"
+    )
+  if pairs and not config.corruption and config.on_long_row == "split":
+    raise ValueError("data.on_long_row 'split' is for documents; pairs are truncated or dropped")
   if config.length < 2 or config.window < 1:
     raise ValueError(
       f"data.length is at least 2 and data.window at least 1, not {config.length}, {config.window}"
     )
-  if any(not 1 < bucket <= config.length for bucket in config.buckets):
+  if any(not 1 < bucket <= max(config.length, config.target_length) for bucket in config.buckets):
     raise ValueError(f"data.buckets {config.buckets} are not all from 2 to {config.length}")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from research.core import config as config_lib
+from research.evals.bleu import Bleu
 from research.evals.classification import Classification
 from research.evals.harness import Harness
 from research.evals.perplexity import Perplexity
@@ -20,6 +21,7 @@ from research.evals.result import (
 from research.evals.verifiable import Verifiable
 
 EVALUATORS: dict[str, Callable[..., Evaluator]] = {
+  "bleu": Bleu,
   "classification": Classification,
   "harness": Harness,
   "perplexity": Perplexity,

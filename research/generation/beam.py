@@ -17,13 +17,13 @@ import numpy as np
 
 from research.generation import checks, decode, layout
 from research.generation.engine import Completion
-from research.models.decoder import Cache, Decoder
+from research.models import Cache
 
 _NEVER = -1e9  # the score of what is not to be taken
 
 
 def beam_search(
-  model: Decoder,
+  model: decode.Model,
   variables: Any,
   prompts: Sequence[Sequence[int]],
   *,
@@ -145,15 +145,14 @@ def _search(
   length_penalty,
   early_stopping,
 ) -> _Beams:
-  rows, length = tokens.shape
+  rows = tokens.shape[0]
   vocabulary = model.config.vocab_size
   # As many as leave `width` beams to go on with if all the others end.
   count = min(max(2, 1 + len(eos_ids)) * width, width * vocabulary)
   eos = jnp.asarray(eos_ids, jnp.int32)
 
-  cache = model.init_cache(rows, length)
-  cache, logits = decode.advance(model, variables, cache, tokens, positions)
-  cache = cache.expand(width, layout.slots(length + max_new_tokens))
+  cache, logits, start = decode.begin(model, variables, tokens, positions)
+  cache = cache.expand(width, layout.slots(cache.positions.shape[1] + max_new_tokens))
   shape = (rows, width, max_new_tokens)
   empty = _Beams(
     jnp.zeros(shape, jnp.int32),
@@ -165,7 +164,7 @@ def _search(
   state = _State(
     jnp.int32(0),
     jnp.repeat(logits, width, axis=0),
-    jnp.repeat(positions[:, -1] + 1, width),
+    jnp.repeat(start, width),
     cache,
     empty._replace(score=empty.score.at[:, 0].set(0)),  # all begin alike, so one begins
     empty,

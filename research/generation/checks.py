@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from research.models.decoder import Decoder
+from research.models import Decoder, EncoderDecoder
 
 
 def positive(**numbers: int) -> None:
@@ -14,7 +14,7 @@ def positive(**numbers: int) -> None:
       raise ValueError(f"{name} is {number}; it must be at least 1")
 
 
-def tokens(model: Decoder, ids: Sequence[int], name: str) -> None:
+def tokens(model: Decoder | EncoderDecoder, ids: Sequence[int], name: str) -> None:
   """Raises ValueError if `ids` are none, or not the model's."""
   if not len(ids):
     raise ValueError(f"{name} is empty; a model needs at least one token, BOS perhaps")
@@ -25,10 +25,12 @@ def tokens(model: Decoder, ids: Sequence[int], name: str) -> None:
 
 
 def prompt(
-  model: Decoder, ids: Sequence[int], max_new_tokens: int, name: str = "the prompt"
+  model: Decoder | EncoderDecoder, ids: Sequence[int], max_new_tokens: int, name: str = "the prompt"
 ) -> None:
   """Raises ValueError if the model cannot take `ids` and as many new tokens."""
   tokens(model, ids, name)
+  if isinstance(model, EncoderDecoder):
+    return  # its positions are relative and have no end
   if len(ids) + max_new_tokens > model.config.max_positions:
     raise ValueError(
       f"{name} has {len(ids)} tokens, which with max_new_tokens {max_new_tokens} exceeds the "

@@ -13,15 +13,18 @@ import jax.numpy as jnp
 from research.core import rng
 from research.core import tree as trees
 from research.generation.samplers import Sampler, Seen
-from research.models.decoder import Cache, Decoder
+from research.models import Cache, Decoder, EncoderDecoder
 from research.models.unrolled import unroll
 
+Model = Decoder | EncoderDecoder
 
-def prepare(model: Decoder, variables: Any, unrolled: bool | None) -> tuple[Decoder, Any]:
+
+def prepare(model: Model, variables: Any, unrolled: bool | None) -> tuple[Model, Any]:
   """Model and variables in the form in which decoding is fastest, with the same results.
 
   Args:
-    unrolled: an array a layer (`research.models.unrolled`); by default on CPUs.
+    unrolled: an array a layer (`research.models.unrolled`); by default on CPUs. Encoder-decoders
+      stay as they are.
   """
 
   def cast(path, leaf):
@@ -30,18 +33,57 @@ def prepare(model: Decoder, variables: Any, unrolled: bool | None) -> tuple[Deco
 
   variables = {**variables, "params": trees.map_with_path(cast, variables["params"])}
   unrolled = jax.default_backend() == "cpu" if unrolled is None else unrolled
-  return unroll(model, variables) if unrolled else (model, variables)
+  if unrolled and isinstance(model, Decoder):
+    return unroll(model, variables)
+  return model, variables
+
+
+def own_prompt(
+  model: Model, tokens: jax.Array, positions: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """What a decoder reads before it writes, and where: the prompt, or after a source its start."""
+  if isinstance(model, Decoder):
+    return tokens, positions
+  start = jnp.full((tokens.shape[0], 1), model.config.start_id, jnp.int32)
+  return start, jnp.zeros_like(start)
+
+
+def begin(
+  model: Model, variables: Any, tokens: jax.Array, positions: jax.Array
+) -> tuple[Cache, jax.Array, jax.Array]:
+  """Reads prompts `[B, P]` -> a full cache, logits `[B, V]` and positions `[B]` of what follows.
+
+  To an encoder-decoder they are sources.
+
+  positions: int32 `[B, P]`, -1 at padding, which is on the left.
+  """
+  own, places = own_prompt(model, tokens, positions)
+  if isinstance(model, Decoder):
+    cache, source = model.init_cache(*own.shape), {}
+  else:
+    cache = model.init_cache(*own.shape, source_slots=tokens.shape[1])
+    source = {"source_tokens": tokens, "source_segments": (positions >= 0).astype(jnp.int32)}
+  cache, logits = advance(model, variables, cache, own, places, **source)
+  return cache, logits, places[:, -1] + 1
 
 
 def advance(
-  model: Decoder, variables: Any, cache: Cache, tokens: jax.Array, positions: jax.Array
+  model: Model,
+  variables: Any,
+  cache: Cache,
+  tokens: jax.Array,
+  positions: jax.Array,
+  **source: jax.Array,
 ) -> tuple[Cache, jax.Array]:
   """Puts `tokens [B, S]` into the cache -> the cache, and logits `[B, V]` after the last.
 
   positions: int32 `[B, S]`, -1 at padding.
+  source: what an encoder-decoder's first call reads, see `EncoderDecoder.hidden`.
   """
   hidden: Any
-  hidden, cache = model.apply(variables, tokens, positions, cache=cache, method="hidden")  # type: ignore[assignment]
+  hidden, cache = model.apply(  # type: ignore[assignment]
+    variables, tokens, positions, cache=cache, method="hidden", **source
+  )
   logits: Any = model.apply(variables, hidden[:, -1], method="head")
   return cache, logits
 

@@ -17,7 +17,7 @@ import numpy as np
 from research.generation import checks, decode, layout
 from research.generation.samplers import Sampler, Seen
 from research.generation.stop import Reader, StopStrings
-from research.models.decoder import Cache, Decoder
+from research.models import Cache
 
 STRIDE = 16  # tokens written between two looks for stop strings
 
@@ -42,7 +42,7 @@ class Completion:
 
 
 def generate(
-  model: Decoder,
+  model: decode.Model,
   variables: Any,
   prompts: Sequence[Sequence[int]],
   sampler: Sampler | None = None,
@@ -64,8 +64,9 @@ def generate(
   on the batch, its place there or the padding (up to rounding, which the batch may change).
 
   Args:
-    model: a decoder. variables: its `params`, and `adapters` if it has any; adapters merged
-      beforehand (`research.peft.merge`) make it faster.
+    model: a decoder, or an encoder-decoder, to which a prompt is the source.
+    variables: its `params`, and `adapters` if it has any; adapters merged beforehand
+      (`research.peft.merge`) make it faster.
     prompts: token ids; of any number and lengths.
     sampler: by default takes the most probable token.
     max_new_tokens: tokens a completion may have, EOS included.
@@ -166,18 +167,18 @@ def start(
   eos_ids,
 ) -> tuple[_State, jax.Array]:
   """After the prompts and the first new token; and the rows' keys."""
-  rows, length = tokens.shape
+  rows = tokens.shape[0]
   number = jnp.repeat(first_sample, samples) + jnp.tile(jnp.arange(samples), rows)
   keys = decode.row_keys(seed, jnp.repeat(prompt + first_prompt, samples), number)
 
-  cache = model.init_cache(rows, length)
-  cache, logits = decode.advance(model, variables, cache, tokens, positions)
+  cache, logits, start = decode.begin(model, variables, tokens, positions)
   # The last token drawn never goes into the cache.
-  cache = cache.expand(samples, layout.slots(length + max_new_tokens - 1))
+  cache = cache.expand(samples, layout.slots(cache.positions.shape[1] + max_new_tokens - 1))
   logits = jnp.repeat(logits, samples, axis=0)
   seen = None
   if sampler.penalizes:
-    seen = Seen.of_prompt(tokens, positions, model.config.vocab_size)
+    own = decode.own_prompt(model, tokens, positions)
+    seen = Seen.of_prompt(*own, model.config.vocab_size)
     seen = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), seen)
 
   batch = rows * samples
@@ -189,8 +190,7 @@ def start(
   )
   token, log_prob, seen = decode.draw(sampler, logits, keys, 0, seen)
   written = written.put(0, token, log_prob, eos_ids)
-  start = jnp.repeat(positions[:, -1] + 1, samples)
-  return _State(jnp.int32(1), token, start, cache, seen, written), keys
+  return _State(jnp.int32(1), token, jnp.repeat(start, samples), cache, seen, written), keys
 
 
 @partial(jax.jit, static_argnames=("model", "sampler", "eos_ids"), donate_argnames="state")

@@ -12,7 +12,7 @@ import numpy as np
 
 from research.generation import checks, decode, layout
 from research.generation.samplers import Sampler, Seen
-from research.models.decoder import Cache, Decoder
+from research.models import Cache, Decoder
 
 _FEWEST_SLOTS = 256
 
@@ -27,6 +27,8 @@ class Stream:
   """
 
   def __init__(self, model: Decoder, variables: Any, *, unrolled: bool | None = None):
+    if not isinstance(model, Decoder):
+      raise ValueError("a stream goes on with a text, as a decoder does; this model has a source")
     self._model, self._variables = decode.prepare(model, variables, unrolled)
     self._tokens: list[int] = []
     self._cache: Cache | None = None

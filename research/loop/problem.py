@@ -16,6 +16,7 @@ from research.core import config as config_lib
 from research.core import rng as rng_lib
 from research.core import tree
 from research.data import pipeline
+from research.data.tokenizer import Tokenizer
 from research.evals import Evaluator, Result
 from research.loop import state as state_lib
 from research.loop.step import Objective
@@ -72,18 +73,10 @@ def assemble(config: config_lib.Config) -> Problem:
     ConfigError: one of those sections cannot be; the message names it.
   """
   with config_lib.blaming("model"):
-    section = dict(config.model)
-    source, dtype = section.pop("source"), jnp.dtype(section.pop("dtype"))
-    head = section.pop("head", None)
+    dtype = jnp.dtype(config.model.dtype)
     # What trains does so in float32; it should start from all the bits there are.
     trains_base = set(config.trainable) != {"adapters"}
-    model, params, tokenizer = models.load(
-      source, dtype=dtype, param_dtype=jnp.float32 if trains_base else dtype, **section
-    )
-    fresh: frozenset[str] = frozenset()
-    if head:
-      rng = rng_lib.root(config.seed, "head")
-      model, params, fresh = heads.attach(model, params, head, rng)
+    model, params, tokenizer, fresh = _model(config, dtype, jnp.float32 if trains_base else dtype)
   with config_lib.blaming("adapters"):
     adapters = peft.attach(config.adapters, params, rng_lib.root(config.seed, "adapters"))
     adapter_trains = peft.trainable_paths(adapters)
@@ -95,6 +88,9 @@ def assemble(config: config_lib.Config) -> Problem:
     lambda path, leaf: leaf.astype(dtype) if _is_frozen(path, leaf, trains) else leaf, variables
   )
   shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
+  # An encoder-decoder's rows are pairs.
+  pairs = isinstance(model, models.EncoderDecoder)
+  rows = {**shard, "start_id": model.config.start_id if pairs else None}
   batch_size = config.train.batch_size
   rows_per_task = config.train.meta.get("rows_per_task", 0)
   with config_lib.blaming("data.train"):
@@ -104,16 +100,21 @@ def assemble(config: config_lib.Config) -> Problem:
       batch_size=batch_size,
       seed=config.seed,
       rows_per_task=rows_per_task,
-      **shard,
+      **rows,
     )
   with config_lib.blaming("objective"):
     objective = objectives.build(config.objective, batches.tasks)
     if learnt := objectives.variables(objective):
       variables["objective"] = learnt
+    if pairs != (config.objective.name == "seq2seq"):
+      raise ValueError(
+        f"{config.objective.name!r} is not for this model; an encoder-decoder, and no other model,"
+        " has 'seq2seq'"
+      )
   evaluators: list[Evaluator] = []
   if config.data.eval:
     with config_lib.blaming("data.eval"):
-      held_out = pipeline.eval_batches(config.data.eval, tokenizer, batch_size=batch_size, **shard)
+      held_out = pipeline.eval_batches(config.data.eval, tokenizer, batch_size=batch_size, **rows)
     loss = objectives.build(config.objective, held_out.tasks)
     evaluators.append(held_out_loss(loss, held_out))
   with config_lib.blaming("eval.evaluators"):
@@ -128,7 +129,7 @@ def assemble(config: config_lib.Config) -> Problem:
         directory / "adapter",
         variables["adapters"],
         modules,
-        base_model=source,
+        base_model=config.model.source,
         task_type=model.config.task_type,
       )
     else:
@@ -152,6 +153,48 @@ def assemble(config: config_lib.Config) -> Problem:
     active=model.config.active,
     notes=[f"not in the checkpoint, new and trained: {', '.join(sorted(fresh))}"] if fresh else [],
   )
+
+
+def _model(
+  config: config_lib.Config, dtype: Any, param_dtype: Any
+) -> tuple[Any, Any, Any, frozenset[str]]:
+  """The model that `config.model` names, or describes by its shape, with parameters and tokenizer.
+
+  And the paths of parameters of a head that the checkpoint has not.
+
+  Raises:
+    ValueError: it does both, or neither, or the tokenizer does not fit.
+  """
+  section = dict(config.model)
+  source, shape, directory = (section.pop(key) for key in ("source", "shape", "tokenizer"))
+  shape, section["dtype"] = shape.take(), dtype
+  head = section.pop("head", None)
+  if bool(source) == bool(shape):
+    raise ValueError("give either source, a checkpoint, or shape, that of a model to be trained")
+  if source:
+    if directory:
+      raise ValueError("a tokenizer is for a model of a given shape; a source has its own")
+    model, params, tokenizer = models.load(source, param_dtype=param_dtype, **section)
+    if not head:
+      return model, params, tokenizer, frozenset()
+    model, params, fresh = heads.attach(model, params, head, rng_lib.root(config.seed, "head"))
+    return model, params, tokenizer, fresh
+  if head:
+    raise ValueError("a head is for a source; a model of a given shape has that of its config")
+  if set(config.trainable) == {"adapters"}:
+    raise ValueError("a model of random weights learns nothing by adapters; set trainable to 'all'")
+  if not directory:
+    raise ValueError("a model of a given shape needs a tokenizer, a directory")
+  tokenizer = Tokenizer.from_directory(directory)
+  special = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
+  model = models.build({**special, **shape}, **section)
+  if tokenizer.vocab_size > model.config.vocab_size:
+    raise ValueError(
+      f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocab_size is"
+      f" {model.config.vocab_size}"
+    )
+  params = models.initialize(model, rng_lib.root(config.seed, "init"))
+  return model, params, tokenizer, frozenset()
 
 
 def held_out_loss(objective: Objective, batches: Iterable[Mapping[str, np.ndarray]]) -> Evaluator:

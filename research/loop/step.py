@@ -147,6 +147,9 @@ def _counts(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
   """Token counts as float32: a row of 10^5 tokens has more context than int32 holds."""
   useful = batch["segments"] > 0
   seen = jnp.maximum(batch["positions"] + 1, batch.get("prefix", 0))
+  if "source_tokens" in batch:
+    useful = jnp.concatenate([useful, batch["source_segments"] > 0], axis=1)
+    seen = jnp.concatenate([seen, batch["source_positions"] + 1], axis=1)
   return {
     "tokens": jnp.asarray(useful.size, jnp.float32),
     "useful_tokens": jnp.sum(useful, dtype=jnp.float32),

@@ -57,9 +57,10 @@ def train_flops_per_token(
     trainable: those that train, None elsewhere.
     active: the share of the parameter at a path that one token meets.
   """
+  paths = tree.flatten(variables)
   # A decoder without a head multiplies by its embeddings; encoders have few tokens that do.
   apart = ("params/lm_head/", "params/embed_norm/")
-  has_head = any(path.startswith(apart) for path in tree.flatten(variables))
+  has_head = any(path.startswith(apart) for path in paths)
   weights = {
     path: leaf.size * active(path)
     for path, leaf in tree.flatten(trainable).items()
@@ -69,7 +70,10 @@ def train_flops_per_token(
   adapters = sum(
     leaf.size * active(path) for path, leaf in tree.flatten(variables.get("adapters", {})).items()
   )
-  constant = 2 * sum(weights.values()) + 6 * adapters
+  # A token passes through one side of an encoder-decoder: half of the weights, with as many of one
+  # side as of the other.
+  sides = 2 if any(path.startswith("params/encoder/") for path in paths) else 1
+  constant = (2 * sum(weights.values()) + 6 * adapters) / sides
 
   def per_token(length: float) -> float:
     forward = forward_flops(length)

@@ -4,16 +4,23 @@ from research.models.config import DecoderConfig, EncoderConfig
 from research.models.decoder import Cache, Decoder
 from research.models.embeddings import embed
 from research.models.encoder import Encoder
+from research.models.encoder_decoder import CrossCache, EncoderDecoder
+from research.models.encoder_decoder_config import EncoderDecoderConfig
+from research.models.initialize import initialize
 from research.models.load import build, load, save
 
 __all__ = [
   "Cache",
+  "CrossCache",
   "Decoder",
   "DecoderConfig",
   "Encoder",
   "EncoderConfig",
+  "EncoderDecoder",
+  "EncoderDecoderConfig",
   "build",
   "embed",
+  "initialize",
   "load",
   "save",
 ]

@@ -3,8 +3,11 @@
 import dataclasses
 from typing import ClassVar
 
+from research.core import tree
 from research.nn.mlp import ACTIVATIONS
 from research.nn.positions import Rope
+
+POSITIONS = ("learned", "sinusoidal", "alibi")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,12 +90,14 @@ class StackConfig:
 class DecoderConfig(StackConfig):
   """A decoder-only transformer.
 
-  rope: rotary embedding, or None for learned positions up to `max_positions`.
+  rope: rotary embedding, or None for other `positions`.
   logit_softcap: as `attention_softcap`.
   embedding_scale: multiplies the embeddings of tokens.
   windows: tokens that a query sees, itself included, a layer each; 0 is no limit, () none
     anywhere.
   local_rope: rotary embedding of the layers with a window, by default `rope`.
+  positions: one of `POSITIONS`, for models without `rope`: "learned" ones up to `max_positions`,
+    "sinusoidal" ones added to embeddings, or "alibi", a bias of scores (`research.nn.bias`).
   """
 
   task_type: ClassVar[str | None] = "CAUSAL_LM"
@@ -103,11 +108,19 @@ class DecoderConfig(StackConfig):
   embedding_scale: float | None = None
   windows: tuple[int, ...] = ()
   local_rope: Rope | None = None
+  positions: str = "learned"
 
   def __post_init__(self):
     super().__post_init__()
     if self.windows and len(self.windows) != self.num_layers:
       raise ValueError(f"{len(self.windows)} windows are given for {self.num_layers} layers")
+    if self.positions not in POSITIONS:
+      raise ValueError(
+        f"positions {self.positions!r} are unknown; known: {', '.join(POSITIONS)}"
+        f"{tree.nearest(self.positions, POSITIONS)}"
+      )
+    if self.rope is not None and self.positions != "learned":
+      raise ValueError(f"a model with rope has no {self.positions} positions; its rope is None")
 
   def rope_within(self, window: int) -> Rope | None:
     """The rotary embedding of layers with that window."""

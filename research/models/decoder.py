@@ -12,13 +12,14 @@ import numpy as np
 from flax import struct
 
 from research.models.config import DecoderConfig
+from research.nn import bias as biases
 from research.nn import mask as masks
 from research.nn.block import Context, stack
 from research.nn.embed import Embed
 from research.nn.incremental import write
 from research.nn.linear import Linear
 from research.nn.norm import Norm
-from research.nn.positions import rotation
+from research.nn.positions import rotation, sinusoidal
 
 
 @struct.dataclass
@@ -48,12 +49,13 @@ class Cache:
       rows = keys.ndim - 4
       return grow(keys, rows, rows + 3, 0), grow(values, rows, rows + 2, 0)
 
-    return Cache(self._each(both, self.layers), grow(self.positions, 0, 1, -1), self.used)
+    layers = self._each(both, self.layers)
+    return self.replace(layers=layers, positions=grow(self.positions, 0, 1, -1))
 
   def take(self, rows: jax.Array) -> "Cache":
     """The keys and values of `rows [B]`, of which each has the positions of the row it replaces."""
     layers = jax.tree.map(lambda kept: jnp.take(kept, rows, axis=kept.ndim - 4), self.layers)
-    return Cache(layers, self.positions, self.used)
+    return self.replace(layers=layers)
 
   def take_last(self, rows: jax.Array) -> "Cache":
     """As `take`, of the slot written last alone: the others are the same in both rows."""
@@ -119,7 +121,7 @@ class Decoder(nn.Module):
   def setup(self):
     c = self.config
     self.embed = Embed(c.vocab_size, c.hidden_size, self.dtype)
-    if c.rope is None:
+    if c.rope is None and c.positions == "learned":
       self.position_embed = Embed(c.max_positions, c.hidden_size, self.dtype, name="positions")
     self.layers = self._stack()
     self.final_norm = Norm(c.norm, c.norm_eps)
@@ -127,7 +129,7 @@ class Decoder(nn.Module):
       self.lm_head = Linear(c.vocab_size)
 
   def _stack(self):
-    return stack(self.config, remat=self.remat, unroll=self.unroll)
+    return stack(self.config, self.config.num_layers, remat=self.remat, unroll=self.unroll)
 
   def __call__(self, tokens, positions=None, segments=None, cache=None):
     """Logits `[B, S, V]` in float32; with a cache, `(logits, cache)`.
@@ -164,8 +166,10 @@ class Decoder(nn.Module):
     x = self.embed(tokens)
     if c.embedding_scale is not None:
       x = x * jnp.asarray(c.embedding_scale, x.dtype)
-    if c.rope is None:
+    if c.rope is None and c.positions == "learned":
       x = x + self.position_embed(jnp.maximum(positions, 0))
+    elif c.positions == "sinusoidal":
+      x = x + sinusoidal(jnp.maximum(positions, 0), c.hidden_size).astype(x.dtype)
     if cache is None:
       segments = jnp.ones_like(tokens) if segments is None else segments
       known = None if prefix is None else positions < prefix
@@ -176,6 +180,13 @@ class Decoder(nn.Module):
       keys = write(cache.positions, positions, start, axis=1)
       visible = masks.cached(positions, keys)
       lengths = 1 + jnp.max(positions, axis=1, keepdims=True)
+    bias = None
+    if c.positions == "alibi":
+      slopes = biases.alibi(c.num_heads)
+      if cache is None:
+        bias = biases.in_rows(slopes, *visible.shape[1:])
+      else:
+        bias = biases.in_cache(slopes, positions, keys)
     windows = tuple(dict.fromkeys(c.windows)) or (0,)
     contexts = tuple(
       Context(
@@ -184,6 +195,7 @@ class Decoder(nn.Module):
         else rotation(c.rope_within(window), positions, c.head_size, lengths),
         masks.within(visible, positions, keys, window),
         start,
+        bias,
         causal=cache is None and prefix is None,
       )
       for window in windows

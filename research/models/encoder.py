@@ -47,7 +47,7 @@ class Encoder(nn.Module):
       self.classifier = Classifier(len(c.labels), dense)
 
   def _stack(self):
-    return stack(self.config, remat=self.remat, unroll=self.unroll)
+    return stack(self.config, self.config.num_layers, remat=self.remat, unroll=self.unroll)
 
   def __call__(self, tokens, positions=None, segments=None, types=None):
     """What `head` makes of `hidden`, which without a head is `hidden` itself.
@@ -78,7 +78,7 @@ class Encoder(nn.Module):
     if c.token_types:
       x = x + self.type_embed(jnp.zeros_like(tokens) if types is None else types)
     x = self.embed_norm(x + self.position_embed(positions + c.position_offset))
-    x, _ = self.layers(x, Context(None, masks.bidirectional(segments)), None, None)
+    x, _ = self.layers(x, Context(None, masks.same(segments, segments)), None, None)
     return x
 
   def pooled(self, hidden):

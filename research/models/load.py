@@ -17,12 +17,19 @@ from research.models import families, named
 from research.models.config import DecoderConfig, EncoderConfig, StackConfig
 from research.models.decoder import Decoder
 from research.models.encoder import Encoder
+from research.models.encoder_decoder import EncoderDecoder
+from research.models.encoder_decoder_config import EncoderDecoderConfig
 from research.models.families import weights
 
 Tree = Any
-Model = Decoder | Encoder
+Model = Decoder | Encoder | EncoderDecoder
 
-MODELS: dict[type[StackConfig], type[Any]] = {DecoderConfig: Decoder, EncoderConfig: Encoder}
+# The kind of model that a kind of config describes.
+MODELS: dict[type[StackConfig], type[Any]] = {
+  DecoderConfig: Decoder,
+  EncoderConfig: Encoder,
+  EncoderDecoderConfig: EncoderDecoder,
+}
 
 
 def load(source: str | Path, *, dtype: Any = jnp.float32, param_dtype: Any = None, **options):

@@ -1,6 +1,6 @@
 """Grouped-query scaled dot-product attention (Vaswani et al. 2017; Ainslie et al. 2023).
 
-B batch, S queries, T keys, H heads, N key/value heads, G = H / N, K head size.
+B batch, S queries, T keys, H heads, N key/value heads, G = H / N, K head size, D model.
 """
 
 from functools import partial
@@ -25,16 +25,18 @@ def attend(
   v: jax.Array,
   mask: jax.Array,
   *,
+  bias: jax.Array | None = None,
   causal: bool = False,
   scale: float | None = None,
   softcap: float | None = None,
 ) -> jax.Array:
-  """`softmax(q k^T * scale) v`, each head of a group with the group's keys and values.
+  """`softmax(q k^T * scale + bias) v`, each head of a group with the group's keys and values.
 
   Args:
     q: `[B, N, G, S, K]`.
     k, v: `[B, N, T, K]`, of the type of `q`.
     mask: bool `[B, S, T]`, True where a query sees a key.
+    bias: float32 `[1 or B, H, S, T]`, what is added to scaled and capped scores.
     causal: promises that query `i` sees no key after `T - S + i`. Rows are then worked on in
       pieces, each with the keys that it can see: up to 3/8 of the work is saved.
     scale: by default `1 / sqrt(K)`.
@@ -51,19 +53,23 @@ def attend(
     (low, high, hidden + high if causal else keys)
     for low, high in zip(bounds, bounds[1:], strict=False)
   )
-  return _attend(q, k, v, mask, pieces, scale or q.shape[-1] ** -0.5, softcap)
+  if bias is not None:
+    bias = bias.reshape(bias.shape[0], *q.shape[1:3], queries, keys)
+  return _attend(q, k, v, mask, bias, pieces, scale or q.shape[-1] ** -0.5, softcap)
 
 
 # The derivative is written out so that both directions multiply in the operands' type and keep
 # one matrix of weights in that type; see dot.py for why it matters. The heads of a group share
 # keys, so they stack along the queries of one matrix product. Weights stay as they are after
 # `exp`: what is divided by their sum is the thinner output.
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _attend(q, k, v, mask, pieces, scale, softcap):
-  return _attend_forward(q, k, v, mask, pieces, scale, softcap)[0]
+#
+# bias: `[1 or B, N, G, S, T]` or None. Where nobody wants its gradient the compiler drops it.
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _attend(q, k, v, mask, bias, pieces, scale, softcap):
+  return _attend_forward(q, k, v, mask, bias, pieces, scale, softcap)[0]
 
 
-def _attend_forward(q, k, v, mask, pieces, scale, softcap):
+def _attend_forward(q, k, v, mask, bias, pieces, scale, softcap):
   batch, kv_heads, group, _, size = q.shape
   outs, kept = [], []
   for low, high, seen in pieces:
@@ -74,6 +80,8 @@ def _attend_forward(q, k, v, mask, pieces, scale, softcap):
       tanh = jnp.tanh(scores * (scale / softcap))
       slope = (1 - tanh * tanh).astype(q.dtype).reshape(batch * kv_heads, -1, seen)
       scores = tanh * (softcap / scale)
+    if bias is not None:
+      scores = scores + bias[..., low:high, :seen] * (1 / scale)
     scores = jnp.where(mask[:, None, None, low:high, :seen], scores, MASKED)
     scores = scores - jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores * scale).astype(q.dtype)
@@ -85,20 +93,26 @@ def _attend_forward(q, k, v, mask, pieces, scale, softcap):
     out = (out[..., :size] * inverse).astype(q.dtype)
     outs.append(out.reshape(*rows[:-1], size))
     kept.append((weights, inverse, out, slope))
-  return jnp.concatenate(outs, axis=3), (q, k, v, kept)
+  empty = None if bias is None else bias[..., :0]  # its batch and type, and no numbers
+  return jnp.concatenate(outs, axis=3), (q, k, v, kept, empty)
 
 
 def _attend_backward(pieces, scale, softcap, residuals, dout):
   del softcap  # `slope` is what is left of it
-  q, k, v, kept = residuals
+  q, k, v, kept, bias = residuals
   wide = jnp.float32
   dqs, dk, dv = [], jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)
+  dbiases = []
   for (low, high, seen), (weights, inverse, out, slope) in zip(pieces, kept, strict=True):
     d = _stack(dout, low, high).astype(wide) * inverse
     delta = jnp.sum(d * out.astype(wide), axis=-1, keepdims=True)
     d = d.astype(q.dtype)
     dweights = matmul(d, _flat(v, seen), (2, 2), 1) - delta
     dscores = weights.astype(wide) * dweights
+    if bias is not None:
+      dbias = dscores.reshape(*q.shape[:3], high - low, seen)
+      dbias = jnp.sum(dbias, axis=0, keepdims=True) if bias.shape[0] == 1 else dbias
+      dbiases.append(jnp.pad(dbias, [(0, 0)] * 4 + [(0, k.shape[2] - seen)]))
     if slope is not None:
       dscores = dscores * slope.astype(wide)
     dscores = dscores.astype(q.dtype)
@@ -106,7 +120,13 @@ def _attend_backward(pieces, scale, softcap, residuals, dout):
     dqs.append(dq.astype(q.dtype).reshape(q[..., low:high, :].shape))
     dk += _spread(outer(dscores, _stack(q, low, high), 1) * scale, k.shape)
     dv += _spread(outer(weights, d, 1), v.shape)
-  return jnp.concatenate(dqs, axis=3), dk.astype(k.dtype), dv.astype(v.dtype), None
+  return (
+    jnp.concatenate(dqs, axis=3),
+    dk.astype(k.dtype),
+    dv.astype(v.dtype),
+    None,
+    None if bias is None else jnp.concatenate(dbiases, axis=3).astype(bias.dtype),
+  )
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -130,7 +150,7 @@ def _spread(x, shape):
 
 
 class Attention(nn.Module):
-  """Self-attention with projections, over the whole row or through a cache.
+  """Attention with projections, over the whole row or through a cache.
 
   qk_norm: RMSNorm of queries and keys before rotation: "head" by head, "projection" over all
     heads at once, or None. norm: its kind, norm_eps: its epsilon, see `Norm`.
@@ -149,50 +169,69 @@ class Attention(nn.Module):
   softcap: float | None = None
 
   @nn.compact
-  def __call__(self, x, rotation, mask, cache=None, *, causal=False, elementwise=False):
+  def __call__(
+    self,
+    x,
+    rotation,
+    mask,
+    cache=None,
+    *,
+    bias=None,
+    source=None,
+    causal=False,
+    elementwise=False,
+  ):
     """`x [B, S, D]` -> `[B, S, D]`, and the cache with this call's keys and values.
 
     Args:
       rotation: the tables of `positions.rotation`, or None for no rotation.
-      mask: bool `[B, S, T]`; T is S without a cache, else the cache's length.
+      mask: bool `[B, S, T]`; T is S without a cache or source, else the length of that.
       cache: None or a `(keys, values, start)`: arrays `[B, N, K, T]` and `[B, N, T, K]`, and
-        the first slot to write, of all rows or of each, `[B]`.
+        the first slot to write, of all rows or of each, `[B]`; where that is None the cache is read
+        as it is.
+      bias: see `attend`.
+      source: `[B, T, D]`, what keys and values are of (cross-attention), by default `x`.
       causal: see `attend`.
       elementwise: reads the cache by `incremental.attend_one`; needs one query and a cache in
         float32.
     """
-    batch, length, features = x.shape
     groups = self.num_heads // self.num_kv_heads
 
-    def heads(name, count, norm=None):
+    def heads(name, count, x, norm=None):
       y = Linear(self.num_kv_heads * count * self.head_size, self.qkv_bias, name=name)(x)
       if norm and self.qk_norm == "projection":
         y = Norm(self.norm, self.norm_eps, name=norm)(y)
-      y = y.reshape(batch, length, self.num_kv_heads, count, self.head_size)
+      y = y.reshape(*x.shape[:2], self.num_kv_heads, count, self.head_size)
       y = y.transpose(0, 2, 3, 1, 4)  # [B, N, count, S, K]
       if norm and self.qk_norm == "head":
         y = Norm(self.norm, self.norm_eps, name=norm)(y)
       return y
 
-    q = heads("q_proj", groups, "q_norm")
-    k, v = heads("k_proj", 1, "k_norm"), heads("v_proj", 1)
-    if rotation is not None:
-      # The barrier keeps the copy above apart from the rotation, which runs slowly across it.
-      q, k = jax.lax.optimization_barrier((q, k))
-      q, k = rotate(q, *rotation), rotate(k, *rotation)
-    k, v = k[:, :, 0], v[:, :, 0]
+    q = heads("q_proj", groups, x, "q_norm")
+    if cache is not None and cache[2] is None:
+      cache = cache[:2]
+    else:
+      of = x if source is None else source
+      k, v = heads("k_proj", 1, of, "k_norm"), heads("v_proj", 1, of)
+      if rotation is not None:
+        # The barrier keeps the copy above apart from the rotation, which runs slowly across it.
+        q, k = jax.lax.optimization_barrier((q, k))
+        q, k = rotate(q, *rotation), rotate(k, *rotation)
+      k, v = k[:, :, 0], v[:, :, 0]
+      if cache is not None:
+        keys, values, start = cache
+        k, v = k.swapaxes(2, 3).astype(keys.dtype), v.astype(values.dtype)
+        cache = (
+          write(keys, k, start, axis=3),
+          write(values, v, start, axis=2),
+        )
     if cache is not None:
-      keys, values, start = cache
-      k, v = k.swapaxes(2, 3).astype(keys.dtype), v.astype(values.dtype)
-      cache = (
-        write(keys, k, start, axis=3),
-        write(values, v, start, axis=2),
-      )
       k, v = cache[0].swapaxes(2, 3), cache[1]
+    how = {"bias": bias, "scale": self.scale, "softcap": self.softcap}
     if elementwise and not self.has_variable("adapters", "kv"):
-      out = attend_one(q, *cache, mask, scale=self.scale, softcap=self.softcap)
+      out = attend_one(q, *cache, mask, **how)
     else:
       k, v, mask = tap(self, "kv", (k.astype(q.dtype), v.astype(q.dtype), mask))
-      out = attend(q, k, v, mask, causal=causal, scale=self.scale, softcap=self.softcap)
-    out = out.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1)
-    return Linear(features, self.out_bias, name="o_proj")(out), cache
+      out = attend(q, k, v, mask, causal=causal, **how)
+    out = out.transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], -1)
+    return Linear(x.shape[-1], self.out_bias, name="o_proj")(out), cache

@@ -21,12 +21,19 @@ class Context:
   rotation: tables of `positions.rotation`, or None.
   mask: bool `[B, S, T]`.
   start: the cache's first slot to write, or None without a cache.
+  bias: `[1 or B, H, S, T]`, added to scores, or None.
+  source: `[B, T, D]`, what keys and values are of, by default the layer's own input.
+  cross: the context of cross-attention, in models that have it. There a start of None means that
+    the cache has the source's keys and values already.
   causal, elementwise: how attention reads keys, see `Attention`.
   """
 
   rotation: Any
   mask: jax.Array
   start: Any = None
+  bias: Any = None
+  source: Any = None
+  cross: Any = None
   causal: bool = struct.field(pytree_node=False, default=False)
   elementwise: bool = struct.field(pytree_node=False, default=False)
 
@@ -35,7 +42,8 @@ class Block(nn.Module):
   """One layer: `x += norm(attention(norm(x))); x += norm(mlp(norm(x)))`.
 
   The inner norms are there if `pre_norm`, the outer ones if `post_norm`; if `sum_norm`, `x` goes
-  through one after each sum.
+  through one after each sum. With cross-attention, a sub-layer between the two is
+  `x += norm(cross_attention(norm(x)))`.
 
   config: see `research.models.config.StackConfig`, whose fields it reads.
   """
@@ -46,6 +54,8 @@ class Block(nn.Module):
   def __call__(self, x: jax.Array, context: Any, cache: Any = None, kind: Any = None):
     """`x [B, S, D]` -> `[B, S, D]` and the layer's `(keys, values)`, None without a cache.
 
+    With cross-attention the cache is a pair of those: of the tokens so far and of the source.
+
     Args:
       context: a `Context`; if layers differ, a tuple of them, of which the layer takes the
         `kind`-th.
@@ -54,19 +64,6 @@ class Block(nn.Module):
     c = self.config
     if kind is not None:
       context = jax.tree.map(partial(jax.lax.select_n, kind), *context)
-    attention = Attention(
-      c.num_heads,
-      c.num_kv_heads,
-      c.head_size,
-      c.qkv_bias,
-      c.out_bias,
-      c.qk_norm,
-      c.norm,
-      c.norm_eps,
-      c.attention_scale,
-      c.attention_softcap,
-      name="attention",
-    )
     mlp: MoE | MLP
     if c.num_experts:
       mlp = MoE(
@@ -83,19 +80,42 @@ class Block(nn.Module):
     def norm(wanted, name, x):
       return Norm(c.norm, c.norm_eps, name=name)(x) if wanted else x
 
-    normed = norm(c.pre_norm, "attention_norm", x)
-    cache = None if cache is None else (*cache, context.start)
-    out, cache = attention(
-      normed,
-      context.rotation,
-      context.mask,
-      cache,
-      causal=context.causal,
-      elementwise=context.elementwise,
-    )
-    out = tap(self, "attention_out", out, x=normed)
-    x = x + norm(c.post_norm, "attention_post_norm", out)
-    x = norm(c.sum_norm, "attention_sum_norm", x)
+    def attend(name, x, context, cache):
+      attention = Attention(
+        c.num_heads,
+        c.num_kv_heads,
+        c.head_size,
+        c.qkv_bias,
+        c.out_bias,
+        c.qk_norm,
+        c.norm,
+        c.norm_eps,
+        c.attention_scale,
+        c.attention_softcap,
+        name=name,
+      )
+      normed = norm(c.pre_norm, f"{name}_norm", x)
+      out, cache = attention(
+        normed,
+        context.rotation,
+        context.mask,
+        None if cache is None else (*cache, context.start),
+        bias=context.bias,
+        source=context.source,
+        causal=context.causal,
+        elementwise=context.elementwise,
+      )
+      out = tap(self, f"{name}_out", out, x=normed)
+      x = x + norm(c.post_norm, f"{name}_post_norm", out)
+      return norm(c.sum_norm, f"{name}_sum_norm", x), cache
+
+    if context.cross is None:
+      x, cache = attend("attention", x, context, cache)
+    else:
+      own, other = (None, None) if cache is None else cache
+      x, own = attend("attention", x, context, own)
+      x, other = attend("cross_attention", x, context.cross, other)
+      cache = None if cache is None else (own, other)
 
     normed = norm(c.pre_norm, "mlp_norm", x)
     out = tap(self, "mlp_out", mlp(normed), x=normed)
@@ -103,24 +123,24 @@ class Block(nn.Module):
     return norm(c.sum_norm, "mlp_sum_norm", x), cache
 
 
-def stack(config: Any, *, remat: bool, unroll: int) -> nn.Module:
+def stack(config: Any, layers: int, *, remat: bool, unroll: int) -> nn.Module:
   """All layers as one module: `(x, context, caches, kinds)` -> `x` and the caches.
 
-  Parameters and adapters have a leading axis of layers. kinds: int32 `[L]`, which of a tuple of
+  Parameters, adapters and caches are stacks, `[L, ...]`. kinds: int32 `[L]`, which of a tuple of
   contexts is each layer's; None if they share one.
 
   Args:
-    config: see `Block`; `num_layers` of it are stacked.
+    config: of every `Block`.
+    layers: L.
     remat: recompute each layer in the backward pass instead of keeping its activations.
     unroll: layers in one iteration of the compiled loop. 0 is all of them on a CPU, which runs
       straight-line code faster at the price of compilation, and 1 elsewhere.
   """
-  block = nn.remat(Block, prevent_cse=False) if remat else Block
   return nn.scan(
-    block,
+    nn.remat(Block, prevent_cse=False) if remat else Block,
     variable_axes={"params": 0, "adapters": 0, ROUTING: 0},
     split_rngs={"params": True, "dropout": True},
     in_axes=(nn.broadcast, 0, 0),
-    length=config.num_layers,
-    unroll=unroll or (config.num_layers if jax.default_backend() == "cpu" else 1),
+    length=layers,
+    unroll=unroll or (layers if jax.default_backend() == "cpu" else 1),
   )(config)

@@ -30,6 +30,7 @@ def attend_one(
   values: jax.Array,
   mask: jax.Array,
   *,
+  bias: jax.Array | None = None,
   scale: float | None = None,
   softcap: float | None = None,
 ) -> jax.Array:
@@ -40,7 +41,7 @@ def attend_one(
     keys, values: float32 `[B, N, K, T]` and `[B, N, T, K]`, so that each sum below is one of
       vectors and not one within a vector.
     mask: bool `[B, 1, T]`, True where the query sees a slot.
-    scale, softcap: as of `attention.attend`.
+    bias: `[1 or B, H, 1, T]`; bias, scale, softcap: as of `attention.attend`.
 
   Returns:
     `[B, N, G, 1, K]` in the type of `q`.
@@ -49,6 +50,8 @@ def attend_one(
   scores = jnp.sum(scaled * keys[:, :, None], axis=3)  # [B, N, G, T]
   if softcap is not None:
     scores = softcap * jnp.tanh(scores / softcap)
+  if bias is not None:
+    scores = scores + bias.reshape(bias.shape[0], *scores.shape[1:])
   scores = jnp.where(mask[:, None], scores, MASKED)
   weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
   total = jnp.sum(weights, axis=-1)

@@ -14,14 +14,17 @@ def causal(segments: jax.Array, known: jax.Array | None = None) -> jax.Array:
   `[B, S]`, are seen by all of their document.
   """
   index = jnp.arange(segments.shape[1])
-  same = bidirectional(segments)
+  together = same(segments, segments)
   earlier = index[:, None] >= index[None, :]
-  return same & (earlier if known is None else earlier | known[:, None, :])
+  return together & (earlier if known is None else earlier | known[:, None, :])
 
 
-def bidirectional(segments: jax.Array) -> jax.Array:
-  """All tokens of the same document: `segments [B, S]` -> `[B, S, S]`; padding sees padding."""
-  return segments[:, :, None] == segments[:, None, :]
+def same(queries: jax.Array, keys: jax.Array) -> jax.Array:
+  """All tokens of the same document: segments `[B, S]`, `[B, T]` -> `[B, S, T]`.
+
+  Padding sees padding.
+  """
+  return queries[:, :, None] == keys[:, None, :]
 
 
 def cached(query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:

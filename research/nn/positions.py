@@ -1,6 +1,8 @@
-"""Rotary position embedding (Su et al. 2021, RoFormer) and its long-context scalings.
+"""Positions: rotary embedding (Su et al. 2021, RoFormer), its long-context scalings, sinusoids.
 
-B batch, S sequence, K head size, R the part of it that turns.
+What depends on distance alone and is added to scores is in `bias.py`.
+
+B batch, S sequence, D model, K head size, R the part of it that turns.
 """
 
 import dataclasses
@@ -137,3 +139,15 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   cos, sin = jnp.expand_dims(cos, over), jnp.expand_dims(sin, over)  # [B, ..., S, 2, K/2]
   turned = halves * cos + jnp.flip(halves, axis=-2) * sin
   return turned.reshape(x.shape).astype(x.dtype)
+
+
+def sinusoidal(positions: jax.Array, features: int) -> jax.Array:
+  """Sines and cosines of `positions [B, S]` in turns, float32 `[B, S, D]`.
+
+  Features `2i` and `2i + 1` have the angle `position / 10000^(2i / D)` (Vaswani et al. 2017,
+  section 3.5).
+  """
+  frequencies = 10_000.0 ** -(np.arange(0, features, 2, dtype=np.float64) / features)
+  angles = positions[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
+  pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+  return pairs.reshape(*positions.shape, -1)[..., :features]

@@ -7,6 +7,7 @@ from research.core import config
 from research.objectives.causal import causal
 from research.objectives.embedding import embedding
 from research.objectives.labelled import classification, masked
+from research.objectives.seq2seq import seq2seq
 from research.objectives.tokens import Loss
 from research.objectives.weighting import LearningLoss
 
@@ -15,6 +16,7 @@ OBJECTIVES: dict[str, Callable[..., Loss]] = {
   "masked": masked,
   "classification": classification,
   "embedding": embedding,
+  "seq2seq": seq2seq,
 }
 
 
@@ -44,5 +46,6 @@ __all__ = [
   "classification",
   "embedding",
   "masked",
+  "seq2seq",
   "variables",
 ]

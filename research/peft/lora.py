@@ -115,8 +115,8 @@ def numbered(path: str, stack: list[int]) -> list[str]:
   """
   if not stack:
     return [path]
-  head, tail = path.split("/", 1)
-  layers = [f"{head}/{i}/{tail}" for i in range(stack[0])]
+  head, tail = path.split("layers/", 1)
+  layers = [f"{head}layers/{i}/{tail}" for i in range(stack[0])]
   if len(stack) == 1:
     return layers
   return [layer.replace(_EXPERTS, f"{_EXPERTS}{i}/") for layer in layers for i in range(stack[1])]

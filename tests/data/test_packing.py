@@ -82,7 +82,7 @@ def test_fill_on_conversation_lengths(sigma):
 @given(LENGTHS, st.integers(0, 3))
 def test_packed_batches_hold_every_document_whole(lengths, seed):
   examples = documents(lengths)
-  rows = packing.packed_rows(examples, CAPACITY, np.random.default_rng(seed))
+  rows = packing.packed_rows(examples, (0, CAPACITY), np.random.default_rng(seed))
   batch = packing.assemble(rows, CAPACITY, pad_id=0)
   found = []
   for r in range(len(rows)):
@@ -103,7 +103,7 @@ def test_packed_batches_hold_every_document_whole(lengths, seed):
 
 @given(LENGTHS)
 def test_arrays_match_the_plain_version(lengths):
-  rows = packing.packed_rows(documents(lengths), CAPACITY, None) + [[]]
+  rows = packing.packed_rows(documents(lengths), (0, CAPACITY), None) + [[]]
   batch = packing.assemble(rows, CAPACITY, pad_id=7)
   plain = plain_batch(rows, CAPACITY, 7)
   for key, array in batch.items():
@@ -121,7 +121,7 @@ def test_packed_rows_are_a_function_of_the_seed():
 
   def order(seed):
     rng = None if seed is None else np.random.default_rng(seed)
-    return [int(row[0].tokens[0]) for row in packing.packed_rows(examples, CAPACITY, rng)]
+    return [int(row[0].tokens[0]) for row in packing.packed_rows(examples, (0, CAPACITY), rng)]
 
   assert order(1) == order(1) != order(2)
   assert order(None) == sorted(order(None))

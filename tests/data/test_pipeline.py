@@ -66,6 +66,7 @@ def memory(monkeypatch):
 
 BASE = {
   "source": {"name": "memory"},
+  "target_length": 0,
   "length": 16,
   "packing": "best_fit",
   "buckets": (),

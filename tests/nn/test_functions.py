@@ -20,10 +20,12 @@ def _random(*shape, seed=0, dtype=jnp.float32):
   return jax.random.normal(jax.random.fold_in(KEY, seed), shape, dtype)
 
 
-def _plain_attention(q, k, v, visible, scale=None, softcap=None):
+def _plain_attention(q, k, v, visible, scale=None, softcap=None, bias=None):
   scores = jnp.einsum("bngsk,bntk->bngst", q, k) * (scale or q.shape[-1] ** -0.5)
   if softcap is not None:
     scores = softcap * jnp.tanh(scores / softcap)
+  if bias is not None:
+    scores = scores + bias.reshape(bias.shape[0], *q.shape[1:3], *bias.shape[2:])
   p = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf), axis=-1)
   return jnp.einsum("bngst,bntk->bngsk", p, v)
 
@@ -71,10 +73,40 @@ CASES = {
     lambda q, k, v: _plain_attention(q, k, v, _visible(), 0.8, 1.5),
     (_random(2, 3, 2, 5, 4), _random(2, 3, 7, 4, seed=1), _random(2, 3, 7, 4, seed=2)),
   ),
+  "attention with a bias for all rows": (
+    lambda q, k, v, b: attend(q, k, v, _visible(), bias=b, scale=0.8, softcap=1.5),
+    lambda q, k, v, b: _plain_attention(q, k, v, _visible(), 0.8, 1.5, b),
+    (
+      _random(2, 3, 2, 5, 4),
+      _random(2, 3, 7, 4, seed=1),
+      _random(2, 3, 7, 4, seed=2),
+      _random(1, 6, 5, 7, seed=3),
+    ),
+  ),
+  "one query with a bias": (
+    lambda q, k, v, b: attend_one(q, *_cached(k, v), _visible(s=1), bias=b),
+    lambda q, k, v, b: _plain_attention(q, k, v, _visible(s=1), bias=b),
+    (
+      _random(2, 3, 2, 1, 4),
+      _random(2, 3, 7, 4, seed=1),
+      _random(2, 3, 7, 4, seed=2),
+      _random(2, 6, 1, 7, seed=3),
+    ),
+  ),
   "attention of one query": (
     lambda q, k, v: attend_one(q, *_cached(k, v), _visible(s=1), scale=0.8, softcap=1.5),
     lambda q, k, v: _plain_attention(q, k, v, _visible(s=1), 0.8, 1.5),
     (_random(2, 3, 2, 1, 4), _random(2, 3, 7, 4, seed=1), _random(2, 3, 7, 4, seed=2)),
+  ),
+  "a bias of each row, in pieces": (
+    lambda q, k, v, b: attend(q, k, v, _earlier(), bias=b, causal=True),
+    lambda q, k, v, b: _plain_attention(q, k, v, _earlier(), bias=b),
+    (
+      _random(2, 1, 2, 300, 4),
+      _random(2, 1, 303, 4, seed=1),
+      _random(2, 1, 303, 4, seed=2),
+      _random(2, 2, 300, 303, seed=3),
+    ),
   ),
   "causal attention in pieces": (
     lambda q, k, v: attend(q, k, v, _earlier(), causal=True),

@@ -14,10 +14,12 @@ from research.models.families import (
   mixtral,
   olmo2,
   phi3,
+  plain,
   qwen2,
   qwen3,
   qwen3_moe,
   roberta,
+  t5,
 )
 
 FAMILIES: dict[str, ModuleType] = {
@@ -37,6 +39,8 @@ FAMILIES: dict[str, ModuleType] = {
     bert,
     roberta,
     distilbert,
+    t5,
+    plain,
   )
 }
 # By llama.cpp's names.

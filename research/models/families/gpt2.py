@@ -54,6 +54,8 @@ def read_config(hf: Mapping[str, Any]) -> DecoderConfig:
 
 def write_config(config: DecoderConfig) -> dict[str, Any]:
   """The `config.json` that `transformers` reads."""
+  if config.positions != "learned":
+    raise ValueError(f"a {NAME} has learned positions; this model's are {config.positions}")
   return {
     "architectures": [ARCHITECTURE],
     "model_type": NAME,

@@ -90,7 +90,7 @@ def layer_types(config: DecoderConfig) -> list[str]:
 def write_config(config: DecoderConfig) -> dict[str, Any]:
   """The `config.json` that `transformers` reads."""
   if config.rope is None:
-    raise ValueError(f"a {config.family} has rotary positions; this model's are learned")
+    raise ValueError(f"a {config.family} has rotary positions; this model's are {config.positions}")
   parameters = rope.write(config.rope)
   return {
     "architectures": [ARCHITECTURE],

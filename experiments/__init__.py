@@ -1,0 +1,1 @@
+"""Questions, each with the command that answers it and what it found."""

@@ -1,0 +1,1 @@
+"""A small T5 learns to translate from nothing."""
