@@ -7,6 +7,9 @@ from pathlib import Path
 # Before JAX is imported anywhere: tests run on the CPU, whatever the machine has.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Compilation is nearly all of the tests' time, and tiny models run as fast without LLVM's
+# optimizations: half of it goes. What JAX and XLA themselves do to a program stays.
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
 
 import pytest  # noqa: E402
 import tokenizers  # noqa: E402

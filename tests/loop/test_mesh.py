@@ -63,7 +63,7 @@ def test_a_spread_step_is_the_step():
   environment = {
     **os.environ,
     "PYTHONPATH": str(Path(__file__).parents[2]),
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
     "JAX_PLATFORMS": "cpu",
   }
   done = subprocess.run(
