@@ -107,8 +107,8 @@ def measure(
   shape = (requests, prompt_tokens)
   prompts = random.integers(0, model.config.vocab_size, shape).tolist()
   checks.prompt(model, prompts[0], new_tokens)
-  bounds = np.log([max(1, new_tokens / _SPREAD), new_tokens])
-  lengths = np.exp(random.uniform(*bounds, requests)).astype(int) if continuous else [new_tokens]
+  low, high = np.log([max(1, new_tokens / _SPREAD), new_tokens])
+  lengths = np.exp(random.uniform(low, high, requests)).astype(int) if continuous else [new_tokens]
   queue = [Request(prompt, int(lengths[i % len(lengths)])) for i, prompt in enumerate(prompts)]
   runner = _Runner(model, variables, sampler or Sampler(), batch_size, seed, draft, draft_tokens)
   run = runner.queue if continuous else runner.drafted if draft else runner.plain

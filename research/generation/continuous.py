@@ -202,12 +202,14 @@ class Rows:
       request: int(length[row]) for row, request in enumerate(self._requests) if request is not None
     }
     found = []
-    for row in np.flatnonzero(occupied & (left == 0)):
+    for row, request in enumerate(self._requests):
+      if request is None or left[row]:
+        continue
       tokens, log_probs = (
         np.asarray(x[row, : length[row]]).tolist()
         for x in (self._state.tokens, self._state.log_probs)
       )
-      found.append(Completion(self._requests[row], 0, tokens, log_probs, bool(finished[row])))
+      found.append(Completion(request, 0, tokens, log_probs, bool(finished[row])))
       self._requests[row] = None
     return found
 

@@ -105,10 +105,11 @@ def generate(
       **same,
     )
     readers = [stop.reader() for _ in range(len(keys))] if stop and stop.strings else []
-    step, state = 1, stopped(state, readers)
+    step, state = 1, state._replace(written=stopped(state.written, readers))
     while step < max_new_tokens and not (readers and np.all(state.written.finished)):
       step = min(step + STRIDE, max_new_tokens) if readers else max_new_tokens
-      state = stopped(go_on(run_variables, state, keys, step, **same), readers)
+      state = go_on(run_variables, state, keys, step, **same)
+      state = state._replace(written=stopped(state.written, readers))
     before = len(found)
     found |= {
       (c.prompt, c.sample): c
@@ -211,11 +212,10 @@ def go_on(variables, state, keys, until, *, model, sampler, eos_ids) -> _State:
   return jax.lax.while_loop(going, step, state)
 
 
-def stopped(state: _State, readers: Sequence[Reader]) -> _State:
-  """`state` with the rows finished in whose new tokens a stop string was completed."""
+def stopped(written: Written, readers: Sequence[Reader]) -> Written:
+  """`written` with the rows finished in whose new tokens a stop string was completed."""
   if not readers:
-    return state
-  written = state.written
+    return written
   tokens, length, finished = map(
     np.array, jax.device_get((written.tokens, written.length, written.finished))
   )
@@ -225,9 +225,7 @@ def stopped(state: _State, readers: Sequence[Reader]) -> _State:
       if reader.stopped:
         length[row], finished[row] = at + 1, True
         break
-  return state._replace(
-    written=written._replace(length=jnp.asarray(length), finished=jnp.asarray(finished))
-  )
+  return written._replace(length=jnp.asarray(length), finished=jnp.asarray(finished))
 
 
 def completions(batch: layout.Batch, written: Written) -> list[Completion]:

@@ -147,11 +147,12 @@ def speculate(
       **same,
     )
     readers = [stop.reader() for _ in range(len(keys))] if stop and stop.strings else []
-    state = engine.stopped(state, readers)
+    state = state._replace(written=engine.stopped(state.written, readers))
     # A pass writes at least one token, so that these many passes look for strings often enough.
     passes = max(1, engine.STRIDE // (draft_tokens + 1)) if readers else max_new_tokens
     while not np.all(state.written.finished | (state.written.length >= max_new_tokens)):
-      state = engine.stopped(go_on(every, state, keys, np.int32(passes), **same), readers)
+      state = go_on(every, state, keys, np.int32(passes), **same)
+      state = state._replace(written=engine.stopped(state.written, readers))
     counts += np.asarray(state.counts)
     before = len(found)
     found |= {
@@ -222,7 +223,8 @@ def start(
     cache = model.init_cache(rows, length)
     cache, after = decode.advance(model, own, cache, tokens, positions)
     cache = cache.expand(samples, layout.slots(length + room))
-    caches.append(cache.replace(used=jnp.full((rows * samples,), length, jnp.int32)))
+    own_slots = jnp.full((rows * samples,), length, jnp.int32)
+    caches.append(dataclasses.replace(cache, used=own_slots))
     logits.append(after)
   seen = None
   if sampler.penalizes:

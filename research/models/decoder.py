@@ -3,6 +3,7 @@
 B batch, S sequence, T cache slots, D model, V vocabulary, L layers, N kv heads, K head size.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -70,7 +71,7 @@ class Cache:
       rows_at = keys.ndim - 4
       return put(keys, rows_at, rows_at + 3), put(values, rows_at, rows_at + 2)
 
-    return self.replace(layers=self._each(both, self.layers))
+    return dataclasses.replace(self, layers=self._each(both, self.layers))
 
   @staticmethod
   def _each(both, *layers):

@@ -137,7 +137,8 @@ def test_results_compare_item_by_item(result):
     assert difference.difference == 0 and difference.interval == (0, 0)
 
 
-def test_the_command(subject, tasks, result, tmp_path):
+def test_the_command(subject, tasks, result, tmp_path, monkeypatch):
+  monkeypatch.setenv("RESEARCH_CACHE", str(tmp_path / "cache"))
   saved = tmp_path / "found.json"
   arguments = [f"--model={subject[0]}", "--dtype=float32", "--batch-size=5", f"--output={saved}"]
   assert evaluate.main([*arguments, f"--tasks={tasks}"]) == 0
