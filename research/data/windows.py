@@ -353,7 +353,8 @@ class Planner:
     """The lengths of a batch of these rows and of its sources, the same on every host."""
     if self._packed:
       return self._capacity
-    longest = np.max([np.sum([packing.sides(e) for e in row], axis=0) for row in rows], axis=0)
+    lengths = [np.reshape([packing.sides(e) for e in row], (-1, 2)).sum(axis=0) for row in rows]
+    longest = np.max(lengths, axis=0)
     source, width = (
       packing.bucket(length, [*(b for b in self._buckets if b < most), most])
       for length, most in zip(longest, self._capacity, strict=True)
@@ -379,7 +380,8 @@ class Planner:
     documents = sum(map(len, rows))
     tokens = sum(sum(packing.sides(example)) for row in rows for example in row)
     lengths = " and ".join(str(length) for length in self._capacity if length)
-    how = f"packed to {lengths}" if self._packed else f"padded to {[*self._buckets, lengths]}"
+    shorter = [f"{bucket}, " for bucket in self._buckets if bucket < max(self._capacity)]
+    how = f"packed to {lengths}" if self._packed else f"padded to {''.join(shorter)}{lengths}"
     return (
       f"{self._name}: {self.epoch_rows:,} rows; a window of {documents:,} has {tokens:,} tokens, "
       f"{how} with {1 - tokens / slots:.1%} padding"

@@ -12,6 +12,7 @@ from research.data.examples import BadRow
 CLS, SEP, MASK = 2, 3, 4
 CONFIG = {
   "length": 12,
+  "target_length": 0,
   "packing": "best_fit",
   "buckets": (),
   "completion_only": True,

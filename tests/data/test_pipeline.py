@@ -402,7 +402,7 @@ def test_description():
   tokens = int(np.random.default_rng(1).integers(1, 12, 30).sum()) + 30
   slots = sum(next(batches)["tokens"].size for _ in range(10))
   assert batches.description() == (
-    f"memory1: 30 rows; a window of 30 has {tokens} tokens, padded to [8, 16] with "
+    f"memory1: 30 rows; a window of 30 has {tokens} tokens, padded to 8, 16 with "
     f"{1 - tokens / slots:.1%} padding"
   )
 
