@@ -62,7 +62,7 @@ def wordpiece_directory(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def wordpiece(wordpiece_directory) -> Tokenizer:
-  """The tokenizer of `wordpiece_directory`, of 18 tokens."""
+  """The tokenizer of `wordpiece_directory`, of 19 tokens."""
   return Tokenizer.from_directory(wordpiece_directory)
 
 

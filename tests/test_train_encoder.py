@@ -12,7 +12,7 @@ from research import evaluate, generate, models, train
 
 BERT = {
   "model_type": "bert",
-  "vocab_size": 18,
+  "vocab_size": 19,
   "hidden_size": 16,
   "intermediate_size": 24,
   "num_hidden_layers": 1,

@@ -43,7 +43,7 @@ def test_figures_follow_their_definitions(pairs):
 @pytest.fixture(scope="module")
 def knows():
   """A classifier of which the class is whether the word after [CLS] is `glad` (14)."""
-  shape = {"model_type": "bert", "vocab_size": 18, "hidden_size": 8, "intermediate_size": 8}
+  shape = {"model_type": "bert", "vocab_size": 19, "hidden_size": 8, "intermediate_size": 8}
   shape |= {"num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": 16}
   architecture = {"architectures": ["BertForTokenClassification"], "num_labels": 2}
   model = models.build(shape | architecture)
