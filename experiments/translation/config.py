@@ -45,6 +45,6 @@ def get_config(directory: str = DIRECTORY):
   config.eval.evaluators = (
     {"name": "bleu", "data": held_out, "max_new_tokens": 96, "batch_size": 64},
   )
-  config.checkpoint.every_steps = 200
-  config.log.every_steps = 50
+  config.checkpoint.every_steps = 100
+  config.log.every_steps = 20
   return config

@@ -74,7 +74,12 @@ class Stack(nn.Module):
       kept, start = cache
       bias = biases.in_cache(self.relative_bias, *places)
     causal = cache is None and not self.bidirectional
-    context = Context(None, mask, start, bias, cross=cross, causal=causal)
+    # As `models.unrolled` reads a cache with one query on a CPU.
+    one = kept is not None and x.shape[1] == 1 and jax.default_backend() == "cpu"
+    elementwise = one and kept[0][0].dtype == jnp.float32
+    if cross is not None:
+      cross = cross.replace(elementwise=elementwise)
+    context = Context(None, mask, start, bias, cross=cross, causal=causal, elementwise=elementwise)
     x, kept = self.layers(x, context, kept, None)
     return self.final_norm(x), kept
 
@@ -189,6 +194,7 @@ class EncoderDecoder(nn.Module):
       ((cache.layers, cache.cross), cache.used),
       (positions, slots),
     )
+    other = cache.cross if encoded is None else other
     return x, CrossCache(own, slots, cache.used + tokens.shape[1], other, source)
 
   @property
@@ -207,9 +213,12 @@ class EncoderDecoder(nn.Module):
   def init_cache(
     self, batch: int, slots: int, dtype: Any = None, *, source_slots: int
   ) -> CrossCache:
-    """An empty cache of `slots` tokens a row and `source_slots` of their sources."""
+    """An empty cache of `slots` tokens a row and `source_slots` of their sources.
+
+    dtype: by default that of activations, and on a CPU float32, see `models.unrolled`.
+    """
     c = self.config
-    dtype = dtype or self.dtype
+    dtype = dtype or (jnp.float32 if jax.default_backend() == "cpu" else self.dtype)
 
     def both(length):
       rows = (c.num_layers, batch, c.num_kv_heads)

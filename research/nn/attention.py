@@ -181,14 +181,14 @@ class Attention(nn.Module):
     causal=False,
     elementwise=False,
   ):
-    """`x [B, S, D]` -> `[B, S, D]`, and the cache with this call's keys and values.
+    """`x [B, S, D]` -> `[B, S, D]`, and the cache with this call's keys and values if it has any.
 
     Args:
       rotation: the tables of `positions.rotation`, or None for no rotation.
       mask: bool `[B, S, T]`; T is S without a cache or source, else the length of that.
       cache: None or a `(keys, values, start)`: arrays `[B, N, K, T]` and `[B, N, T, K]`, and
         the first slot to write, of all rows or of each, `[B]`; where that is None the cache is read
-        as it is.
+        as it is, and not returned.
       bias: see `attend`.
       source: `[B, T, D]`, what keys and values are of (cross-attention), by default `x`.
       causal: see `attend`.
@@ -208,9 +208,8 @@ class Attention(nn.Module):
       return y
 
     q = heads("q_proj", groups, x, "q_norm")
-    if cache is not None and cache[2] is None:
-      cache = cache[:2]
-    else:
+    written = None
+    if cache is None or cache[2] is not None:
       of = x if source is None else source
       k, v = heads("k_proj", 1, of, "k_norm"), heads("v_proj", 1, of)
       if rotation is not None:
@@ -221,7 +220,7 @@ class Attention(nn.Module):
       if cache is not None:
         keys, values, start = cache
         k, v = k.swapaxes(2, 3).astype(keys.dtype), v.astype(values.dtype)
-        cache = (
+        cache = written = (
           write(keys, k, start, axis=3),
           write(values, v, start, axis=2),
         )
@@ -229,9 +228,9 @@ class Attention(nn.Module):
       k, v = cache[0].swapaxes(2, 3), cache[1]
     how = {"bias": bias, "scale": self.scale, "softcap": self.softcap}
     if elementwise and not self.has_variable("adapters", "kv"):
-      out = attend_one(q, *cache, mask, **how)
+      out = attend_one(q, *cache[:2], mask, **how)
     else:
       k, v, mask = tap(self, "kv", (k.astype(q.dtype), v.astype(q.dtype), mask))
       out = attend(q, k, v, mask, causal=causal, **how)
     out = out.transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], -1)
-    return Linear(x.shape[-1], self.out_bias, name="o_proj")(out), cache
+    return Linear(x.shape[-1], self.out_bias, name="o_proj")(out), written

@@ -54,7 +54,8 @@ class Block(nn.Module):
   def __call__(self, x: jax.Array, context: Any, cache: Any = None, kind: Any = None):
     """`x [B, S, D]` -> `[B, S, D]` and the layer's `(keys, values)`, None without a cache.
 
-    With cross-attention the cache is a pair of those: of the tokens so far and of the source.
+    With cross-attention the cache is a pair of those: of the tokens so far and of the source, None
+    for the latter if this call has only read them.
 
     Args:
       context: a `Context`; if layers differ, a tuple of them, of which the layer takes the
