@@ -16,6 +16,7 @@ def main() -> None:
   model, params, tokenizer = models.load(args.model, dtype=jnp.bfloat16)
   variables = {"params": params}
   prompt = chat.encode_prompt(tokenizer, [{"role": "user", "content": workloads.DRAFTED_PROMPT}])
+  draft = generation.drop_layers(model, variables, workloads.DRAFT_LAYERS)
   arguments = {"max_new_tokens": workloads.NEW_TOKENS, "eos_ids": ()}
   told = {}
 
@@ -27,7 +28,7 @@ def main() -> None:
       model,
       variables,
       [prompt],
-      draft=generation.drop_layers(model, variables, workloads.DRAFT_LAYERS),
+      draft=draft,
       draft_tokens=workloads.DRAFT_TOKENS,
       **arguments,
     )

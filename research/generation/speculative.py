@@ -246,7 +246,7 @@ def start(
     jnp.repeat(tokens[:, -1], samples),
     jnp.repeat(positions[:, -1] + 1, samples),
     jnp.full((batch,), length, jnp.int32),
-    tuple(caches),
+    (caches[0], caches[1]),
     seen,
     written,
     jnp.zeros((3,), jnp.int32),
