@@ -60,7 +60,7 @@ def train(
   if kind == "bpe":
     del special["unk_token"]  # all bytes are known
   learnt = size - sentinels
-  progress = {"show_progress": False, "special_tokens": list(special.values())}
+  progress: dict[str, Any] = {"show_progress": False, "special_tokens": list(special.values())}
   trainer: Any
   if kind == "unigram":
     backend = tokenizers.Tokenizer(models.Unigram())
