@@ -3,6 +3,7 @@
 B batch, S sequence, T cache slots, D model, V vocabulary, L layers, N kv heads, K head size.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -50,12 +51,12 @@ class Cache:
 
     stacked = isinstance(self.layers[0], jax.Array)
     layers = both(self.layers) if stacked else tuple(both(layer) for layer in self.layers)
-    return self.replace(layers=layers, positions=grow(self.positions, 0, 1, -1))
+    return dataclasses.replace(self, layers=layers, positions=grow(self.positions, 0, 1, -1))
 
   def take(self, rows: jax.Array) -> "Cache":
     """The keys and values of `rows [B]`, of which each has the positions of the row it replaces."""
     layers = jax.tree.map(lambda kept: jnp.take(kept, rows, axis=kept.ndim - 4), self.layers)
-    return self.replace(layers=layers)
+    return dataclasses.replace(self, layers=layers)
 
 
 class Decoder(nn.Module):
