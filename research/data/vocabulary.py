@@ -60,7 +60,7 @@ def train(
   if kind == "bpe":
     del special["unk_token"]  # all bytes are known
   learnt = size - sentinels
-  progress: dict[str, Any] = {"show_progress": False, "special_tokens": list(special.values())}
+  settings: dict[str, Any] = {"show_progress": False, "special_tokens": list(special.values())}
   trainer: Any
   if kind == "unigram":
     backend = tokenizers.Tokenizer(models.Unigram())
@@ -69,13 +69,13 @@ def train(
     )
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=learnt, unk_token="<unk>", **progress)
+    trainer = trainers.UnigramTrainer(vocab_size=learnt, unk_token="<unk>", **settings)
   else:
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=learnt, initial_alphabet=alphabet, **progress)
+    trainer = trainers.BpeTrainer(vocab_size=learnt, initial_alphabet=alphabet, **settings)
   backend.train_from_iterator(texts, trainer)
   found = backend.get_vocab_size()
   if found != learnt:

@@ -73,7 +73,7 @@ def advance(
   cache: Cache,
   tokens: jax.Array,
   positions: jax.Array,
-  **source: jax.Array,
+  **source: Any,
 ) -> tuple[Cache, jax.Array]:
   """Puts `tokens [B, S]` into the cache -> the cache, and logits `[B, V]` after the last.
 

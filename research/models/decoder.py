@@ -51,12 +51,12 @@ class Cache:
       return grow(keys, rows, rows + 3, 0), grow(values, rows, rows + 2, 0)
 
     layers = self._each(both, self.layers)
-    return self.replace(layers=layers, positions=grow(self.positions, 0, 1, -1))
+    return dataclasses.replace(self, layers=layers, positions=grow(self.positions, 0, 1, -1))
 
   def take(self, rows: jax.Array) -> "Cache":
     """The keys and values of `rows [B]`, of which each has the positions of the row it replaces."""
     layers = jax.tree.map(lambda kept: jnp.take(kept, rows, axis=kept.ndim - 4), self.layers)
-    return self.replace(layers=layers)
+    return dataclasses.replace(self, layers=layers)
 
   def take_last(self, rows: jax.Array) -> "Cache":
     """As `take`, of the slot written last alone: the others are the same in both rows."""

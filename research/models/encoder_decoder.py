@@ -35,9 +35,10 @@ class CrossCache(Cache):
 
   def expand(self, copies: int, slots: int) -> "CrossCache":
     """See `Cache.expand`."""
-    grown = super().expand(copies, slots)
     cross = jax.tree.map(lambda kept: jnp.repeat(kept, copies, axis=1), self.cross)
-    return grown.replace(cross=cross, source=jnp.repeat(self.source, copies, axis=0))
+    source = jnp.repeat(self.source, copies, axis=0)
+    grown: Any = super().expand(copies, slots)
+    return grown.replace(cross=cross, source=source)
 
 
 class Stack(nn.Module):

@@ -51,8 +51,9 @@ def read_config(hf: Mapping[str, Any]) -> DecoderConfig:
   found |= _DEFAULTS | {key: hf[key] for key in hf if key in names}
   for key in ("rope", "local_rope"):
     if found.get(key) is not None:
-      lists = {k: tuple(v) if isinstance(v, list) else v for k, v in found[key].items()}
-      found[key] = Rope(**lists)
+      settings: dict[str, Any] = dict(found[key])
+      lists = {name: tuple(v) for name, v in settings.items() if isinstance(v, list)}
+      found[key] = Rope(**settings | lists)
   found["windows"] = tuple(found.get("windows", ()))
   missing = [
     field.name
