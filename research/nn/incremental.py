@@ -13,9 +13,9 @@ import jax.numpy as jnp
 MASKED = -1e30  # finite: a row that sees nothing becomes a mean, not a NaN
 
 
-def write(kept: jax.Array, new: jax.Array, start: jax.Array, axis: int) -> jax.Array:
+def write(kept: jax.Array, new: jax.Array, start: jax.Array | int, axis: int) -> jax.Array:
   """`kept [B, ...]` with `new` along `axis` from slot `start` on, of all rows or of each, `[B]`."""
-  if not start.ndim:
+  if not jnp.ndim(start):
     return jax.lax.dynamic_update_slice_in_dim(kept, new, start, axis=axis)
 
   def row(kept, new, start):
