@@ -21,7 +21,7 @@ SFT_BATCH = 8
 PROMPT_TOKENS, NEW_TOKENS = 64, 128
 
 # A queue of requests: prompts and completions of unequal lengths, each drawn log-uniformly.
-QUEUE_REQUESTS, QUEUE_ROWS = 96, 32
+QUEUE_REQUESTS, QUEUE_ROWS = 96, 16
 QUEUE_PROMPT_TOKENS, QUEUE_NEW_TOKENS = (8, 128), (8, 256)
 CHOICE_ITEMS = 100
 _WORDS = "the of a man woman then takes puts on water and in up down his her to with it is"

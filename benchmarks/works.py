@@ -181,7 +181,7 @@ WORKS = {
     ),
     Work(
       "continuous",
-      "a queue of unequal requests, 32 rows",
+      "a queue of unequal requests, 16 rows",
       _ours("ours_queue", "--rows=continuous", warmup=1, steps=1),
       (_ourselves("static", "ours_queue", "--rows=static", warmup=1, steps=1),),
     ),
