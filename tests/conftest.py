@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # optimizations: half of it goes. What JAX and XLA themselves do to a program stays.
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 import tokenizers  # noqa: E402
 
@@ -78,3 +79,10 @@ def byte_tokenizer() -> Tokenizer:
   backend.add_special_tokens(["<bos>", "<eos>"])
   template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
   return Tokenizer(backend, {"bos_token": "<bos>", "eos_token": "<eos>"}, (), template)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+  """Forgets a module's compiled programs with it: those of all would take gigabytes."""
+  yield
+  jax.clear_caches()
