@@ -1,8 +1,5 @@
 """MiniLM learns the sentiment of sentences by LoRA: minutes on two CPU cores.
 
-<<<<<<< HEAD
-python -m research.train --config=configs/sst2.py
-=======
   python -m research.train --config=configs/sst2.py
 
 experiments/sst2/README.md says where the rows come from and how they are converted; elsewhere they
@@ -12,7 +9,6 @@ is new, so that the result is a whole model, in Hugging Face's format, in runs/s
 On 2 busy CPU cores: 53.3 % -> 87.4 % of SST-2's 872 development sentences (95 % bootstrap interval
 85.1 to 89.6), one seed, 9 minutes of CPU time. 88 %, which we aimed at, is within the interval and
 was not reached.
->>>>>>> h-enc
 """
 
 from configs import base

