@@ -47,7 +47,7 @@ def mpt():
   names = {"attention_norm": "norm_1", "mlp_norm": "norm_2", "attention/o_proj": "attn.out_proj"}
   names |= {f"mlp/{name}_proj": f"ffn.{name}_proj" for name in ("up", "down")}
   for path, leaf in tree.flatten(shapes).items():
-    *_, module, kind = path.removeprefix("layers/").rpartition("/")
+    module, _, kind = path.removeprefix("layers/").rpartition("/")
     if kind == "bias":  # of norms; MPT's have none
       flat[path] = np.zeros(leaf.shape, np.float32)
     elif path.startswith("layers/"):
