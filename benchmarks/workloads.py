@@ -26,9 +26,10 @@ QUEUE_PROMPT_TOKENS, QUEUE_NEW_TOKENS = (8, 128), (8, 256)
 CHOICE_ITEMS = 100
 _WORDS = "the of a man woman then takes puts on water and in up down his her to with it is"
 
-# Speculation: a prompt whose answer the first layers often foresee, and these layers.
+# Speculation: the model without four layers of its middle, which foresees three tokens of four of
+# this answer (measured: 0.74), and six of ten of less regular ones.
 DRAFTED_PROMPT = "Count from 1 to 60, with a comma after each number."
-DRAFT_LAYERS, DRAFT_TOKENS = tuple(range(30)), 3
+DRAFT_LAYERS, DRAFT_TOKENS = (*range(16), *range(20, 30)), 1
 
 # SmolLM2 keeps ids 0-16 for special tokens, none of which belongs inside a text.
 FIRST_ORDINARY_ID, VOCABULARY = 17, 49152
