@@ -100,6 +100,7 @@ def measure(
   Raises:
     ValueError: as `research.generation.generate` and `speculate`.
   """
+  checks.decoder(model, "the benchmark")
   checks.positive(
     batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=new_tokens, requests=requests
   )

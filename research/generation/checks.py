@@ -14,6 +14,12 @@ def positive(**numbers: int) -> None:
       raise ValueError(f"{name} is {number}; it must be at least 1")
 
 
+def decoder(model: Decoder | EncoderDecoder, what: str) -> None:
+  """Raises ValueError if the model is none: `what` goes on with a text, and has no source."""
+  if not isinstance(model, Decoder):
+    raise ValueError(f"{what} is for decoders; a {model.config.family} writes by generate or beams")
+
+
 def tokens(model: Decoder | EncoderDecoder, ids: Sequence[int], name: str) -> None:
   """Raises ValueError if `ids` are none, or not the model's."""
   if not len(ids):

@@ -66,6 +66,7 @@ def serve(
   Raises:
     ValueError: as `generate`, for a request when it is taken; it needs more than `slots`.
   """
+  checks.decoder(model, "serving a queue")
   checks.positive(batch_size=batch_size)
   if slots is None:
     requests = list(requests)

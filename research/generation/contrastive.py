@@ -47,6 +47,7 @@ def contrastive_search(
   Raises:
     ValueError: as `generate`, or `penalty_alpha` is not within 0 and 1.
   """
+  checks.decoder(model, "contrastive search")
   checks.positive(top_k=top_k, max_new_tokens=max_new_tokens, batch_size=batch_size)
   if not 0 <= penalty_alpha <= 1:
     raise ValueError(f"penalty_alpha is {penalty_alpha}; it is within 0 and 1")

@@ -5,7 +5,7 @@ B rows, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,10 @@ from research.models import Cache, Decoder, EncoderDecoder
 from research.models.unrolled import unroll
 
 Model = Decoder | EncoderDecoder
+Kind = TypeVar("Kind", bound=Model)
 
 
-def prepare(model: Model, variables: Any, unrolled: bool | None) -> tuple[Model, Any]:
+def prepare(model: Kind, variables: Any, unrolled: bool | None) -> tuple[Kind, Any]:
   """Model and variables in the form in which decoding is fastest, with the same results.
 
   Args:
@@ -34,7 +35,8 @@ def prepare(model: Model, variables: Any, unrolled: bool | None) -> tuple[Model,
   variables = {**variables, "params": trees.map_with_path(cast, variables["params"])}
   unrolled = jax.default_backend() == "cpu" if unrolled is None else unrolled
   if unrolled and isinstance(model, Decoder):
-    return unroll(model, variables)
+    turned: Any = unroll(model, variables)
+    return turned
   return model, variables
 
 

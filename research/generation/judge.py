@@ -60,6 +60,7 @@ def judge(
   """
   if len(prompts) != len(completions):
     raise ValueError(f"there are {len(prompts)} prompts for {len(completions)} completions")
+  checks.decoder(model, "scoring completions")
   checks.positive(batch_size=batch_size)
   groups: dict[tuple[int, ...], list[int]] = {}
   for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):

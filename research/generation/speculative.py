@@ -112,6 +112,8 @@ def speculate(
     ValueError: as `generate`; the vocabularies differ; or rotations depend on the documents'
       lengths (`Rope.by_length`) and completions come to where they change.
   """
+  checks.decoder(model, "speculation")
+  checks.decoder(draft.model, "drafting")
   checks.positive(
     draft_tokens=draft_tokens,
     max_new_tokens=max_new_tokens,

@@ -27,8 +27,7 @@ class Stream:
   """
 
   def __init__(self, model: Decoder, variables: Any, *, unrolled: bool | None = None):
-    if not isinstance(model, Decoder):
-      raise ValueError("a stream goes on with a text, as a decoder does; this model has a source")
+    checks.decoder(model, "a stream")
     self._model: Any
     self._model, self._variables = decode.prepare(model, variables, unrolled)
     self._tokens: list[int] = []

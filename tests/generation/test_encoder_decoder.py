@@ -6,7 +6,18 @@ import torch
 import transformers
 
 from research import models
-from research.generation import Sampler, beam_search, generate
+from research.generation import (
+  Draft,
+  Request,
+  Sampler,
+  Stream,
+  beam_search,
+  contrastive_search,
+  generate,
+  score,
+  serve,
+  speculate,
+)
 
 SOURCES = [[5, 17, 8], [9] * 20, [60, 3, 3, 90, 41]]
 NEW = 12
@@ -86,3 +97,17 @@ def test_samples_follow_the_models_distribution(t5):
   expected = torch.softmax(logits / 1.5, -1).numpy()
   seen = np.bincount([c.tokens[0] for c in found], minlength=97) / count
   assert np.all(np.abs(seen - expected) < 5 * np.sqrt(expected * (1 - expected) / count) + 1e-6)
+
+
+def test_what_goes_on_with_a_text_says_that_it_cannot(t5):
+  _, (model, variables) = t5
+  how = {"max_new_tokens": 2, "eos_ids": EOS}
+  for call in (
+    lambda: list(serve(model, variables, [Request([5], 2)], eos_ids=EOS)),
+    lambda: speculate(model, variables, [[5]], draft=Draft(model, variables), **how),
+    lambda: contrastive_search(model, variables, [[5]], penalty_alpha=0.5, top_k=2, **how),
+    lambda: score(model, variables, [[5]], [[6]]),
+    lambda: Stream(model, variables),
+  ):
+    with pytest.raises(ValueError, match="for decoders; a t5 writes by generate or beams"):
+      call()
