@@ -26,8 +26,8 @@ QUEUE_PROMPT_TOKENS, QUEUE_NEW_TOKENS = (8, 128), (8, 256)
 CHOICE_ITEMS = 100
 _WORDS = "the of a man woman then takes puts on water and in up down his her to with it is"
 
-# Speculation: the model without four layers of its middle, which foresees three tokens of four of
-# this answer (measured: 0.74), and six of ten of less regular ones.
+# Speculation: the model without four layers of its middle, which foresees two tokens of three of
+# this answer (0.67 accepted in a run; 0.74 agree where it reads the model's own text).
 DRAFTED_PROMPT = "Count from 1 to 60, with a comma after each number."
 DRAFT_LAYERS, DRAFT_TOKENS = (*range(16), *range(20, 30)), 1
 

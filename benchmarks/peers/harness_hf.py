@@ -13,9 +13,7 @@ from benchmarks import worker, workloads
 
 def main() -> None:
   parser = worker.parser(__doc__)
-  parser.add_argument(
-    "--batch-size", type=int, default=8, help="the fastest of 1, 4, 8, 16, 32 (8)"
-  )
+  parser.add_argument("--batch-size", type=int, default=8, help="default: 8")
   args = parser.parse_args()
   lm = HFLM(pretrained=str(args.model), dtype="bfloat16", device="cpu", batch_size=args.batch_size)
   found = []
