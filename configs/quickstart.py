@@ -7,9 +7,9 @@ learning the answer's format alone gains nothing. The adapter lands in runs/quic
 in PEFT's format.
 
 On a 2-core CPU with AMX: 7 min 4 s; 15.0 % -> 43.0 % of 200 held-out problems, +28 points (95 %
-paired bootstrap interval 21 to 35), seed 0. The base model is cut off on 11.5 % of the problems; had
-it been right on all of those, the gain would still be 16 points. No held-out expression is trained
-on; for 46 of the 57 held-out products, the same factors in another order are.
+paired bootstrap interval 21 to 35), seed 0. The base model is cut off on 11.5 % of the problems;
+had it been right on all of those, the gain would still be 16 points. No held-out expression is
+trained on; for 46 of the 57 held-out products, the same factors in another order are.
 """
 
 from configs import base
