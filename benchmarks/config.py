@@ -1,7 +1,8 @@
 """The training that the benchmarks measure: LoRA at all seven projections of SmolLM2-135M.
 
-The model's and the data's paths are left to fill in (`config.model.source`,
-`config.data.train.source.path`); `benchmarks.startup` gives them to `research.train`.
+The model's and the data's paths are left to fill in (`get_config`'s source, or
+`config.model.source`, and `config.data.train.source.path`); `benchmarks.startup` gives them to
+`research.train`.
 """
 
 from ml_collections import ConfigDict
@@ -10,8 +11,9 @@ from benchmarks import workloads
 from configs import base
 
 
-def get_config() -> ConfigDict:
+def get_config(source: str = "") -> ConfigDict:
   config = base.get_config()
+  config.model.source = source
   # Straight-line code for all 30 layers, and activations kept: the fastest on a CPU.
   config.model.unroll = 30
   config.model.remat = False

@@ -12,6 +12,7 @@ from research import evals, models
 
 
 def main() -> None:
+  """Scores the items and prints the figures as a line of JSON."""
   args = worker.parser(__doc__).parse_args()
   model, params, tokenizer = models.load(args.model, dtype=jnp.bfloat16)
   found = []

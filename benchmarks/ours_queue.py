@@ -9,6 +9,7 @@ from research import generation, models
 
 
 def main() -> None:
+  """Serves the requests and prints the figures as a line of JSON."""
   parser = worker.parser(__doc__)
   parser.add_argument("--rows", choices=("continuous", "static"), required=True)
   args = parser.parse_args()

@@ -10,6 +10,7 @@ from research.data import chat
 
 
 def main() -> None:
+  """Writes with or without a draft and prints the figures as a line of JSON."""
   parser = worker.parser(__doc__)
   parser.add_argument("--draft", action="store_true", help="speculate")
   args = parser.parse_args()

@@ -17,11 +17,13 @@ from ml_collections import ConfigDict
 
 from benchmarks import config as settings
 from benchmarks import worker, workloads
-from research import models, objectives, peft
+from research import objectives
+from research.core import compile as compile_lib
 from research.core import config as config_lib
-from research.core import rng, sharding, tree
+from research.core import sharding, tree
 from research.loop import state as state_lib
 from research.loop import step as step_lib
+from research.loop import subject as subject_lib
 from research.optim import build as optim
 
 # Packed rows hold about as many examples a step as the peer's padded batch of eight.
@@ -34,18 +36,13 @@ class Training:
   losses: of each step so far.
   """
 
-  def __init__(self, source: Path, config: config_lib.Config):
-    section = dict(config.model)
-    del section["source"]
-    dtype = jnp.dtype(section.pop("dtype"))
-    model, params, self.tokenizer = models.load(source, dtype=dtype, **section)
-    adapters = peft.attach(config.adapters, params, rng.root(config.seed, "adapters"))
-    learnt = peft.trainable_paths(adapters)
-    variables = {"params": params, "adapters": adapters}
-    trains = state_lib.trains(config.trainable, variables, lambda path, _: path in learnt)
+  def __init__(self, config: config_lib.Config):
+    compile_lib.run_inline()
+    subject = subject_lib.build(config)
+    self.tokenizer = subject.tokenizer
     mesh = sharding.make_mesh(config.mesh)
-    trainable, frozen = tree.partition(variables, trains)
-    model, self._frozen = step_lib.arrange(model, trainable, frozen, mesh)
+    trainable, frozen = tree.partition(subject.variables, subject.trains)
+    model, self._frozen = step_lib.arrange(subject.model, trainable, frozen, mesh)
     optimizer, schedule = optim.build(config.optimizer, trainable, config.train.steps)
     step = step_lib.make_step(
       model,
@@ -76,7 +73,7 @@ class Training:
 
 def lora_step(args: Any) -> tuple[dict[str, Any], Training]:
   """The same batch again and again."""
-  training = Training(args.model, config_lib.Config(settings.get_config()))
+  training = Training(config_lib.Config(settings.get_config(str(args.model))))
   batch = _random_batch()
   seconds = worker.time_steps(lambda: training.advance(batch), warmup=args.warmup, steps=args.steps)
   measured = {
@@ -96,11 +93,11 @@ def sft(args: Any) -> tuple[dict[str, Any], Training]:
   with tempfile.TemporaryDirectory() as scratch:
     file = Path(scratch) / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    section = settings.get_config()
+    section = settings.get_config(str(args.model))
     section.data.train.source = ConfigDict({"name": "jsonl", "path": str(file), "cache": scratch})
     section.data.train.length = SFT_LENGTH
     config = config_lib.Config(section)
-    training = Training(args.model, config)
+    training = Training(config)
     batches = pipeline.train_batches(
       config.data.train, training.tokenizer, batch_size=SFT_ROWS, seed=config.seed
     )

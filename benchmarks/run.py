@@ -65,6 +65,7 @@ def _run(command: Sequence[str]) -> dict[str, Any]:
 
 
 def main() -> None:
+  """Runs the works that the command line names and prints the table of ratios."""
   args = _parse()
   runner = Runner(_gguf(args.gguf), args.gsm8k, args.cache, args.quick)
   works = [WORKS[name] for name in args.works]

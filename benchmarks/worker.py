@@ -2,7 +2,7 @@
 
 A worker is one side of one benchmark in its own process, so that neither memory nor threads
 nor caches of one side touch the other. It runs in the peer's virtual environment: this file
-imports nothing outside the standard library.
+imports the standard library alone, and of ours what needs no more.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from research.core import memory
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -50,21 +50,10 @@ def total_rate(seconds: Sequence[float], tokens: Sequence[int]) -> float:
   return sum(tokens) / sum(seconds)
 
 
-def peak_bytes() -> int:
-  """The largest resident set this process has had, in bytes.
-
-  Linux's `VmHWM` counts this program alone; `ru_maxrss`, the fallback elsewhere, starts at
-  the size of the parent.
-  """
-  status = Path("/proc/self/status")
-  if status.exists():
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return peak if sys.platform == "darwin" else peak * 1024
-
-
 def report(packages: Sequence[str], **measured: Any) -> None:
   """Prints the result: what was measured, peak memory and the versions of `packages`."""
   versions = {name: importlib.metadata.version(name) for name in packages}
-  print(json.dumps({**measured, "peak_bytes": peak_bytes(), "versions": versions}), flush=True)
+  print(
+    json.dumps({**measured, "peak_bytes": memory.peak_resident_bytes(), "versions": versions}),
+    flush=True,
+  )

@@ -137,7 +137,8 @@ class _Writer:
     self.tokenizer = self.subject.tokenizer
     self.as_text = args.text or self.tokenizer.chat_template is None
     self.sampler = writing.sampler(args)
-    self._write = writing.writer(args, self.subject)
+    self.draft = writing.draft(args, self.subject)
+    self._write = writing.writer(args, self.subject, self.sampler, self.draft)
     self.stop = generation.StopStrings(self.tokenizer, tuple(args.stop))
     self.streams = isinstance(self.subject.model, models.Decoder)
     if args.chat and not self.streams:
@@ -246,7 +247,7 @@ def _benchmark(writer: _Writer) -> None:
     prompt_tokens=args.prompt_tokens,
     new_tokens=args.max_new_tokens,
     requests=2 * args.batch_size if args.requests is None else args.requests,
-    draft=writing.draft(args, writer.subject),
+    draft=writer.draft,
     draft_tokens=writing.draft_tokens(args),
     continuous=args.continuous,
     seed=args.seed,

@@ -12,6 +12,7 @@ from benchmarks import worker, workloads
 
 
 def main() -> None:
+  """Scores the items and prints the figures as a line of JSON."""
   parser = worker.parser(__doc__)
   parser.add_argument("--batch-size", type=int, default=8, help="default: 8")
   args = parser.parse_args()

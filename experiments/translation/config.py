@@ -20,6 +20,7 @@ T5 = {
 
 
 def get_config(directory: str = DIRECTORY):
+  """The run in `directory`, which holds the rows and the tokenizer."""
   config = base.get_config()
   config.directory = f"{directory}/run"
   config.model.shape = T5

@@ -8,6 +8,9 @@ import sys
 
 import jax
 
+# Numbers of mallopt(3)'s options, from malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
 
 @functools.cache
 def options() -> dict[str, str]:
@@ -26,9 +29,26 @@ def options() -> dict[str, str]:
   return order
 
 
-def release() -> None:
-  """Gives the system back what was freed, as by the compiler; Linux's allocator would keep it."""
-  if sys.platform == "linux":
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others have none
-    if trim:
-      trim(0)
+def run_inline() -> None:
+  """Lets CPUs run programs on the calling thread; to be called before JAX's first computation.
+
+  Otherwise a program may begin, on a thread of its own, before the last one's temporaries are
+  freed: memory for both. And only memory of the main thread is kept by `settle`.
+  """
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def settle() -> None:
+  """Gives the system back what compiling has freed, and keeps what programs free from now on.
+
+  glibc's allocator does neither by itself: it holds small blocks, and unmaps the large ones, such
+  as a program's temporaries, which the system then has to zero again, page by page, at each run.
+  """
+  if sys.platform != "linux" or jax.default_backend() != "cpu":
+    return
+  library = ctypes.CDLL(None)
+  if not hasattr(library, "malloc_trim"):  # another allocator than glibc's
+    return
+  library.malloc_trim(0)
+  library.mallopt(_M_MMAP_MAX, 0)  # no block has a mapping of its own
+  library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)  # and the end of the heap stays

@@ -159,14 +159,16 @@ def _nearest_key(key: str, known: Sequence[str]) -> str:
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
   """The dotted keys whose values differ, or that only one has, between two plain configs.
 
-  Values are compared as JSON has them, so that a config equals what was saved of it.
+  Values are compared as JSON has them, so that a config equals what was saved of it. A key that
+  one lacks and that is empty in the other is no difference: keys that came with a later version
+  are empty by default, and runs of the earlier one go on.
   """
   found = []
   for key in sorted({*first, *second}):
     a, b = first.get(key), second.get(key)
     if isinstance(a, Mapping) and isinstance(b, Mapping):
       found += [f"{key}.{name}" for name in differences(a, b)]
-    elif (key in first) != (key in second) or _json(a) != _json(b):
+    elif _json(a) != _json(b) if key in first and key in second else a or b:
       found.append(key)
   return found
 

@@ -1,4 +1,4 @@
-"""The most memory that this process has had."""
+"""The most memory that this process has had; needs JAX only for an accelerator's."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import resource
 import sys
 from pathlib import Path
 
-import jax
-
 
 def peak_bytes() -> int:
-  """Of the first accelerator where there is one, else the process's largest resident set.
+  """Of the first accelerator where there is one, else `peak_resident_bytes`."""
+  import jax
+
+  stats = jax.devices()[0].memory_stats() or {}
+  return stats.get("peak_bytes_in_use") or peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+  """The process's largest resident set.
 
   Linux's `VmHWM` counts this program alone; `ru_maxrss`, the fallback elsewhere, starts at the
   size of the parent.
   """
-  stats = jax.devices()[0].memory_stats() or {}
-  if "peak_bytes_in_use" in stats:
-    return stats["peak_bytes_in_use"]
   status = Path("/proc/self/status")
   if status.exists():
     line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))

@@ -122,7 +122,7 @@ FORMATS = (
   Format(("messages",), _tokenize_messages),
   Format(("prompt", "completion"), _tokenize_completion),
   Format(("tokens", "labels"), labelled.tokenize_words),
-  Format(("anchor", "positive"), labelled.tokenize_pair),
+  Format(("anchor", "positive"), labelled.tokenize_alike),
   Format(("text", "label"), labelled.tokenize_text),
   Format(("text",), _tokenize_text),
 )

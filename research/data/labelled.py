@@ -50,7 +50,7 @@ def tokenize_words(row: Mapping[str, Any], tokenizer: Tokenizer, completion_only
   return _example(encoding, np.where(learnt, at, 0).astype(np.int32), learnt)
 
 
-def tokenize_pair(row: Mapping[str, Any], tokenizer: Tokenizer, completion_only: bool) -> Example:
+def tokenize_alike(row: Mapping[str, Any], tokenizer: Tokenizer, completion_only: bool) -> Example:
   """Two or three documents that do not see each other."""
   del completion_only
   names = ["anchor", "positive"] + ["negative"] * (row.get("negative") is not None)

@@ -218,6 +218,7 @@ def assemble_sources(
 
 
 def _parts(example: Example) -> list[np.ndarray]:
+  """The documents of an example: anchor, positive and negative of one, or itself."""
   return (
     np.split(example.tokens, np.cumsum(example.parts)[:-1]) if example.parts else [example.tokens]
   )

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import math
 import zlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import grain
@@ -21,7 +22,8 @@ import tqdm
 
 from research.core import tree
 from research.data import denoising, formats, packing, sources
-from research.data.examples import BadRow, Example, Report
+from research.data import rows as rows_lib
+from research.data.examples import Example, Report
 
 if TYPE_CHECKING:
   from research.data.tokenizer import Tokenizer
@@ -30,111 +32,6 @@ Batch = dict[str, np.ndarray]
 
 
 _CORRUPTION = zlib.crc32(b"corruption")  # apart from the seeds of other draws
-
-
-@dataclasses.dataclass(frozen=True)
-class Pairs:
-  """That examples are pairs, for an encoder-decoder.
-
-  start_id: the token that its decoder begins with.
-  target_length: tokens of a row's targets, start tokens among them.
-  """
-
-  start_id: int
-  target_length: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Row:
-  """A row of a source as its examples, none if it was dropped."""
-
-  index: int
-  examples: tuple[Example, ...]
-
-
-class _Examples(grain.sources.RandomAccessDataSource):
-  """Row `i` of a source, before any corruption; all kept if `keep`."""
-
-  def __init__(
-    self,
-    source: sources.Source,
-    tokenizer: Tokenizer,
-    config: Any,
-    report: Report,
-    keep: bool,
-    denoiser: denoising.Denoiser | None,
-    pairs: Pairs | None,
-  ):
-    self._source = source
-    self._tokenizer = tokenizer
-    self._denoiser = denoiser
-    # A denoiser makes pairs of documents.
-    self._pairs = None if denoiser else pairs
-    self._length = config.length
-    if denoiser:
-      self._length = denoiser.raw_length(config.length, pairs.target_length if pairs else None)
-    self._completion_only = config.completion_only
-    self._stop_on_bad = config.on_bad_row == "stop"
-    self._on_long_row = config.on_long_row
-    self._report = report
-    self._kept: dict[int, tuple[Example, ...]] | None = {} if keep else None
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: Any) -> _Row:
-    index = int(index)
-    if self._kept is None:
-      return _Row(index, self._read(index))
-    if index not in self._kept:
-      self._kept[index] = self._read(index)
-    return _Row(index, self._kept[index])
-
-  def _read(self, index: int) -> tuple[Example, ...]:
-    row = self._source[index]
-    try:
-      if self._pairs:
-        example = formats.tokenize_pair(row, self._tokenizer, start_id=self._pairs.start_id)
-      else:
-        example = formats.tokenize(
-          row,
-          self._tokenizer,
-          completion_only=self._completion_only,
-          words=self._denoiser is not None and self._denoiser.words,
-        )
-      if self._denoiser:
-        self._denoiser.check(example)
-    except BadRow as error:
-      return self._drop(index, error, "on_bad_row", self._stop_on_bad)
-    try:
-      if self._pairs:
-        lengths = (self._length, self._pairs.target_length)
-        piece = formats.fit_pair(example, *lengths, self._on_long_row)
-        if piece is not example:
-          self._count(index, "truncated to {} and {} tokens".format(*lengths), "as a pair")
-        return (piece,)
-      pieces = formats.fit(example, self._length, self._on_long_row)
-    except BadRow as error:
-      return self._drop(index, error, "on_long_row", self._on_long_row == "stop")
-    if self._denoiser:
-      # A last piece of one or two tokens is no problem; the row's others are.
-      pieces = tuple(piece for piece in pieces if _accepts(self._denoiser, piece))
-    if len(example) > self._length:
-      verb = "truncated" if self._on_long_row == "truncate" else "split"
-      self._count(index, f"{verb} to {self._length} tokens", f"it has {len(example)}")
-    return pieces
-
-  def _drop(self, index: int, error: BadRow, setting: str, stop: bool) -> tuple[Example, ...]:
-    if stop:
-      raise ValueError(
-        f"{self._source.name} row {self._source.origin(index)} is {error} "
-        f"(data.{setting}='drop' leaves such rows out and counts them)"
-      ) from error
-    self._count(index, f"dropped, {error.reason}", error.detail)
-    return ()
-
-  def _count(self, index: int, reason: str, detail: str) -> None:
-    self._report.add(self._source.name, reason, self._source.origin(index), detail)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +78,7 @@ class Planner:
     # The most tokens of a row, of sources and of what a decoder reads.
     self._capacity = (0, config.length)
     if start_id is not None:
-      self._pairs = Pairs(start_id, config.target_length or config.length)
+      self._pairs = rows_lib.Pairs(start_id, config.target_length or config.length)
       self._capacity = (config.length, self._pairs.target_length)
     self._pad_id = tokenizer.pad_id or 0
     self.batch_size = batch_size
@@ -220,27 +117,13 @@ class Planner:
       raise ValueError(f"rows by task need a mixture of tasks; {source.name} is one")
     if self.tasks:
       self._numbers.append("task")
-    streams = [
-      grain.MapDataset.source(
-        _Examples(part, tokenizer, config, self.report, keep, self._denoiser, self._pairs)
-      )
-      for part in parts
-    ]
-    if seed is not None:
-      if config.shuffle:
-        seeds = np.random.SeedSequence(seed).generate_state(len(parts))
-        streams = [s.shuffle(seed=int(n)) for s, n in zip(streams, seeds, strict=True)]
-      streams = [stream.repeat() for stream in streams]
-    streams = [
-      stream.map_with_index(functools.partial(self._finished, number, len(part)))
-      for number, (stream, part) in enumerate(zip(streams, parts, strict=True))
-    ]
-    if len(streams) == 1:
-      self._stream = streams[0]
-    elif seed is None:
-      self._stream = grain.MapDataset.concatenate(streams)
-    else:
-      self._stream = grain.MapDataset.mix(streams, weights)
+    self._stream = self._mixed(
+      [
+        rows_lib.Rows(part, tokenizer, config, self.report, keep, self._denoiser, self._pairs)
+        for part in parts
+      ],
+      weights,
+    )
     self.settings = {
       "source": source.fingerprint,
       "seed": seed,
@@ -261,7 +144,27 @@ class Planner:
       self.settings |= dataclasses.asdict(self._pairs)
     self._window: Window | None = None
 
-  def _finished(self, part: int, rows: int, position: int, row: _Row) -> tuple[Example, ...]:
+  def _mixed(self, parts: Sequence[rows_lib.Rows], weights: Sequence[float]) -> Any:
+    """The stream: endless, shuffled and mixed with a seed; all rows in order without."""
+    streams = [grain.MapDataset.source(part) for part in parts]
+    if self._seed is not None:
+      if self._shuffle:
+        seeds = np.random.SeedSequence(self._seed).generate_state(len(parts))
+        streams = [s.shuffle(seed=int(n)) for s, n in zip(streams, seeds, strict=True)]
+      streams = [stream.repeat() for stream in streams]
+    streams = [
+      stream.map_with_index(functools.partial(self._finished, number, len(part)))
+      for number, (stream, part) in enumerate(zip(streams, parts, strict=True))
+    ]
+    if len(streams) == 1:
+      return streams[0]
+    if self._seed is None:
+      return grain.MapDataset.concatenate(streams)
+    return grain.MapDataset.mix(streams, weights)
+
+  def _finished(
+    self, part: int, rows: int, position: int, row: rows_lib.Row
+  ) -> tuple[Example, ...]:
     """The examples of a row at `position` of the stream of a part that has so many rows.
 
     What is drawn for an example depends on the seed, the epoch and the row alone.
@@ -386,14 +289,6 @@ class Planner:
       f"{self._name}: {self.epoch_rows:,} rows; a window of {documents:,} has {tokens:,} tokens, "
       f"{how} with {1 - tokens / slots:.1%} padding"
     )
-
-
-def _accepts(denoiser: denoising.Denoiser, example: Example) -> bool:
-  try:
-    denoiser.check(example)
-  except BadRow:
-    return False
-  return True
 
 
 def _check_config(config: Any, pairs: bool) -> None:

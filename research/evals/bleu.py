@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import tqdm
 from research import generation
 from research.core import tree
 from research.data import sources
-from research.evals.result import Result
+from research.evals.result import Result, item_id
 
 _RESAMPLES = 1000
 
@@ -58,11 +58,14 @@ class Bleu:
     rows = _rows(sources.build(self.data))
     prompts = [tokenizer.encode(row["prompt"]) for row in rows]
     with tqdm.tqdm(total=len(rows), desc=self.label, unit="pair", leave=False) as bar:
-      written = generation.beam_search(
+      # One beam needs none of the copies that a search makes.
+      search: Callable[..., Any] = generation.generate
+      if self.num_beams > 1:
+        search = partial(generation.beam_search, num_beams=self.num_beams)
+      written = search(
         model,
         variables,
         prompts,
-        num_beams=self.num_beams,
         max_new_tokens=self.max_new_tokens,
         eos_ids=tokenizer.eos_ids,
         batch_size=self.batch_size,
@@ -75,7 +78,7 @@ class Bleu:
       asked = json.dumps([row["prompt"], row["completion"]])
       records.append(
         {
-          "id": f"{index}:{hashlib.sha256(asked.encode()).hexdigest()[:12]}",
+          "id": item_id(index, asked),
           "completion": text,
           "reference": row["completion"],
           "matches": score.counts,

@@ -6,7 +6,6 @@ B rows of a batch, S tokens of a row, C classes.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ import tqdm
 from research.data import formats, packing, sources
 from research.data.examples import BadRow, Example
 from research.evals import bootstrap
-from research.evals.result import Result
+from research.evals.result import Result, item_id
 from research.models import EncoderConfig
 
 _BUCKETS = (16, 32, 64, 128, 256)  # tokens that a batch is padded to, besides the length
@@ -99,7 +98,7 @@ class Classification:
         raise ValueError(f"{self.label}: {where} is {error}") from error
       examples.append(example)
       told = json.dumps(row, sort_keys=True, default=str)
-      ids.append(f"{index}:{hashlib.sha256(told.encode()).hexdigest()[:12]}")
+      ids.append(item_id(index, told))
     if not examples:
       raise ValueError(f"{self.label}: {source.name} has no rows")
     return examples, ids

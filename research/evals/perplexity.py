@@ -6,7 +6,6 @@ B windows of a batch, S tokens of a window, D model, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ import tqdm
 from research.core import tree
 from research.data import packing, sources
 from research.evals import bootstrap
-from research.evals.result import Result
+from research.evals.result import Result, item_id
 from research.losses import cross_entropy
 from research.models import DecoderConfig
 
@@ -132,7 +131,7 @@ class Perplexity:
       if not self.bos:
         size -= len(tokenizer.decode(tokens[:1]).encode())
       documents.append(np.asarray(begin + tokens, np.int32))
-      ids.append(f"{index}:{hashlib.sha256(row['text'].encode()).hexdigest()[:12]}")
+      ids.append(item_id(index, row["text"]))
     return documents, ids, size
 
   def _score(

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from research.evals import bootstrap
+
+
+def item_id(index: int, content: str) -> str:
+  """The `id` of a record: its item's place, and a digest of what the item is."""
+  return f"{index}:{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
 @dataclasses.dataclass(frozen=True)

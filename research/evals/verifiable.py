@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from research.core import config as config_lib
 from research.core import tree
 from research.data import chat, sources
 from research.evals import bootstrap
-from research.evals.result import Result
+from research.evals.result import Result, item_id
 from research.evals.scorers import SCORERS
 
 
@@ -90,7 +89,7 @@ class Verifiable:
       verdict = SCORERS[self.scorer](text, problem)
       records.append(
         {
-          "id": f"{index}:{_digest(problem)}",
+          "id": item_id(index, json.dumps([problem["prompt"], problem["answer"]], sort_keys=True)),
           "task": problem.get("task", ""),
           "answer": problem["answer"],
           "completion": text,
@@ -145,11 +144,6 @@ def _encode(tokenizer: Any, prompt: Any) -> list[int]:
   return (
     tokenizer.encode(prompt) if isinstance(prompt, str) else chat.encode_prompt(tokenizer, prompt)
   )
-
-
-def _digest(problem: Mapping[str, Any]) -> str:
-  asked = json.dumps([problem["prompt"], problem["answer"]], sort_keys=True)
-  return hashlib.sha256(asked.encode()).hexdigest()[:12]
 
 
 def _shown(problem: Mapping[str, Any], record: Mapping[str, Any]) -> str:

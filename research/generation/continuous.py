@@ -22,7 +22,7 @@ import numpy as np
 from research.generation import checks, decode, layout
 from research.generation.engine import STRIDE, Completion
 from research.generation.samplers import Sampler, Seen
-from research.generation.stop import Reader, StopStrings
+from research.generation.stop import Reader, StopStrings, first_stops
 from research.models.decoder import Cache, Decoder
 
 _UNTIL_ONE_ENDS = np.iinfo(np.int32).max  # steps
@@ -216,19 +216,15 @@ class Rows:
 
   def _look_for_stops(self, left, length, finished):
     """Ends the rows in whose new tokens a stop string was completed."""
-    tokens = np.array(self._state.tokens)
-    stopped = np.zeros(left.shape, bool)
-    for row, reader in enumerate(self._readers):
-      if self._requests[row] is None:
-        continue
-      for at in range(reader.tokens, length[row]):
-        reader.push(int(tokens[row, at]))
-        if reader.stopped:
-          length[row], left[row], finished[row] = at + 1, 0, True
-          stopped[row] = True
-          break
-    if stopped.any():
-      self._state = self._state._replace(left=jnp.where(stopped, 0, self._state.left))
+    readers = [
+      None if request is None else reader
+      for request, reader in zip(self._requests, self._readers, strict=True)
+    ]
+    ends = first_stops(readers, np.array(self._state.tokens), length)
+    for row, end in ends.items():
+      length[row], left[row], finished[row] = end, 0, True
+    if ends:
+      self._state = self._state._replace(left=jnp.asarray(left))
 
 
 class _State(NamedTuple):

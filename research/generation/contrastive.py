@@ -55,11 +55,9 @@ def contrastive_search(
   for i, prompt in enumerate(prompts):
     checks.prompt(model, prompt, max_new_tokens, f"prompt {i}")
   run_model, run_variables = decode.prepare(model, variables, unrolled)
-  found: dict[int, Completion] = {}
-  for batch in layout.batches(
-    prompts, samples=1, batch_size=max(1, batch_size // top_k), pad_id=pad_id
-  ):
-    written = _search(
+
+  def write(batch: layout.Batch) -> Written:
+    return _search(
       run_variables,
       batch.tokens,
       batch.positions,
@@ -70,11 +68,9 @@ def contrastive_search(
       max_new_tokens=max_new_tokens,
       eos_ids=tuple(eos_ids),
     )
-    before = len(found)
-    found |= {c.prompt: c for c in engine.completions(batch, jax.device_get(written))}
-    if progress is not None:
-      progress(len(found) - before)
-  return [found[i] for i in range(len(prompts))]
+
+  shape = {"samples": 1, "batch_size": max(1, batch_size // top_k), "pad_id": pad_id}
+  return engine.in_batches(write, prompts, **shape, progress=progress)
 
 
 class _State(NamedTuple):

@@ -100,6 +100,16 @@ def row_keys(seed: int, prompts: jax.Array, samples: jax.Array) -> jax.Array:
   return jax.vmap(lambda i, j: jax.random.fold_in(jax.random.fold_in(root, i), j))(prompts, samples)
 
 
+def sample_keys(seed: int, prompts: jax.Array, first_sample: jax.Array, samples: int) -> jax.Array:
+  """`row_keys` of rows `[R * samples]`, those of a prompt one after the other.
+
+  Args:
+    prompts, first_sample: int32 `[R]`: the prompt's number, and that of its first sample.
+  """
+  number = jnp.repeat(first_sample, samples) + jnp.tile(jnp.arange(samples), len(prompts))
+  return row_keys(seed, jnp.repeat(prompts, samples), number)
+
+
 def draw(
   sampler: Sampler,
   logits: jax.Array,

@@ -16,7 +16,7 @@ import numpy as np
 
 from research.generation import checks, decode, layout
 from research.generation.samplers import Sampler, Seen
-from research.generation.stop import Reader, StopStrings
+from research.generation.stop import Reader, StopStrings, first_stops
 from research.models import Cache
 
 STRIDE = 16  # tokens written between two looks for stop strings
@@ -90,8 +90,8 @@ def generate(
     checks.prompt(model, prompt, max_new_tokens, f"prompt {i}")
   run_model, run_variables = decode.prepare(model, variables, unrolled)
   same = {"model": run_model, "sampler": sampler or Sampler(), "eos_ids": tuple(eos_ids)}
-  found: dict[tuple[int, int], Completion] = {}
-  for batch in layout.batches(prompts, samples=samples, batch_size=batch_size, pad_id=pad_id):
+
+  def write(batch: layout.Batch) -> Written:
     state, keys = start(
       run_variables,
       batch.tokens,
@@ -110,10 +110,28 @@ def generate(
       step = min(step + STRIDE, max_new_tokens) if readers else max_new_tokens
       state = go_on(run_variables, state, keys, step, **same)
       state = state._replace(written=stopped(state.written, readers))
+    return state.written
+
+  shape = {"samples": samples, "batch_size": batch_size, "pad_id": pad_id}
+  return in_batches(write, prompts, **shape, progress=progress)
+
+
+def in_batches(
+  write: Callable[[layout.Batch], Written],
+  prompts: Sequence[Sequence[int]],
+  *,
+  samples: int,
+  batch_size: int,
+  pad_id: int,
+  progress: Callable[[int], object] | None,
+) -> list[Completion]:
+  """What `write` makes of each batch of prompts, in the order of `prompts`, then of samples."""
+  found: dict[tuple[int, int], Completion] = {}
+  for batch in layout.batches(prompts, samples=samples, batch_size=batch_size, pad_id=pad_id):
     before = len(found)
     found |= {
       (c.prompt, c.sample): c
-      for c in completions(batch, jax.device_get(state.written))
+      for c in _completions(batch, jax.device_get(write(batch)))
       if c.sample < samples
     }
     if progress is not None:
@@ -169,8 +187,7 @@ def start(
 ) -> tuple[_State, jax.Array]:
   """After the prompts and the first new token; and the rows' keys."""
   rows = tokens.shape[0]
-  number = jnp.repeat(first_sample, samples) + jnp.tile(jnp.arange(samples), rows)
-  keys = decode.row_keys(seed, jnp.repeat(prompt + first_prompt, samples), number)
+  keys = decode.sample_keys(seed, prompt + first_prompt, first_sample, samples)
 
   cache, logits, start = decode.begin(model, variables, tokens, positions)
   # The last token drawn never goes into the cache.
@@ -219,16 +236,12 @@ def stopped(written: Written, readers: Sequence[Reader]) -> Written:
   tokens, length, finished = map(
     np.array, jax.device_get((written.tokens, written.length, written.finished))
   )
-  for row, reader in enumerate(readers):
-    for at in range(reader.tokens, length[row]):
-      reader.push(int(tokens[row, at]))
-      if reader.stopped:
-        length[row], finished[row] = at + 1, True
-        break
+  for row, end in first_stops(readers, tokens, length).items():
+    length[row], finished[row] = end, True
   return written._replace(length=jnp.asarray(length), finished=jnp.asarray(finished))
 
 
-def completions(batch: layout.Batch, written: Written) -> list[Completion]:
+def _completions(batch: layout.Batch, written: Written) -> list[Completion]:
   """The rows of `written`, as NumPy arrays, that are not padding."""
   found = []
   for row, (prompt, first) in enumerate(zip(batch.prompt, batch.first_sample, strict=True)):

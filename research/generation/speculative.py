@@ -61,7 +61,7 @@ class Speculation:
   """What speculative decoding wrote, and how often the draft was right.
 
   examined: drafted tokens up to the first of a pass that did not stay. accepted: of them, those
-  that stayed. passes: of the model over drafted tokens, one a row. written: tokens of completions.
+  that stayed. passes: of the model over drafted tokens, one a row.
   """
 
   completions: list[Completion]
@@ -133,9 +133,9 @@ def speculate(
     "eos_ids": tuple(eos_ids),
     "draft_tokens": draft_tokens,
   }
-  found: dict[tuple[int, int], Completion] = {}
   counts = np.zeros((3,), np.int64)
-  for batch in layout.batches(prompts, samples=samples, batch_size=batch_size, pad_id=pad_id):
+
+  def write(batch: layout.Batch) -> Written:
     state, keys = start(
       every,
       batch.tokens,
@@ -155,16 +155,11 @@ def speculate(
     while not np.all(state.written.finished | (state.written.length >= max_new_tokens)):
       state = go_on(every, state, keys, np.int32(passes), **same)
       state = state._replace(written=engine.stopped(state.written, readers))
-    counts += np.asarray(state.counts)
-    before = len(found)
-    found |= {
-      (c.prompt, c.sample): c
-      for c in engine.completions(batch, jax.device_get(state.written))
-      if c.sample < samples
-    }
-    if progress is not None:
-      progress(len(found) - before)
-  completions = [found[i, j] for i in range(len(prompts)) for j in range(samples)]
+    np.add(counts, np.asarray(state.counts), out=counts)
+    return state.written
+
+  shape = {"samples": samples, "batch_size": batch_size, "pad_id": pad_id}
+  completions = engine.in_batches(write, prompts, **shape, progress=progress)
   examined, accepted, passes = counts.tolist()
   return Speculation(completions, examined, accepted, passes)
 
@@ -217,8 +212,7 @@ def start(
 ) -> tuple[_State, jax.Array]:
   """After the prompts, which both models read, and the first new token; and the rows' keys."""
   rows, length = tokens.shape
-  number = jnp.repeat(first_sample, samples) + jnp.tile(jnp.arange(samples), rows)
-  keys = decode.row_keys(seed, jnp.repeat(prompt + first_prompt, samples), number)
+  keys = decode.sample_keys(seed, prompt + first_prompt, first_sample, samples)
   room = max_new_tokens + draft_tokens
   caches, logits = [], []
   for model, own in zip(models, variables, strict=True):

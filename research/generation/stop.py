@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 from research.data.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -74,6 +76,27 @@ class Reader:
     keep = max((_overlap(text, string) for string in self._stop.strings), default=0)
     self._held = text[len(text) - keep :]
     return text[: len(text) - keep]
+
+
+def first_stops(
+  readers: Sequence[Reader | None], tokens: np.ndarray, lengths: np.ndarray
+) -> dict[int, int]:
+  """Pushes the tokens that are new -> row -> its length, up to the token that completes a string.
+
+  Args:
+    readers: of each row, None for one that is not read.
+    tokens: int32 `[B, M]`. lengths: int32 `[B]`, how many of them are there.
+  """
+  found: dict[int, int] = {}
+  for row, reader in enumerate(readers):
+    if reader is None:
+      continue
+    for at in range(reader.tokens, lengths[row]):
+      reader.push(int(tokens[row, at]))
+      if reader.stopped:
+        found[row] = at + 1
+        break
+  return found
 
 
 def _overlap(text: str, string: str) -> int:

@@ -13,14 +13,11 @@ import numpy as np
 
 from research import evals, models, objectives, peft
 from research.core import config as config_lib
-from research.core import rng as rng_lib
-from research.core import tree
 from research.data import pipeline
-from research.data.tokenizer import Tokenizer
 from research.evals import Evaluator, Result
-from research.loop import state as state_lib
+from research.loop import subject as subject_lib
 from research.loop.step import Objective
-from research.models import families, heads
+from research.models import families
 
 
 class Batches(Protocol):
@@ -72,21 +69,8 @@ def assemble(config: config_lib.Config) -> Problem:
   Raises:
     ConfigError: one of those sections cannot be; the message names it.
   """
-  with config_lib.blaming("model"):
-    dtype = jnp.dtype(config.model.dtype)
-    # What trains does so in float32; it should start from all the bits there are.
-    trains_base = set(config.trainable) != {"adapters"}
-    model, params, tokenizer, fresh = _model(config, dtype, jnp.float32 if trains_base else dtype)
-  with config_lib.blaming("adapters"):
-    adapters = peft.attach(config.adapters, params, rng_lib.root(config.seed, "adapters"))
-    adapter_trains = peft.trainable_paths(adapters)
-  variables = {"params": params, "adapters": adapters}
-  trains = state_lib.trains(
-    config.trainable, variables, lambda path, _: path in adapter_trains, fresh
-  )
-  variables = tree.map_with_path(
-    lambda path, leaf: leaf.astype(dtype) if _is_frozen(path, leaf, trains) else leaf, variables
-  )
+  subject = subject_lib.build(config)
+  model, tokenizer, variables = subject.model, subject.tokenizer, subject.variables
   shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
   # An encoder-decoder's rows are pairs.
   pairs = isinstance(model, models.EncoderDecoder)
@@ -106,11 +90,7 @@ def assemble(config: config_lib.Config) -> Problem:
     objective = objectives.build(config.objective, batches.tasks)
     if learnt := objectives.variables(objective):
       variables["objective"] = learnt
-    if pairs != (config.objective.name == "seq2seq"):
-      raise ValueError(
-        f"{config.objective.name!r} is not for this model; an encoder-decoder, and no other model,"
-        " has 'seq2seq'"
-      )
+    objectives.require_model(config.objective.name, model)
   evaluators: list[Evaluator] = []
   if config.data.eval:
     with config_lib.blaming("data.eval"):
@@ -124,7 +104,7 @@ def assemble(config: config_lib.Config) -> Problem:
     modules = families.find(model.config.family).modules(model.config)
     # PEFT's files have no place for a LoRA of each expert: such adapters leave in their model.
     has_place = all(path in modules for path, _ in peft.sites(variables["adapters"]))
-    if not trains_base and not fresh and has_place:
+    if subject_lib.adapters_alone(config) and not subject.fresh and has_place:
       peft.save(
         directory / "adapter",
         variables["adapters"],
@@ -134,7 +114,7 @@ def assemble(config: config_lib.Config) -> Problem:
       )
     else:
       merged = variables["params"]
-      if adapters:
+      if variables["adapters"]:
         # A frozen base has the activations' type, in which much of what was learnt would be lost.
         merged = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), merged)
         merged = peft.merge(merged, variables["adapters"])
@@ -144,57 +124,17 @@ def assemble(config: config_lib.Config) -> Problem:
     model=model,
     tokenizer=tokenizer,
     variables=variables,
-    trains=trains,
+    trains=subject.trains,
     objective=objective,
     batches=batches,
     evaluators=evaluators,
     forward_flops=model.config.flops_per_token,
     export=export,
     active=model.config.active,
-    notes=[f"not in the checkpoint, new and trained: {', '.join(sorted(fresh))}"] if fresh else [],
+    notes=[f"not in the checkpoint, new and trained: {', '.join(sorted(subject.fresh))}"]
+    if subject.fresh
+    else [],
   )
-
-
-def _model(
-  config: config_lib.Config, dtype: Any, param_dtype: Any
-) -> tuple[Any, Any, Any, frozenset[str]]:
-  """The model that `config.model` names, or describes by its shape, with parameters and tokenizer.
-
-  And the paths of parameters of a head that the checkpoint has not.
-
-  Raises:
-    ValueError: it does both, or neither, or the tokenizer does not fit.
-  """
-  section = dict(config.model)
-  source, shape, directory = (section.pop(key) for key in ("source", "shape", "tokenizer"))
-  shape, section["dtype"] = shape.take(), dtype
-  head = section.pop("head", None)
-  if bool(source) == bool(shape):
-    raise ValueError("give either source, a checkpoint, or shape, that of a model to be trained")
-  if source:
-    if directory:
-      raise ValueError("a tokenizer is for a model of a given shape; a source has its own")
-    model, params, tokenizer = models.load(source, param_dtype=param_dtype, **section)
-    if not head:
-      return model, params, tokenizer, frozenset()
-    model, params, fresh = heads.attach(model, params, head, rng_lib.root(config.seed, "head"))
-    return model, params, tokenizer, fresh
-  if head:
-    raise ValueError("a head is for a source; a model of a given shape has that of its config")
-  if set(config.trainable) == {"adapters"}:
-    raise ValueError("a model of random weights learns nothing by adapters; set trainable to 'all'")
-  if not directory:
-    raise ValueError("a model of a given shape needs a tokenizer, a directory")
-  tokenizer = Tokenizer.from_directory(directory)
-  special = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
-  model = models.build({**special, **shape}, **section)
-  if tokenizer.vocab_size > model.config.vocab_size:
-    raise ValueError(
-      f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocab_size is"
-      f" {model.config.vocab_size}"
-    )
-  params = models.initialize(model, rng_lib.root(config.seed, "init"))
-  return model, params, tokenizer, frozenset()
 
 
 def held_out_loss(objective: Objective, batches: Iterable[Mapping[str, np.ndarray]]) -> Evaluator:
@@ -225,9 +165,3 @@ def held_out_loss(objective: Objective, batches: Iterable[Mapping[str, np.ndarra
     return Result("held_out", figures, records, means)
 
   return evaluate
-
-
-def _is_frozen(path: str, leaf: Any, trains: Callable[[str, Any], bool]) -> bool:
-  """Whether this is a parameter of the base that could be kept in the type of activations."""
-  floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-  return path.startswith("params/") and floating and not trains(path, leaf)

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 
 from research.core import cache, sharding, tree
+from research.core import compile as compile_lib
 from research.core import config as config_lib
 from research.io import metrics as metrics_lib
 from research.io.checkpoint import Checkpoints, write_json
@@ -63,6 +64,7 @@ def run(
     return json.loads((directory / "results.json").read_text())
   with Interrupts() as interrupts:
     cache.keep_compiled(config.compilation_cache)
+    compile_lib.run_inline()
     trainer = _Trainer(config, directory, assemble(config), callbacks, interrupts)
     try:
       return trainer.train()

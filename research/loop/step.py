@@ -62,7 +62,7 @@ class Program:
       started = time.perf_counter()
       self._compiled[form] = self._step.lower(state, frozen, batch).compile()
       self.seconds += time.perf_counter() - started
-      compile_lib.release()
+      compile_lib.settle()
     return self._compiled[form](state, frozen, batch)
 
 

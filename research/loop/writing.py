@@ -123,8 +123,10 @@ def draft_tokens(args: argparse.Namespace) -> int:
   return _DRAFT_TOKENS if args.draft_tokens is None else args.draft_tokens
 
 
-def writer(args: argparse.Namespace, subject: subject_lib.Subject) -> Write:
-  """What writes by the method of the flags."""
+def writer(
+  args: argparse.Namespace, subject: subject_lib.Subject, sampler: Any, draft: Any
+) -> Write:
+  """What writes by the method of the flags, with what `sampler` and `draft` made of them."""
   from research import generation
 
   same = {"max_new_tokens": args.max_new_tokens, "eos_ids": subject.tokenizer.eos_ids}
@@ -145,7 +147,7 @@ def writer(args: argparse.Namespace, subject: subject_lib.Subject) -> Write:
       generation.contrastive_search, penalty_alpha=args.penalty_alpha, top_k=args.top_k, **same
     )
     return lambda *model, first_prompt, progress: search(*model, progress=progress)
-  same |= {"sampler": sampler(args), "seed": args.seed}
+  same |= {"sampler": sampler, "seed": args.seed}
   same["stop"] = generation.StopStrings(subject.tokenizer, tuple(args.stop))
   if args.method == "--continuous":
     return partial(_serve, same=same)
@@ -154,7 +156,7 @@ def writer(args: argparse.Namespace, subject: subject_lib.Subject) -> Write:
     return partial(generation.generate, **same)
   speculate = partial(
     generation.speculate,
-    draft=draft(args, subject),
+    draft=draft,
     draft_tokens=draft_tokens(args),
     **same,
   )

@@ -3,17 +3,17 @@
 import dataclasses
 from typing import ClassVar
 
-from research.models.config import DecoderConfig
+from research.models.config import StackConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderDecoderConfig(DecoderConfig):
+class EncoderDecoderConfig(StackConfig):
   """A decoder with cross-attention, and the encoder whose output it attends to.
 
-  The fields of `DecoderConfig` describe both; `num_layers` are the decoder's. Positions are T5's
-  relative ones alone, so that `rope` and `positions` say nothing here and `max_positions` only
-  what lengths the model was made for.
+  The fields of `StackConfig` describe both; `num_layers` are the decoder's. Positions are T5's
+  relative ones, so that `max_positions` says only what lengths the model was made for.
 
+  tied_head: the head is the table of embeddings.
   encoder_layers: of the encoder.
   relative_buckets, relative_longest: see `research.nn.bias.relative_buckets`.
   head_scale: multiplies what the head reads.
@@ -22,7 +22,8 @@ class EncoderDecoderConfig(DecoderConfig):
 
   task_type: ClassVar[str | None] = "SEQ_2_SEQ_LM"
 
-  encoder_layers: int = 0
+  tied_head: bool
+  encoder_layers: int
   relative_buckets: int = 32
   relative_longest: int = 128
   head_scale: float | None = None

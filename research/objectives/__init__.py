@@ -8,7 +8,7 @@ from research.objectives.causal import causal
 from research.objectives.embedding import embedding
 from research.objectives.labelled import classification, masked
 from research.objectives.seq2seq import seq2seq
-from research.objectives.tokens import Loss
+from research.objectives.tokens import Loss, require_model
 from research.objectives.weighting import LearningLoss
 
 OBJECTIVES: dict[str, Callable[..., Loss]] = {
@@ -46,6 +46,7 @@ __all__ = [
   "classification",
   "embedding",
   "masked",
+  "require_model",
   "seq2seq",
   "variables",
 ]

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from research.core.config import ConfigError
 from research.losses import routing
-from research.models import DecoderConfig
 from research.nn.moe import ROUTING
 from research.objectives import tokens
 from research.objectives import weighting as weightings
@@ -45,7 +44,7 @@ def causal(
 
   def loss(model, variables, batch, rng, step):
     del step
-    tokens.require_model("causal", model, DecoderConfig, "decoders")
+    tokens.require_model("causal", model)
     tokens.require("causal", batch, "targets", "rows of text without a label")
     training = rng is not None
     rngs = {"dropout": rng} if training else None

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from research.losses import cross_entropy
-from research.models import EncoderConfig
 from research.models.embeddings import mean_pool, normalize
 from research.objectives import tokens
 from research.objectives.tokens import Loss
@@ -33,7 +32,7 @@ def embedding(*, tasks: Sequence[str] = (), temperature: float = 0.05) -> Loss:
 
   def loss(model, variables, batch, rng, step):
     del step
-    tokens.require_model("embedding", model, EncoderConfig, "encoders")
+    tokens.require_model("embedding", model)
     tokens.require("embedding", batch, "roles", "rows of anchor and positive")
     hidden = model.apply(
       variables,

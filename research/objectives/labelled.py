@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from research.models import EncoderConfig
 from research.objectives import tokens
 from research.objectives.tokens import Loss
 
@@ -31,7 +30,7 @@ def classification(*, tasks: Sequence[str] = (), chunk_tokens: int = 256) -> Los
 def _labelled(name, heads, rows, tasks, chunk_tokens) -> Loss:
   def loss(model, variables, batch, rng, step):
     del step
-    tokens.require_model(name, model, EncoderConfig, "encoders")
+    tokens.require_model(name, model)
     tokens.require(name, batch, "labels", rows)
     if model.config.head not in heads:
       wanted = " or ".join(f"{{'name': {head!r}, ...}}" for head in heads)

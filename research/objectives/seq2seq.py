@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from research.models import EncoderDecoder
 from research.objectives import tokens
 from research.objectives.tokens import Loss
 
@@ -18,8 +17,7 @@ def seq2seq(*, tasks: Sequence[str] = (), chunk_tokens: int = 256) -> Loss:
 
   def loss(model, variables, batch, rng, step):
     del step
-    if not isinstance(model, EncoderDecoder):
-      raise ValueError("the objective 'seq2seq' is for encoder-decoders; a decoder has 'causal'")
+    tokens.require_model("seq2seq", model)
     rngs = None if rng is None else {"dropout": rng}
     hidden = model.apply(
       variables,

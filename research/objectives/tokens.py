@@ -7,10 +7,20 @@ import jax
 import jax.numpy as jnp
 
 from research.losses import cross_entropy
+from research.models import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 
 Tree = Any
 Sums = Mapping[str, tuple[jax.Array, jax.Array]]
 Loss = Callable[..., tuple[jax.Array, jax.Array, Sums]]
+
+# What each objective trains: the type of the model's config, and what such models are called.
+TRAINS: Mapping[str, tuple[type, str]] = {
+  "causal": (DecoderConfig, "decoders"),
+  "masked": (EncoderConfig, "encoders"),
+  "classification": (EncoderConfig, "encoders"),
+  "embedding": (EncoderConfig, "encoders"),
+  "seq2seq": (EncoderDecoderConfig, "encoder-decoders"),
+}
 
 
 def of_hidden(
@@ -74,7 +84,12 @@ def require(name: str, batch: Mapping[str, jax.Array], key: str, rows: str) -> N
     )
 
 
-def require_model(name: str, model: Any, kind: type, what: str) -> None:
+def require_model(name: str, model: Any) -> None:
   """Raises ValueError if the objective `name` cannot train a model of this kind."""
+  kind, what = TRAINS[name]
   if not isinstance(model.config, kind):
-    raise ValueError(f"the objective {name!r} trains {what}, not a {model.config.family}")
+    fitting = [other for other, (kind, _) in TRAINS.items() if isinstance(model.config, kind)]
+    raise ValueError(
+      f"the objective {name!r} trains {what}, not a {model.config.family}, which has"
+      f" {', '.join(fitting)}"
+    )

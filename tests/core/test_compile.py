@@ -1,5 +1,12 @@
 """The compiler takes the options, and memory goes back to the system."""
 
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -24,7 +31,45 @@ def test_options_that_the_compiler_lacks_are_left_out(monkeypatch):
   compile_lib.options.cache_clear()
 
 
-@pytest.mark.parametrize("system", ["linux", "darwin"])
-def test_release_runs_everywhere(monkeypatch, system):
+@pytest.mark.parametrize(("system", "calls"), [("linux", ["trim", -4, -1]), ("darwin", [])])
+def test_settle_trims_and_keeps_where_the_allocator_is_glibcs(monkeypatch, system, calls):
+  called: list[object] = []
+  library = types.SimpleNamespace(
+    malloc_trim=lambda pad: called.append("trim"),
+    mallopt=lambda option, value: called.append(option),
+  )
   monkeypatch.setattr(compile_lib.sys, "platform", system)
-  compile_lib.release()
+  monkeypatch.setattr(compile_lib.ctypes, "CDLL", lambda _: library)
+  compile_lib.settle()
+  assert called == calls
+
+
+def test_settle_does_nothing_with_another_allocator(monkeypatch):
+  monkeypatch.setattr(compile_lib.sys, "platform", "linux")
+  monkeypatch.setattr(compile_lib.ctypes, "CDLL", lambda _: types.SimpleNamespace())
+  compile_lib.settle()
+
+
+@pytest.mark.skipif(
+  sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc's allocator"
+)
+def test_a_settled_process_takes_no_new_pages_for_temporaries():
+  script = """
+import resource
+import jax, jax.numpy as jnp
+from research.core import compile as compile_lib
+compile_lib.run_inline()
+f = jax.jit(lambda x: jnp.sin(jnp.sort(x[::-1]) @ jnp.ones((4096, 4096))).sum())
+x = jnp.ones((4096, 4096))  # 64 MiB, and so are the temporaries
+f(x).block_until_ready()
+compile_lib.settle()
+for _ in range(9):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  f(x).block_until_ready()
+  print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+  )
+  pages = 64 * 2**20 / os.sysconf("SC_PAGESIZE")
+  assert statistics.median(map(int, done.stdout.split())) < pages / 16, done.stdout

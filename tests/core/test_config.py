@@ -140,13 +140,17 @@ def test_differences():
   first = {"a": 1, "b": {"c": [1, 2], "d": None}, "e": {"f": 1}}
   assert config_lib.differences(first, {"a": 1, "b": {"c": (1, 2), "d": None}, "e": {"f": 1}}) == []
   assert config_lib.differences({"r": [{"x": 1, "y": 2}]}, {"r": [{"y": 2, "x": 1}]}) == []
-  assert config_lib.differences(first, {"a": 1.5, "b": {"c": [1], "x": 0}, "e": 3}) == [
+  assert config_lib.differences(first, {"a": 1.5, "b": {"c": [1], "x": 2}, "e": 3}) == [
     "a",
     "b.c",
-    "b.d",
     "b.x",
     "e",
   ]
+
+
+def test_an_empty_key_that_one_config_lacks_is_no_difference():
+  assert config_lib.differences({"a": 1}, {"a": 1, "new": {"x": 0, "y": ""}, "rows": []}) == []
+  assert config_lib.differences({"a": 1}, {"a": 1, "new": {"x": 0, "y": "z"}}) == ["new"]
 
 
 def _linear(total, *, warmup: int = 0, ratio: "float | None" = None, flag: bool = False):

@@ -10,6 +10,17 @@ from research.models.families.weights import Weight
 # What old checkpoints call a norm's scale and bias, and what they are called since.
 RENAMED = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 
+# Of `EncoderConfig`: what all of them have.
+SHAPE: dict[str, Any] = {
+  "norm": "layer",
+  "gated_mlp": False,
+  "qkv_bias": True,
+  "out_bias": True,
+  "mlp_bias": True,
+  "pre_norm": False,
+  "sum_norm": True,
+}
+
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 _HEADS = {
   "ForMaskedLM": "masked",

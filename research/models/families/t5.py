@@ -59,7 +59,6 @@ def read_config(hf: Mapping[str, Any]) -> EncoderDecoderConfig:
     out_bias=False,
     mlp_bias=False,
     tied_head=first,
-    rope=None,
     attention_scale=1.0,
     encoder_layers=hf["num_layers"],
     relative_buckets=hf.get("relative_attention_num_buckets", 32),

@@ -1,0 +1,37 @@
+"""The benchmarks' own sides run on a toy model; what they measure is no test's business."""
+
+import types
+
+import jax
+import pytest
+
+from benchmarks import ours_train, workloads
+from research import models
+
+LLAMA = {
+  "model_type": "llama",
+  "vocab_size": workloads.VOCABULARY,
+  "hidden_size": 32,
+  "intermediate_size": 64,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 2,
+  "num_key_value_heads": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory, byte_tokenizer):
+  directory = tmp_path_factory.mktemp("toy") / "model"
+  model = models.build(LLAMA)
+  models.save(directory, model, models.initialize(model, jax.random.key(0)), byte_tokenizer)
+  return directory
+
+
+def test_the_lora_step_trains(toy, monkeypatch):
+  monkeypatch.setattr(workloads, "STEP_TOKENS", 16)
+  args = types.SimpleNamespace(model=toy, warmup=1, steps=2)
+  measured, training = ours_train.lora_step(args)
+  assert len(measured["seconds"]) == 2
+  assert measured["tokens_per_second"] > 0
+  assert training.compile_seconds > 0
+  assert training.losses[-1] < training.losses[0]
