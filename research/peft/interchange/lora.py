@@ -1,4 +1,4 @@
-"""LoRA in PEFT's own format: `adapter_config.json` and `adapter_model.safetensors`.
+"""LoRA as PEFT writes it.
 
 Where a checkpoint fuses projections that we keep apart (GPT-2's `c_attn`), PEFT holds one
 adapter for the fused module. Reading gives each part the shared `lora_A` and its rows of
@@ -6,12 +6,10 @@ adapter for the fused module. Reading gives each part the shared `lora_A` and it
 unless the parts still share one `lora_A`.
 """
 
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,17 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.core import tree
-from research.io import safetensors
 from research.peft.adapter import sites
+from research.peft.interchange.modules import PREFIX, Modules, Part
 from research.peft.lora import LoRA
 
 Tree = Any
-# path of a kernel -> (module's name in the checkpoint, `{}` for the layer; the units
-# `(start, stop, total)` of the module's outputs that it holds)
-Part = tuple[int, int, int]
-Modules = Mapping[str, tuple[str, Part]]
-
-_PREFIX = "base_model.model."
 # Keys that change what the adapter computes and the values with which they change nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
   "alora_invocation_tokens": (None,),
@@ -45,22 +37,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def save(
-  directory: str | Path,
-  adapters: Tree,
-  modules: Modules,
-  *,
-  base_model: str | None = None,
-  task_type: str | None = "CAUSAL_LM",
-) -> None:
-  """Writes LoRA adapters as PEFT does, in float32.
-
-  Args:
-    directory: made if need be; the two files in it are replaced.
-    adapters: from `attach` or `load`.
-    modules: `research.models.families` tells it for a model.
-    base_model: what to write as `base_model_name_or_path`.
-    task_type: by which PEFT chooses a class of model, None for its plain one.
+def write(adapters: Tree, modules: Modules) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """The config's keys and the tensors of LoRA adapters, in float32.
 
   Raises:
     ValueError: an adapter is no LoRA, or its site is no module of the checkpoint.
@@ -82,31 +60,21 @@ def save(
       if not len(a):
         continue
       name = module.format(layer)
-      tensors[f"{_PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(a)
-      tensors[f"{_PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(b)
+      tensors[f"{PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(a)
+      tensors[f"{PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(b)
       shapes[name] = (len(a), float(f"{scale * len(a):.7g}"))
-
-  config = _config(shapes, modules, grouped, base_model, task_type)
-  directory = Path(directory)
-  directory.mkdir(parents=True, exist_ok=True)
-  safetensors.write(directory / "adapter_model.safetensors", tensors, {"format": "pt"})
-  text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-  (directory / "adapter_config.json").write_text(text)
+  return _config(shapes, modules, grouped), tensors
 
 
-def load(directory: str | Path, params: Tree, modules: Modules) -> Tree:
-  """Reads a LoRA adapter that PEFT or `save` wrote, for the base `params`.
+def read(
+  config: Mapping[str, Any], tensors: dict[str, np.ndarray], params: Tree, modules: Modules
+) -> Tree:
+  """The LoRA adapters of a config and its tensors, for the base `params`.
 
   Raises:
-    FileNotFoundError: a file is missing.
-    ValueError: the config asks for what we cannot honour, or a tensor has no place in
-      `params` or does not fit.
+    ValueError: the config asks for what we cannot honour, or a tensor has no place in `params` or
+      does not fit.
   """
-  directory = Path(directory)
-  file = directory / "adapter_config.json"
-  if not file.exists():
-    raise FileNotFoundError(f"{directory} holds no adapter_config.json")
-  config = json.loads(file.read_text())
   _check(config)
   kernels = tree.flatten(params)
   by_module: dict[str, list[tuple[str, int, Part]]] = {}
@@ -117,10 +85,10 @@ def load(directory: str | Path, params: Tree, modules: Modules) -> Tree:
         by_module.setdefault(module.format(layer), []).append((path, layer, part))
 
   found: dict[str, dict[int, tuple[np.ndarray, np.ndarray, float]]] = {}
-  tensors = dict(safetensors.read(directory / "adapter_model.safetensors"))
+  tensors = dict(tensors)
   names = sorted(name for name in tensors if name.endswith(".lora_A.weight"))
   for name in names:
-    module = name.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+    module = name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
     if module not in by_module:
       raise ValueError(
         f"the adapter has {module!r}, the model does not{tree.nearest(module, by_module)}"
@@ -180,14 +148,11 @@ def _fuse(factors):
   return np.concatenate([f[0] for f in held]), b, scale
 
 
-def _config(shapes, modules, grouped, base_model, task_type):
+def _config(shapes, modules, grouped):
   common = Counter(shapes.values()).most_common(1)[0][0]
   rank_pattern = {name: rank for name, (rank, _) in shapes.items() if rank != common[0]}
   alpha_pattern = {name: alpha for name, (_, alpha) in shapes.items() if alpha != common[1]}
   return {
-    "peft_type": "LORA",
-    "task_type": task_type,
-    "base_model_name_or_path": base_model,
     "r": common[0],
     "lora_alpha": int(common[1]) if common[1].is_integer() else common[1],
     "rank_pattern": rank_pattern,
@@ -199,7 +164,6 @@ def _config(shapes, modules, grouped, base_model, task_type):
     "use_rslora": False,
     "use_dora": False,
     "init_lora_weights": True,
-    "inference_mode": True,
     "modules_to_save": None,
     "layers_to_transform": None,
     "layers_pattern": None,
@@ -225,9 +189,6 @@ def _targets(shapes, modules, grouped):
 
 
 def _check(config):
-  kind = config.get("peft_type")
-  if kind != "LORA":
-    raise ValueError(f"peft_type {kind!r} is not supported; only LORA")
   for key, neutral in _NEUTRAL.items():
     if key in config and config[key] not in neutral:
       raise ValueError(f"adapter_config.json: {key}={config[key]!r} cannot be honoured")
