@@ -1,6 +1,7 @@
 """Our side of training: the step that `research.train` runs, on `benchmarks/config.py`.
 
-Two works: `lora_step` on random tokens, and `sft` on packed GSM8K through our data pipeline.
+Three works: `lora_step` on random tokens, `sft` on packed GSM8K through our data pipeline, and
+`encoder_step`, of a classifier.
 """
 
 from __future__ import annotations
@@ -119,6 +120,32 @@ def sft(args: Any) -> tuple[dict[str, Any], Training]:
   return measured, training
 
 
+def encoder_step(args: Any) -> tuple[dict[str, Any], Training]:
+  """The same batch of whole rows again and again, each with a class."""
+  section = settings.get_config(str(args.model))
+  section.model.unroll = 0
+  section.model.head = {"name": "sequence", "labels": 2}
+  section.objective = {"name": "classification"}
+  training = Training(config_lib.Config(section))
+  tokens, classes = workloads.encoder_rows()
+  first = np.arange(tokens.shape[1]) == 0
+  batch = {
+    "tokens": tokens,
+    "labels": np.where(first, classes[:, None], 0),
+    "weights": np.broadcast_to(first.astype(np.float32), tokens.shape),
+    "segments": np.ones_like(tokens),
+    "positions": np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape),
+  }
+  batch = {name: jnp.asarray(rows) for name, rows in batch.items()}
+  seconds = worker.time_steps(lambda: training.advance(batch), warmup=args.warmup, steps=args.steps)
+  measured = {
+    "tokens_per_second": worker.median_rate(seconds, tokens.size),
+    "seconds": seconds,
+    "first_loss": training.losses[0],
+  }
+  return measured, training
+
+
 def _random_batch() -> dict[str, jax.Array]:
   """The LoRA step's batch: `[4, 256]` ordinary tokens, one document a row."""
   tokens = workloads.random_tokens(workloads.STEP_BATCH, workloads.STEP_TOKENS)
@@ -135,12 +162,13 @@ def _random_batch() -> dict[str, jax.Array]:
 
 
 def main() -> None:
-  """Runs one of the two works and prints its figures as a line of JSON."""
+  """Runs one of the works and prints its figures as a line of JSON."""
   parser = worker.parser(__doc__)
-  parser.add_argument("work", choices=("lora_step", "sft"))
+  works = {"lora_step": lora_step, "sft": sft, "encoder_step": encoder_step}
+  parser.add_argument("work", choices=tuple(works))
   parser.add_argument("--gsm8k", type=Path, help="train.jsonl of GSM8K; sft needs it")
   args = parser.parse_args()
-  measured, training = {"lora_step": lora_step, "sft": sft}[args.work](args)
+  measured, training = works[args.work](args)
   worker.report(
     ("jax", "flax", "optax"),
     **measured,

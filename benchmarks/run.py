@@ -35,7 +35,9 @@ class Runner:
     if side.environment:
       python = environments.python_of(side.environment, self._cache)
     model = self._gguf
-    if side.model != "gguf":
+    if side.model == "encoder":
+      model = named.fetch("all-minilm-l6-v2")
+    elif side.model != "gguf":
       model = environments.hugging_face(self._gguf, side.model, self._cache)
     warmup, steps = (min(side.warmup, 1), 1) if self._quick else (side.warmup, side.steps)
     command = [str(python), "-m", side.module, *side.arguments, "--model", str(model.absolute())]

@@ -20,6 +20,11 @@ STEP_BATCH, STEP_TOKENS = 4, 256
 SFT_BATCH = 8
 PROMPT_TOKENS, NEW_TOKENS = 64, 128
 
+# MiniLM: texts of log-uniform lengths in words, and the tokens of a training step.
+TEXTS, TEXT_WORDS, ENCODER_BATCH, ENCODER_TOKENS = 256, (8, 120), 32, 128
+# In every layer: query, key, value, and the outputs of attention and of the feed-forward's parts.
+ENCODER_MODULES = ("query", "key", "value", "output.dense", "intermediate.dense")
+
 # A queue of requests: prompts and completions of unequal lengths, each drawn log-uniformly.
 QUEUE_REQUESTS, QUEUE_ROWS = 96, 16
 QUEUE_PROMPT_TOKENS, QUEUE_NEW_TOKENS = (8, 128), (8, 256)
@@ -41,17 +46,37 @@ def random_tokens(batch: int, length: int) -> np.ndarray:
   return generator.integers(FIRST_ORDINARY_ID, VOCABULARY, (batch, length), dtype=np.int32)
 
 
+def encoder_rows() -> tuple[np.ndarray, np.ndarray]:
+  """Ordinary token ids of MiniLM `[32, 128]` and classes 0 and 1 `[32]`, int32."""
+  generator = np.random.default_rng(0)
+  # BERT's vocabulary keeps ids below 1,000 for what is special or unused.
+  tokens = generator.integers(1000, 30522, (ENCODER_BATCH, ENCODER_TOKENS), dtype=np.int32)
+  return tokens, np.arange(ENCODER_BATCH, dtype=np.int32) % 2
+
+
+def texts() -> list[str]:
+  """Texts of unequal lengths, the same on every call and on every side."""
+  generator = np.random.default_rng(0)
+  words = _WORDS.split()
+  return [
+    " ".join(generator.choice(words, length)) for length in _lengths(generator, TEXT_WORDS, TEXTS)
+  ]
+
+
 def queue() -> list[tuple[list[int], int]]:
   """Prompts and the new tokens that each wants, the same on every call and on every side."""
   generator = np.random.default_rng(0)
-
-  def lengths(bounds: tuple[int, int]) -> list[int]:
-    return np.exp(generator.uniform(*np.log(bounds), QUEUE_REQUESTS)).astype(int).tolist()
-
+  prompts = _lengths(generator, QUEUE_PROMPT_TOKENS, QUEUE_REQUESTS)
+  wanted = _lengths(generator, QUEUE_NEW_TOKENS, QUEUE_REQUESTS)
   return [
     (generator.integers(FIRST_ORDINARY_ID, VOCABULARY, length).tolist(), new)
-    for length, new in zip(lengths(QUEUE_PROMPT_TOKENS), lengths(QUEUE_NEW_TOKENS), strict=True)
+    for length, new in zip(prompts, wanted, strict=True)
   ]
+
+
+def _lengths(generator: np.random.Generator, bounds: tuple[int, int], count: int) -> list[int]:
+  """Log-uniform within `bounds`."""
+  return np.exp(generator.uniform(*np.log(bounds), count)).astype(int).tolist()
 
 
 def choice_task(directory: Path) -> str:

@@ -15,14 +15,15 @@ class Side:
   """One worker of a benchmark.
 
   environment: a peer environment, or None for the interpreter that runs the benchmarks.
-  model: what it loads: `gguf`, or the Hugging Face directory in that type.
+  model: what it loads: SmolLM2 as `gguf` or as a Hugging Face directory in that type, or the
+    directory of MiniLM, `encoder`.
   """
 
   name: str
   module: str
   arguments: tuple[str, ...]
   environment: str | None
-  model: Literal["gguf", "bfloat16", "float32"]
+  model: Literal["gguf", "bfloat16", "float32", "encoder"]
   warmup: int
   steps: int
 
@@ -68,14 +69,20 @@ class Bar:
     return value >= limit if self.more_is_better else value <= limit
 
 
-def _ours(module: str, *arguments: str, warmup: int, steps: int) -> Side:
-  return Side("ours", f"benchmarks.{module}", arguments, None, "gguf", warmup, steps)
+def _ours(
+  module: str, *arguments: str, warmup: int, steps: int, model: Literal["gguf", "encoder"] = "gguf"
+) -> Side:
+  return Side("ours", f"benchmarks.{module}", arguments, None, model, warmup, steps)
 
 
 def _peer(
   name: str, module: str, *arguments: str, environment: str, model: str, warmup: int, steps: int
 ) -> Side:
   return Side(name, f"benchmarks.peers.{module}", arguments, environment, model, warmup, steps)
+
+
+def _encoder(work: str) -> Side:
+  return _peer("torch", "encoder", work, environment="torch", model="encoder", warmup=2, steps=8)
 
 
 def _ourselves(name: str, module: str, *arguments: str, warmup: int, steps: int) -> Side:
@@ -198,6 +205,22 @@ WORKS = {
       (_peer("hf", "harness_hf", environment="harness", model="bfloat16", warmup=1, steps=2),),
     ),
     Work(
+      "encode",
+      "sentence embeddings of MiniLM, 256 texts",
+      _ours("ours_encode", model="encoder", warmup=2, steps=8),
+      (
+        _peer(
+          "torch", "encoder", "encode", environment="torch", model="encoder", warmup=2, steps=8
+        ),
+      ),
+    ),
+    Work(
+      "encoder_step",
+      "LoRA step of MiniLM, rank 16, 32x128 tokens",
+      _ours("ours_train", "encoder_step", model="encoder", warmup=2, steps=8),
+      (_encoder("step"),),
+    ),
+    Work(
       "startup",
       "start to the end of the first step, second run",
       _ours("startup", warmup=1, steps=1),
@@ -220,6 +243,8 @@ BARS = (
   Bar("continuous", "static", "tokens_per_second", 1.5, None),
   Bar("speculative", "plain", "tokens_per_second", 1.0, None),
   Bar("harness", "hf", "items_per_second", 1.5, None),
+  Bar("encode", "torch", "items_per_second", 1.2, None),
+  Bar("encoder_step", "torch", "tokens_per_second", 1.2, None),
   Bar("lora_step", "torch", "peak_bytes", 0.9, 0.6),
   Bar("lora_step", None, "compile_seconds", 30.0, 15.0),
   Bar("startup", None, "startup_seconds", 20.0, 10.0),

@@ -143,6 +143,7 @@ class DecoderConfig(StackConfig):
 
 
 HEADS = ("masked", "sequence", "token")
+POOLINGS = ("first", "mean")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,6 +158,7 @@ class EncoderConfig(StackConfig):
     "token" one of each token; None leaves the hidden states.
   labels: names of the classes.
   dense: activation of the projection that begins a "sequence" head; None: that one is the pooler.
+  pooling: what a "sequence" head reads: "first", the first token, or "mean", that of all tokens.
   """
 
   token_types: int = 0
@@ -165,9 +167,17 @@ class EncoderConfig(StackConfig):
   head: str | None = None
   labels: tuple[str, ...] = ()
   dense: str | None = None
+  pooling: str = "first"
 
   def __post_init__(self):
     super().__post_init__()
+    if self.pooling not in POOLINGS:
+      raise ValueError(
+        f"pooling {self.pooling!r} is unknown; known: {', '.join(POOLINGS)}"
+        f"{tree.nearest(self.pooling, POOLINGS)}"
+      )
+    if self.pooling == "mean" and self.head != "sequence":
+      raise ValueError(f"pooling by mean is of a sequence head, not of head {self.head!r}")
     if self.head not in (None, *HEADS):
       raise ValueError(f"head {self.head!r} is unknown; known: {', '.join(HEADS)}")
     if bool(self.labels) != (self.head in ("sequence", "token")):

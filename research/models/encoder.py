@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from research.core.products import matmul
 from research.models.config import EncoderConfig
 from research.models.heads import Classifier, MaskedHead
 from research.nn import mask as masks
@@ -60,7 +61,7 @@ class Encoder(nn.Module):
     return out if self.config.head is None else self.head(out)
 
   def hidden(self, tokens, positions=None, segments=None, types=None):
-    """The last layer's output `[B, S, D]`.
+    """The last layer's output `[B, S, D]`; if the head pools by mean, its mean over each document.
 
     Args:
       tokens: int32 `[B, S]`.
@@ -78,8 +79,9 @@ class Encoder(nn.Module):
     if c.token_types:
       x = x + self.type_embed(jnp.zeros_like(tokens) if types is None else types)
     x = self.embed_norm(x + self.position_embed(positions + c.position_offset))
-    x, _ = self.layers(x, Context(None, masks.same(segments, segments)), None, None)
-    return x
+    together = masks.same(segments, segments)
+    x, _ = self.layers(x, Context(None, together), None, None)
+    return _means(x, together) if c.pooling == "mean" else x
 
   def pooled(self, hidden):
     """The pooler's `[..., D]` of `hidden [..., D]`, meant for first tokens."""
@@ -109,3 +111,9 @@ class Encoder(nn.Module):
     if self.config.head == "masked":
       return self.masked_head(hidden, self.embed)
     return self.classifier(self.pooled(hidden) if self._pools else hidden)
+
+
+def _means(x, together):
+  """Of `x [B, S, D]` over the tokens that are `together [B, S, S]`."""
+  sums = matmul(together.astype(x.dtype), x, (2, 1), 1)
+  return (sums / together.sum(axis=-1, keepdims=True)).astype(x.dtype)

@@ -64,17 +64,23 @@ class Classifier(nn.Module):
 
 def masked() -> dict[str, Any]:
   """Predicts hidden tokens."""
-  return {"head": "masked", "labels": ()}
+  return {"head": "masked", "labels": (), "pooling": "first"}
 
 
-def sequence(labels: Any) -> dict[str, Any]:
-  """Tells the class of a document. labels: names of the classes, or their number."""
-  return {"head": "sequence", "labels": _names(labels)}
+def sequence(labels: Any, pooling: str = "first") -> dict[str, Any]:
+  """Tells the class of a document.
+
+  Args:
+    labels: names of the classes, or their number.
+    pooling: see `EncoderConfig`. transformers' classes of these families know "first" alone: of a
+      model with "mean" they read the weights and not the pooling.
+  """
+  return {"head": "sequence", "labels": _names(labels), "pooling": pooling}
 
 
 def token(labels: Any) -> dict[str, Any]:
   """Tells the class of each token. labels: names of the classes, or their number."""
-  return {"head": "token", "labels": _names(labels)}
+  return {"head": "token", "labels": _names(labels), "pooling": "first"}
 
 
 SECTIONS: dict[str, Callable[..., dict[str, Any]]] = {

@@ -214,12 +214,31 @@ def test_a_missing_head_is_new_and_the_rest_stays(classifier):
   assert fresh == {"classifier/out/kernel", "classifier/out/bias"}  # another meaning
 
 
+def test_a_head_by_mean_reads_all_tokens_of_its_document(classifier, tmp_path):
+  section = {"name": "sequence", "labels": 3, "pooling": "mean"}
+  rng = jax.random.key(0)
+  model, params, _ = heads.attach(classifier.model, classifier.params, section, rng)
+  models.save(tmp_path, model, params)
+  model, params, _ = models.load(tmp_path)
+  tokens = np.array([[5, 6, 7, 8, 9, 0]], np.int32)
+  segments = np.array([[1, 1, 2, 2, 2, 0]], np.int32)
+  positions = np.array([[0, 1, 0, 1, 2, 0]], np.int32)
+  variables = {"params": params}
+  found = model.apply(variables, tokens, positions, segments)
+  hidden = classifier.model.apply(variables, tokens, positions, segments, method="hidden")
+  for first, after in ((0, 2), (2, 5)):
+    expected = model.apply(variables, hidden[:, first:after].mean(axis=1), method="head")
+    np.testing.assert_allclose(found[:, first], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_what_cannot_be_is_told(classifier):
   def attach(model=classifier.model, **section):
     heads.attach(model, classifier.params, section, jax.random.key(0))
 
   with pytest.raises(ValueError, match="did you mean 'sequence'"):
     attach(name="sequenze", labels=2)
+  with pytest.raises(ValueError, match="pooling 'max' is unknown"):
+    attach(name="sequence", labels=2, pooling="max")
   with pytest.raises(ValueError, match="two or more different classes, not 1"):
     attach(name="token", labels=1)
   llama = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}

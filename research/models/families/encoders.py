@@ -56,13 +56,20 @@ def read_head(hf: Mapping[str, Any]) -> dict[str, Any]:
     return {"head": head}
   named = {int(number): name for number, name in (hf.get("id2label") or {}).items()}
   count = len(named) or hf.get("num_labels", 2)
-  return {"head": head, "labels": tuple(named.get(i, f"LABEL_{i}") for i in range(count))}
+  pooling = hf.get("classifier_pooling", "cls")  # as ModernBERT's config.json calls it
+  return {
+    "head": head,
+    "labels": tuple(named.get(i, f"LABEL_{i}") for i in range(count)),
+    "pooling": "first" if pooling == "cls" else pooling,
+  }
 
 
 def write_head(config: EncoderConfig, model: str) -> dict[str, Any]:
   """The inverse of `read_head`. model: what the architectures' names begin with."""
   ending = {head: ending for ending, head in reversed(_HEADS.items())}.get(config.head or "")
   found: dict[str, Any] = {"architectures": [f"{model}{ending or 'Model'}"]}
+  if config.pooling != "first":
+    found["classifier_pooling"] = config.pooling
   if config.labels:
     found["id2label"] = {str(i): name for i, name in enumerate(config.labels)}
     found["label2id"] = {name: i for i, name in enumerate(config.labels)}
