@@ -27,8 +27,9 @@ from research.loop import step as step_lib
 from research.loop import subject as subject_lib
 from research.optim import build as optim
 
-# Packed rows hold about as many examples a step as the peer's padded batch of eight.
-SFT_ROWS, SFT_LENGTH = 2, 1024
+# Packed rows hold about as many examples a step as the peer's padded batch of eight; the longest
+# problem has fewer tokens than a row.
+SFT_ROWS, SFT_LENGTH = 4, 512
 
 
 class Training:
