@@ -22,9 +22,9 @@ from research import objectives
 from research.core import compile as compile_lib
 from research.core import config as config_lib
 from research.core import sharding, tree
+from research.loop import learner as learner_lib
 from research.loop import state as state_lib
 from research.loop import step as step_lib
-from research.loop import subject as subject_lib
 from research.optim import build as optim
 
 # Packed rows hold about as many examples a step as the peer's padded batch of eight; the longest
@@ -40,11 +40,11 @@ class Training:
 
   def __init__(self, config: config_lib.Config):
     compile_lib.run_inline()
-    subject = subject_lib.build(config)
-    self.tokenizer = subject.tokenizer
+    learner = learner_lib.build(config)
+    self.tokenizer = learner.tokenizer
     mesh = sharding.make_mesh(config.mesh)
-    trainable, frozen = tree.partition(subject.variables, subject.trains)
-    model, self._frozen = step_lib.arrange(subject.model, trainable, frozen, mesh)
+    trainable, frozen = tree.partition(learner.variables, learner.trains)
+    model, self._frozen = step_lib.arrange(learner.model, trainable, frozen, mesh)
     optimizer, schedule = optim.build(config.optimizer, trainable, config.train.steps)
     step = step_lib.make_step(
       model,

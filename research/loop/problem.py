@@ -15,7 +15,7 @@ from research import evals, models, objectives, peft
 from research.core import config as config_lib
 from research.data import pipeline
 from research.evals import Evaluator, Result
-from research.loop import subject as subject_lib
+from research.loop import learner as learner_lib
 from research.loop.step import Objective
 from research.models import families
 
@@ -69,8 +69,8 @@ def assemble(config: config_lib.Config) -> Problem:
   Raises:
     ConfigError: one of those sections cannot be; the message names it.
   """
-  subject = subject_lib.build(config)
-  model, tokenizer, variables = subject.model, subject.tokenizer, subject.variables
+  learner = learner_lib.build(config)
+  model, tokenizer, variables = learner.model, learner.tokenizer, learner.variables
   shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
   # An encoder-decoder's rows are pairs.
   pairs = isinstance(model, models.EncoderDecoder)
@@ -104,7 +104,7 @@ def assemble(config: config_lib.Config) -> Problem:
     modules = families.find(model.config.family).modules(model.config)
     # PEFT's files have no place for a LoRA of each expert: such adapters leave in their model.
     has_place = all(path in modules for path, _ in peft.sites(variables["adapters"]))
-    if subject_lib.adapters_alone(config) and not subject.fresh and has_place:
+    if learner_lib.adapters_alone(config) and not learner.fresh and has_place:
       peft.save(
         directory / "adapter",
         variables["adapters"],
@@ -124,15 +124,15 @@ def assemble(config: config_lib.Config) -> Problem:
     model=model,
     tokenizer=tokenizer,
     variables=variables,
-    trains=subject.trains,
+    trains=learner.trains,
     objective=objective,
     batches=batches,
     evaluators=evaluators,
     forward_flops=model.config.flops_per_token,
     export=export,
     active=model.config.active,
-    notes=[f"not in the checkpoint, new and trained: {', '.join(sorted(subject.fresh))}"]
-    if subject.fresh
+    notes=[f"not in the checkpoint, new and trained: {', '.join(sorted(learner.fresh))}"]
+    if learner.fresh
     else [],
   )
 

@@ -1,110 +1,118 @@
-"""What a run trains, as its config tells: the model, its parameters and its adapters."""
+"""A model to be used, as commands name it: a checkpoint, with an adapter, or a run's result."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
-from research import models, peft
 from research.core import config as config_lib
-from research.core import rng as rng_lib
-from research.core import tree
-from research.data.tokenizer import Tokenizer
-from research.loop import state as state_lib
-from research.models import heads
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Subject:
-  """A model to be trained.
+  """A model, its variables and its tokenizer, under a name for people.
 
-  variables: `{"params": ..., "adapters": ...}`.
-  trains: says of a path of `variables` and its leaf whether the optimizer changes it.
-  fresh: paths of parameters that the checkpoint lacks.
+  base: the source of the model that it was made from.
   """
 
+  name: str
   model: Any
-  tokenizer: Any
   variables: dict[str, Any]
-  trains: Callable[[str, Any], bool]
-  fresh: frozenset[str]
+  tokenizer: Any
+  base: str
 
 
-def build(config: config_lib.Config) -> Subject:
-  """What `model`, `adapters` and `trainable` describe; frozen parameters as activations' type.
+def add_arguments(parser: argparse.ArgumentParser, title: str) -> None:
+  """The flags `--model`, `--adapter`, `--run` and `--dtype`."""
+  group = parser.add_argument_group(title)
+  group.add_argument(
+    "--model", metavar="MODEL", help="a Hugging Face directory, a GGUF file or a known name"
+  )
+  group.add_argument(
+    "--adapter", type=Path, metavar="DIR", help="an adapter of --model, in PEFT's format"
+  )
+  group.add_argument(
+    "--run", type=Path, metavar="DIR", help="a run's directory, in place of --model"
+  )
+  group.add_argument(
+    "--dtype", choices=("bfloat16", "float32"), help="default: the config's, or bfloat16"
+  )
+
+
+def load_model(source: str, dtype: str) -> Subject:
+  """A checkpoint, a GGUF file or a known name.
 
   Raises:
-    ConfigError: one of them cannot be; the message names it.
+    ValueError: it has no tokenizer, or as `research.models.load`.
   """
-  with config_lib.blaming("model"):
-    dtype = jnp.dtype(config.model.dtype)
-    # What trains does so in float32; it should start from all the bits there are.
-    param_dtype = dtype if adapters_alone(config) else jnp.float32
-    model, params, tokenizer, fresh = _model(config, dtype, param_dtype)
-  with config_lib.blaming("adapters"):
-    adapters = peft.attach(config.adapters, params, rng_lib.root(config.seed, "adapters"))
-    adapter_trains = peft.trainable_paths(adapters)
+  import jax.numpy as jnp
+
+  from research import models
+
+  model, params, tokenizer = models.load(source, dtype=jnp.dtype(dtype))
+  if tokenizer is None:
+    raise ValueError(f"{source} has no tokenizer")
+  return Subject(source, model, {"params": params}, tokenizer, source)
+
+
+def with_adapter(subject: Subject, directory: Path) -> Subject:
+  """The base of `subject` with the adapter in `directory`."""
+  from research import peft
+  from research.models import families
+
+  config = subject.model.config
+  params = subject.variables["params"]
+  adapters = peft.load(directory, params, families.find(config.family).modules(config))
   variables = {"params": params, "adapters": adapters}
-  trains = state_lib.trains(
-    config.trainable, variables, lambda path, _: path in adapter_trains, fresh
-  )
-  variables = tree.map_with_path(
-    lambda path, leaf: leaf.astype(dtype) if _is_frozen(path, leaf, trains) else leaf, variables
-  )
-  return Subject(model, tokenizer, variables, trains, fresh)
+  return dataclasses.replace(subject, name=str(directory), variables=variables)
 
 
-def adapters_alone(config: config_lib.Config) -> bool:
-  """Whether nothing of the base trains, new heads aside."""
-  return set(config.trainable) == {"adapters"}
+def is_run_config(saved: Mapping[str, Any]) -> bool:
+  """Whether this is what a run's `config.json` holds, and not a model's."""
+  return isinstance(saved.get("model"), Mapping) and "source" in saved["model"]
 
 
-def _model(
-  config: config_lib.Config, dtype: Any, param_dtype: Any
-) -> tuple[Any, Any, Any, frozenset[str]]:
-  """The model that `config.model` names, or describes by its shape, with parameters and tokenizer.
-
-  And the paths of parameters of a head that the checkpoint has not.
+def run_config(directory: Path) -> config_lib.Config:
+  """The config of the run in `directory`.
 
   Raises:
-    ValueError: it does both, or neither, or the tokenizer does not fit.
+    FileNotFoundError: there is none.
+    ValueError: it is a model's directory.
   """
-  section = dict(config.model)
-  source, shape, directory = (section.pop(key) for key in ("source", "shape", "tokenizer"))
-  shape, section["dtype"] = shape.take(), dtype
-  head = section.pop("head", None)
-  if bool(source) == bool(shape):
-    raise ValueError("give either source, a checkpoint, or shape, that of a model to be trained")
-  if source:
-    if directory:
-      raise ValueError("a tokenizer is for a model of a given shape; a source has its own")
-    model, params, tokenizer = models.load(source, param_dtype=param_dtype, **section)
-    if not head:
-      return model, params, tokenizer, frozenset()
-    model, params, fresh = heads.attach(model, params, head, rng_lib.root(config.seed, "head"))
-    return model, params, tokenizer, fresh
-  if head:
-    raise ValueError("a head is for a source; a model of a given shape has that of its config")
-  if adapters_alone(config):
-    raise ValueError("a model of random weights learns nothing by adapters; set trainable to 'all'")
-  if not directory:
-    raise ValueError("a model of a given shape needs a tokenizer, a directory")
-  tokenizer = Tokenizer.from_directory(directory)
-  special = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
-  model = models.build({**special, **shape}, **section)
-  if tokenizer.vocab_size > model.config.vocab_size:
-    raise ValueError(
-      f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocab_size is"
-      f" {model.config.vocab_size}"
-    )
-  params = models.initialize(model, rng_lib.root(config.seed, "init"))
-  return model, params, tokenizer, frozenset()
+  file = directory / "config.json"
+  if not file.is_file():
+    raise FileNotFoundError(f"{directory} is no run: it has no config.json")
+  saved = json.loads(file.read_text())
+  if not is_run_config(saved):
+    raise ValueError(f"{file} is not a run's config; a model's directory goes to --model")
+  return config_lib.Config(saved)
 
 
-def _is_frozen(path: str, leaf: Any, trains: Callable[[str, Any], bool]) -> bool:
-  """Whether this is a parameter of the base that could be kept in the type of activations."""
-  floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-  return path.startswith("params/") and floating and not trains(path, leaf)
+def load_run(directory: Path, dtype: str | None = None) -> Subject:
+  """A run's model as it ended: its base with `adapter/`, or the whole of `model/`.
+
+  Raises:
+    FileNotFoundError: the run has not come to its end, or is none.
+  """
+  config = run_config(directory)
+  dtype = dtype or config.model.dtype
+  if (directory / "adapter").is_dir():
+    subject = with_adapter(load_model(config.model.source, dtype), directory / "adapter")
+  elif (directory / "model").is_dir():
+    subject = load_model(str(directory / "model"), dtype)
+    subject.base = config.model.source
+  else:
+    raise FileNotFoundError(f"{directory} holds neither adapter/ nor model/; is the run complete?")
+  return dataclasses.replace(subject, name=str(directory))
+
+
+def load(args: argparse.Namespace) -> Subject:
+  """What the flags of `add_arguments` name."""
+  if args.run:
+    return load_run(args.run, args.dtype)
+  subject = load_model(args.model, args.dtype or "bfloat16")
+  return with_adapter(subject, args.adapter) if args.adapter else subject

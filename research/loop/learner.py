@@ -1,0 +1,110 @@
+"""What a run trains, as its config tells: the model, its parameters and its adapters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from research import models, peft
+from research.core import config as config_lib
+from research.core import rng as rng_lib
+from research.core import tree
+from research.data.tokenizer import Tokenizer
+from research.loop import state as state_lib
+from research.models import heads
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+  """A model to be trained.
+
+  variables: `{"params": ..., "adapters": ...}`.
+  trains: says of a path of `variables` and its leaf whether the optimizer changes it.
+  fresh: paths of parameters that the checkpoint lacks.
+  """
+
+  model: Any
+  tokenizer: Any
+  variables: dict[str, Any]
+  trains: Callable[[str, Any], bool]
+  fresh: frozenset[str]
+
+
+def build(config: config_lib.Config) -> Learner:
+  """What `model`, `adapters` and `trainable` describe; frozen parameters as activations' type.
+
+  Raises:
+    ConfigError: one of them cannot be; the message names it.
+  """
+  with config_lib.blaming("model"):
+    dtype = jnp.dtype(config.model.dtype)
+    # What trains does so in float32; it should start from all the bits there are.
+    param_dtype = dtype if adapters_alone(config) else jnp.float32
+    model, params, tokenizer, fresh = _model(config, dtype, param_dtype)
+  with config_lib.blaming("adapters"):
+    adapters = peft.attach(config.adapters, params, rng_lib.root(config.seed, "adapters"))
+    adapter_trains = peft.trainable_paths(adapters)
+  variables = {"params": params, "adapters": adapters}
+  trains = state_lib.trains(
+    config.trainable, variables, lambda path, _: path in adapter_trains, fresh
+  )
+  variables = tree.map_with_path(
+    lambda path, leaf: leaf.astype(dtype) if _is_frozen(path, leaf, trains) else leaf, variables
+  )
+  return Learner(model, tokenizer, variables, trains, fresh)
+
+
+def adapters_alone(config: config_lib.Config) -> bool:
+  """Whether nothing of the base trains, new heads aside."""
+  return set(config.trainable) == {"adapters"}
+
+
+def _model(
+  config: config_lib.Config, dtype: Any, param_dtype: Any
+) -> tuple[Any, Any, Any, frozenset[str]]:
+  """The model that `config.model` names, or describes by its shape, with parameters and tokenizer.
+
+  And the paths of parameters of a head that the checkpoint has not.
+
+  Raises:
+    ValueError: it does both, or neither, or the tokenizer does not fit.
+  """
+  section = dict(config.model)
+  source, shape, directory = (section.pop(key) for key in ("source", "shape", "tokenizer"))
+  shape, section["dtype"] = shape.take(), dtype
+  head = section.pop("head", None)
+  if bool(source) == bool(shape):
+    raise ValueError("give either source, a checkpoint, or shape, that of a model to be trained")
+  if source:
+    if directory:
+      raise ValueError("a tokenizer is for a model of a given shape; a source has its own")
+    model, params, tokenizer = models.load(source, param_dtype=param_dtype, **section)
+    if not head:
+      return model, params, tokenizer, frozenset()
+    model, params, fresh = heads.attach(model, params, head, rng_lib.root(config.seed, "head"))
+    return model, params, tokenizer, fresh
+  if head:
+    raise ValueError("a head is for a source; a model of a given shape has that of its config")
+  if adapters_alone(config):
+    raise ValueError("a model of random weights learns nothing by adapters; set trainable to 'all'")
+  if not directory:
+    raise ValueError("a model of a given shape needs a tokenizer, a directory")
+  tokenizer = Tokenizer.from_directory(directory)
+  special = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
+  model = models.build({**special, **shape}, **section)
+  if tokenizer.vocab_size > model.config.vocab_size:
+    raise ValueError(
+      f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocab_size is"
+      f" {model.config.vocab_size}"
+    )
+  params = models.initialize(model, rng_lib.root(config.seed, "init"))
+  return model, params, tokenizer, frozenset()
+
+
+def _is_frozen(path: str, leaf: Any, trains: Callable[[str, Any], bool]) -> bool:
+  """Whether this is a parameter of the base that could be kept in the type of activations."""
+  floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+  return path.startswith("params/") and floating and not trains(path, leaf)
