@@ -71,6 +71,7 @@ def assemble(config: config_lib.Config) -> Problem:
   """
   learner = learner_lib.build(config)
   model, tokenizer, variables = learner.model, learner.tokenizer, learner.variables
+  fresh = learner.fresh  # for `export`, which must not keep the variables
   shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
   # An encoder-decoder's rows are pairs.
   pairs = isinstance(model, models.EncoderDecoder)
@@ -104,7 +105,7 @@ def assemble(config: config_lib.Config) -> Problem:
     modules = families.find(model.config.family).modules(model.config)
     # PEFT's files have no place for a LoRA of each expert: such adapters leave in their model.
     has_place = all(path in modules for path, _ in peft.sites(variables["adapters"]))
-    if learner_lib.adapters_alone(config) and not learner.fresh and has_place:
+    if learner_lib.adapters_alone(config) and not fresh and has_place:
       peft.save(
         directory / "adapter",
         variables["adapters"],
@@ -131,9 +132,7 @@ def assemble(config: config_lib.Config) -> Problem:
     forward_flops=model.config.flops_per_token,
     export=export,
     active=model.config.active,
-    notes=[f"not in the checkpoint, new and trained: {', '.join(sorted(learner.fresh))}"]
-    if learner.fresh
-    else [],
+    notes=[f"not in the checkpoint, new and trained: {', '.join(sorted(fresh))}"] if fresh else [],
   )
 
 
