@@ -102,12 +102,13 @@ def assemble(config: config_lib.Config) -> Problem:
 
   def export(directory: Path, variables: dict[str, Any]) -> None:
     modules = families.find(model.config.family).modules(model.config)
-    # PEFT's files have no place for a LoRA of each expert: such adapters leave in their model.
-    has_place = all(path in modules for path, _ in peft.sites(variables["adapters"]))
+    adapters = peft.plain(variables["adapters"], subject.starts)
+    # PEFT's files have no place for a LoRA of each expert, say: such adapters leave in their model.
+    has_place = peft.obstacle(adapters, modules) is None
     if subject_lib.adapters_alone(config) and not subject.fresh and has_place:
       peft.save(
         directory / "adapter",
-        variables["adapters"],
+        adapters,
         modules,
         base_model=config.model.source,
         task_type=model.config.task_type,

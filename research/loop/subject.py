@@ -21,9 +21,11 @@ from research.models import heads
 class Subject:
   """A model to be trained.
 
-  variables: `{"params": ..., "adapters": ...}`.
+  variables: `{"params": ..., "adapters": ...}`; adapters that begin as a part of the base have been
+    taken out of it.
   trains: says of a path of `variables` and its leaf whether the optimizer changes it.
   fresh: paths of parameters that the checkpoint lacks.
+  starts: those adapters as they begin, for `peft.plain`.
   """
 
   model: Any
@@ -31,6 +33,7 @@ class Subject:
   variables: dict[str, Any]
   trains: Callable[[str, Any], bool]
   fresh: frozenset[str]
+  starts: dict[str, peft.Adapter]
 
 
 def build(config: config_lib.Config) -> Subject:
@@ -47,14 +50,20 @@ def build(config: config_lib.Config) -> Subject:
   with config_lib.blaming("adapters"):
     adapters = peft.attach(config.adapters, params, rng_lib.root(config.seed, "adapters"))
     adapter_trains = peft.trainable_paths(adapters)
-  variables = {"params": params, "adapters": adapters}
+  variables = {"params": peft.residual(params, adapters), "adapters": adapters}
   trains = state_lib.trains(
     config.trainable, variables, lambda path, _: path in adapter_trains, fresh
   )
+  kernels = tree.flatten(params)
+  for path, adapter in peft.sites(adapters):
+    if adapter.frozen_kernel and trains(f"params/{path}", kernels[path]):
+      raise config_lib.ConfigError(
+        f"config.trainable: {type(adapter).__name__} needs the kernel at {path!r} frozen"
+      )
   variables = tree.map_with_path(
     lambda path, leaf: leaf.astype(dtype) if _is_frozen(path, leaf, trains) else leaf, variables
   )
-  return Subject(model, tokenizer, variables, trains, fresh)
+  return Subject(model, tokenizer, variables, trains, fresh, peft.starts(adapters))
 
 
 def adapters_alone(config: config_lib.Config) -> bool:

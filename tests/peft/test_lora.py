@@ -235,7 +235,7 @@ def test_rules_that_cannot_be():
     peft.attach([{"target": ".*kernel", "name": "lora", "rnk": 4}], params, KEY)
   with pytest.raises(ValueError, match="'lora'"):
     peft.attach([{"target": ".*kernel", "name": "lorra"}], params, KEY)
-  with pytest.raises(ValueError, match="needs a matrix"):
+  with pytest.raises(ValueError, match="needs a matrix, a projection):
     peft.attach([{"target": ".*bias", "name": "lora"}], params, KEY)
   with pytest.raises(ValueError, match="ranks start at 1"):
     peft.attach([{"target": ".*kernel", "name": "lora", "rank": 0}], params, KEY)

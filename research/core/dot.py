@@ -22,6 +22,11 @@ class Transposed:
 
   values: jax.Array
 
+  @property
+  def dtype(self):
+    """The type of the numbers."""
+    return self.values.dtype
+
 
 _FEW_ROWS = 128
 
@@ -55,3 +60,11 @@ def _backward(residuals, g):
 
 
 _dot.defvjp(_forward, _backward)
+
+
+def across(kernel: jax.Array | Transposed, a: jax.Array) -> jax.Array:
+  """`kernel^T a` in the type of `kernel`: `[in, out]`, `[in, r]` -> float32 `[out, r]`."""
+  a = a.astype(kernel.dtype)
+  if isinstance(kernel, Transposed):
+    return matmul(kernel.values, a, (1, 0))
+  return outer(kernel, a)
