@@ -23,7 +23,7 @@ def require_matrix(method: str, path: str, kernel: Any, *, experts: bool = False
   is_kernel = path.rpartition("/")[2] == "kernel"
   if not is_kernel or kernel.ndim not in (2, 3) and not (kernel.ndim == 4 and EXPERTS in path):
     raise ValueError(
-      f"{method} needs a matrix that is a projection's kernel; {path!r} {tuple(kernel.shape)} is not"
+      f"{method} needs a matrix, a projection's kernel; {path!r} {tuple(kernel.shape)} is none"
     )
 
 

@@ -107,10 +107,9 @@ def init(
   alphas = [_choose(alpha_pattern, name, alpha) for name in names]
   if min(ranks) < 1:
     raise ValueError(f"rank {min(ranks)} at {path!r}: ranks start at 1")
-  if max(ranks) > min(features, out):
-    raise ValueError(
-      f"rank {max(ranks)} at {path!r}: a matrix [{features}, {out}] has at most {min(features, out)}"
-    )
+  most = min(features, out)
+  if max(ranks) > most:
+    raise ValueError(f"rank {max(ranks)} at {path!r}: a [{features}, {out}] has {most} at most")
   scales = [
     s / (math.sqrt(r) if rank_stabilized else r) for r, s in zip(ranks, alphas, strict=True)
   ]

@@ -1,4 +1,4 @@
-"""VeRA: vectors between random matrices that all sites share (Kopiczko et al., arXiv:2310.11454)."""
+"""VeRA: vectors around random matrices that all sites share (Kopiczko et al., arXiv:2310.11454)."""
 
 import math
 from functools import partial

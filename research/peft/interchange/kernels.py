@@ -11,7 +11,7 @@ from research.peft.interchange.modules import PREFIX, Modules, Part
 
 Tree = Any
 
-# Keys that would change what any adapter at a kernel computes, and the values with which they don't.
+# Keys that change what any adapter computes and the values with which they change nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {"bias": ("none",), "modules_to_save": (None, [])}
 
 
