@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
   config.model.head = ConfigDict()
 
   # Rules {"target": path regex, "name": method, ...}; a parameter takes the first that matches.
-  # research.peft has the methods, with their arguments: lora, dora, vera, ia3.
+  # research.peft has the methods, with their arguments: lora, dora, vera, ia3, embedding_lora.
   config.adapters = ()
   # What the optimizer changes: "adapters", "all", or regexes of parameters' paths (".*/bias").
   config.trainable = ("adapters",)

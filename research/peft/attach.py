@@ -7,12 +7,18 @@ from typing import Any
 import jax
 
 from research.core import config, tree
-from research.peft import dora, ia3, lora, vera
+from research.peft import dora, embedding, ia3, lora, vera
 from research.peft.adapter import sites
 
 Tree = Any
 
-METHODS = {"dora": dora.init, "ia3": ia3.init, "lora": lora.init, "vera": vera.init}
+METHODS = {
+  "dora": dora.init,
+  "embedding_lora": embedding.init,
+  "ia3": ia3.init,
+  "lora": lora.init,
+  "vera": vera.init,
+}
 
 
 def attach(rules: Sequence[Mapping[str, Any]], params: Tree, rng: jax.Array) -> Tree:
@@ -44,12 +50,15 @@ def merge(params: Tree, adapters: Tree) -> Tree:
   """`params` with every adapter folded into its kernel, and the bias beside it.
 
   Raises:
-    ValueError: an adapter's method cannot be merged, or its site is not in `params`.
+    ValueError: an adapter's method cannot be merged, or its site is not in `params`, or is a table
+      that is the head, too, which the adapter leaves as it is.
   """
   flat = tree.flatten(params)
   for path, adapter in sites(adapters):
     if path not in flat:
       raise ValueError(f"adapter at {path!r} has no parameter{tree.nearest(path, flat)}")
+    if path == embedding.PATH and "lm_head/kernel" not in flat:
+      raise ValueError(f"{path!r} is the head, too: what changes it as a table cannot be merged")
     flat[path] = adapter.merge(flat[path])
     bias = f"{path.rpartition('/')[0]}/bias"
     if bias in flat:

@@ -17,6 +17,7 @@ from research.core import tree
 from research.io import safetensors
 from research.peft.adapter import sites
 from research.peft.dora import DoRA
+from research.peft.embedding import EmbeddingLoRA
 from research.peft.ia3 import IA3
 from research.peft.interchange import ia3, lora, vera
 from research.peft.interchange.modules import Modules
@@ -26,7 +27,13 @@ from research.peft.vera import VeRA
 Tree = Any
 
 FORMATS: dict[str, ModuleType] = {"IA3": ia3, "LORA": lora, "VERA": vera}  # by `peft_type`
-_TYPES: dict[type, str] = {DoRA: "LORA", IA3: "IA3", LoRA: "LORA", VeRA: "VERA"}
+_TYPES: dict[type, str] = {
+  DoRA: "LORA",
+  EmbeddingLoRA: "LORA",
+  IA3: "IA3",
+  LoRA: "LORA",
+  VeRA: "VERA",
+}
 _OBSTACLES: dict[str, Callable[[Tree, Modules], str | None]] = {
   "IA3": ia3.obstacle,
   "LORA": lora.obstacle,

@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.core import tree
-from research.peft import dora
+from research.peft import dora, embedding
 from research.peft.adapter import sites
 from research.peft.dora import DoRA
+from research.peft.embedding import EmbeddingLoRA
 from research.peft.interchange import kernels
 from research.peft.interchange.modules import PREFIX, Modules
 from research.peft.lora import LoRA
@@ -33,6 +34,7 @@ Tree = Any
 _NEUTRAL: dict[str, tuple[Any, ...]] = kernels.NEUTRAL | {
   "alora_invocation_tokens": (None,),
   "arrow_config": (None,),
+  "ensure_weight_tying": (False, None),
   "layer_replication": (None,),
   "lora_bias": (False, None),
   "target_parameters": (None, []),
@@ -40,19 +42,20 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = kernels.NEUTRAL | {
   "use_qalora": (False, None),
 }
 _A, _B, _MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+_TABLE_A, _TABLE_B, _BASE = "lora_embedding_A", "lora_embedding_B", "base_layer.weight"
 
 
 def obstacle(adapters: Tree, modules: Modules) -> str | None:
   """Why these adapters cannot be written, None if they can."""
   if reason := kernels.unplaced(adapters, modules):
     return reason
-  kinds = {type(adapter): path for path, adapter in sites(adapters)}
+  kinds = {isinstance(adapter, DoRA): path for path, adapter in sites(adapters)}
   if len(kinds) > 1:
-    return f"one adapter is LoRA, as at {kinds[LoRA]!r}, or DoRA, as at {kinds[DoRA]!r}, not both"
+    return f"one adapter is LoRA, as at {kinds[False]!r}, or DoRA, as at {kinds[True]!r}, not both"
   for path, adapter in sites(adapters):
     if isinstance(adapter, LoRA) and adapter.residual:
       return f"the LoRA at {path!r} is a part of its base; research.peft.plain makes it a plain one"
-  if DoRA in kinds:
+  if True in kinds:
     return kernels.halved("DoRA", adapters, modules)
   return None
 
@@ -72,8 +75,9 @@ def write(adapters: Tree, modules: Modules) -> tuple[dict[str, Any], dict[str, n
       if not len(a):
         continue
       name = f"{PREFIX}{module.format(layer)}"
-      tensors[f"{name}.{_A}"] = np.ascontiguousarray(a)
-      tensors[f"{name}.{_B}"] = np.ascontiguousarray(b)
+      is_table = any(isinstance(adapter, EmbeddingLoRA) for adapter in group.values())
+      tensors[f"{name}.{_TABLE_A if is_table else _A}"] = np.ascontiguousarray(a)
+      tensors[f"{name}.{_TABLE_B if is_table else _B}"] = np.ascontiguousarray(b)
       shapes[module][layer] = (len(a), float(f"{scale * len(a):.7g}"))
       norms = [_norms(adapter, layer) for adapter in group.values() if isinstance(adapter, DoRA)]
       if norms:
@@ -99,6 +103,11 @@ def read(
   if config.get("use_dora"):
     held[_MAGNITUDE] = kernels.take(tensors, _MAGNITUDE, places)
   kernels.require_together(held)
+  tables = {suffix: kernels.take(tensors, suffix, places) for suffix in (_TABLE_A, _TABLE_B)}
+  kernels.require_together(tables)
+  lows, highs = lows | tables[_TABLE_A], highs | tables[_TABLE_B]
+  for module, table in kernels.take(tensors, _BASE, places).items():
+    _require_same(module, table, flat[places[module][0][0]])
   kernels.require_empty(tensors, "LoRA")
   found: dict[str, dict[int, tuple[np.ndarray, np.ndarray, float]]] = {}
   norms: dict[str, dict[int, np.ndarray]] = {}
@@ -111,13 +120,25 @@ def read(
       if (a.shape[0], cut.shape[1]) != kernel[-2:]:
         raise ValueError(f"{module}: {a.shape} x {b.shape} does not fit {path} {kernel}")
       found.setdefault(path, {})[layer] = (a, cut, scale)
-      if _MAGNITUDE in held:
+      if module in held.get(_MAGNITUDE, {}):
         norms.setdefault(path, {})[layer] = kernels.piece(held[_MAGNITUDE][module], part)
   dropout = float(config.get("lora_dropout") or 0.0)
-  adapters = {p: _stack(layers, flat[p].shape, dropout) for p, layers in found.items()}
-  return tree.unflatten(
-    {p: _dora(v, flat[p], norms[p]) if p in norms else v for p, v in adapters.items()}
-  )
+  adapters: dict[str, Any] = {
+    path: _stack(layers, flat[path].shape, dropout) for path, layers in found.items()
+  }
+  if embedding.PATH in adapters:
+    adapters[embedding.PATH] = embedding.of(adapters[embedding.PATH])
+  for path, layers in norms.items():
+    adapters[path] = _dora(adapters[path], flat[path], layers)
+  return tree.unflatten(adapters)
+
+
+def _require_same(module, table, ours):
+  """PEFT saves a table that it adapts, too; it has to be the base's."""
+  if table.shape != ours.shape or not np.array_equal(table, np.asarray(ours, np.float32)):
+    raise ValueError(
+      f"the adapter holds a {module!r} that is not the base's; it is of another base"
+    )
 
 
 def _dora(factors, kernel, norms):
