@@ -27,7 +27,7 @@ class LoRA(Adapter):
   `b`, whose gradients vanish, so that they stay zero. Rank 0 is no adapter.
 
   freeze_a: `a` stays as it began (LoRA-FA: Zhang et al. 2023, arXiv:2308.03303), so that of a
-    projection's inputs no more than `x a` is kept for the gradients.
+    projection's inputs no more than `x a` need be kept for the gradients.
   residual: the first `scale * a b` is a part of the base, which `peft.residual` takes out of it.
   """
 
@@ -41,7 +41,7 @@ class LoRA(Adapter):
   freeze_a: bool = struct.field(pytree_node=False, default=False)
   residual: bool = struct.field(pytree_node=False, default=False)
 
-  def trains(self, field):
+  def trains(self, field: str) -> bool:
     """See `Adapter.trains`."""
     return super().trains(field) and not (field == "a" and self.freeze_a)
 
@@ -139,9 +139,8 @@ def _kaiming(kernel, ranks, rng):
 
 def _start(name, path, kernel, ranks, scales):
   if name not in STARTS:
-    raise ValueError(
-      f"start {name!r} at {path!r}{tree.nearest(name, STARTS)}; there are {[*STARTS]}"
-    )
+    near = tree.nearest(name, STARTS)
+    raise ValueError(f"start {name!r} is unknown{near}; there are {', '.join(STARTS)}")
   require_numbers(name, path, kernel)
   *stack, features, out = kernel.shape
   a = np.zeros((len(ranks), features, max(ranks)), np.float32)

@@ -35,10 +35,13 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = kernels.NEUTRAL | {
   "alora_invocation_tokens": (None,),
   "arrow_config": (None,),
   "ensure_weight_tying": (False, None),
+  "kasa_config": (None,),
   "layer_replication": (None,),
   "lora_bias": (False, None),
+  "monteclora_config": (None,),
   "target_parameters": (None, []),
   "trainable_token_indices": (None,),
+  "use_bdlora": (None,),
   "use_qalora": (False, None),
 }
 _A, _B, _MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
@@ -135,10 +138,9 @@ def read(
 
 def _require_same(module, table, ours):
   """PEFT saves a table that it adapts, too; it has to be the base's."""
-  if table.shape != ours.shape or not np.array_equal(table, np.asarray(ours, np.float32)):
-    raise ValueError(
-      f"the adapter holds a {module!r} that is not the base's; it is of another base"
-    )
+  ours = np.asarray(ours)
+  if table.shape != ours.shape or not np.array_equal(table.astype(ours.dtype), ours):
+    raise ValueError(f"the adapter's own {module!r} is not the base's: it is of another base")
 
 
 def _dora(factors, kernel, norms):
@@ -212,7 +214,7 @@ def _config(shapes, modules, grouped):
 def _check(config):
   kernels.require_neutral(config, _NEUTRAL)
   init = config.get("init_lora_weights", True)
-  if isinstance(init, str) and init.startswith(("pissa", "olora", "corda", "loftq")):
+  if isinstance(init, str) and init.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
     raise ValueError(
       f"init_lora_weights={init!r} changes the base model; convert the adapter to plain LoRA"
       " with PEFT's path_initial_model_for_weight_conversion first"
