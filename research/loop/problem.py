@@ -71,6 +71,7 @@ def assemble(config: config_lib.Config) -> Problem:
   """
   subject = subject_lib.build(config)
   model, tokenizer, variables = subject.model, subject.tokenizer, subject.variables
+  fresh, starts = subject.fresh, subject.starts  # for `export`, which must not keep the variables
   shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
   # An encoder-decoder's rows are pairs.
   pairs = isinstance(model, models.EncoderDecoder)
@@ -102,10 +103,10 @@ def assemble(config: config_lib.Config) -> Problem:
 
   def export(directory: Path, variables: dict[str, Any]) -> None:
     modules = families.find(model.config.family).modules(model.config)
-    adapters = peft.plain(variables["adapters"], subject.starts)
+    adapters = peft.plain(variables["adapters"], starts)
     # PEFT's files have no place for a LoRA of each expert, say: such adapters leave in their model.
     has_place = peft.obstacle(adapters, modules) is None
-    if subject_lib.adapters_alone(config) and not subject.fresh and has_place:
+    if subject_lib.adapters_alone(config) and not fresh and has_place:
       peft.save(
         directory / "adapter",
         adapters,
