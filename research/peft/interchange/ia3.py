@@ -24,7 +24,7 @@ _SCALE = "ia3_l"
 
 def obstacle(adapters: Tree, modules: Modules) -> str | None:
   """Why these adapters cannot be written, None if they can."""
-  inputs = {path: adapter for path, adapter in sites(adapters) if adapter.feedforward}
+  inputs = {p: v for p, v in sites(adapters) if isinstance(v, IA3) and v.feedforward}
   return kernels.unplaced(adapters, modules) or kernels.fused(
     "vector of inputs", tree.unflatten(inputs), modules
   )
@@ -39,7 +39,7 @@ def write(adapters: Tree, modules: Modules) -> tuple[dict[str, Any], dict[str, n
     one = next(iter(group.values()))
     live = np.max([np.atleast_1d(adapter.live) for adapter in group.values()], axis=0) > 0
     held[one.feedforward][module] = list(live)
-    for layer in np.flatnonzero(live):
+    for layer in np.flatnonzero(live).tolist():
       scale = _fuse({part: _of_layer(adapter, layer) for part, adapter in group.items()})
       shape = (1, -1) if one.feedforward else (-1, 1)
       tensors[f"{PREFIX}{module.format(layer)}.{_SCALE}"] = scale.reshape(shape)

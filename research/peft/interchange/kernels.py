@@ -91,7 +91,7 @@ def piece(vector: np.ndarray, part: Part) -> np.ndarray:
   return vector[..., start * unit : stop * unit]
 
 
-def layer_of(stacked: np.ndarray, stack: int, layer: int) -> np.ndarray:
+def layer_of(stacked: Any, stack: int, layer: int) -> np.ndarray:
   """What one layer has of a leaf in float32; `stack` is 1 if there are layers, else 0."""
   return np.asarray(stacked[layer] if stack else stacked, np.float32)
 
@@ -142,7 +142,7 @@ def targets(held: Mapping[str, Sequence[bool]], modules: Modules) -> list[str]:
   """
   every = {module for module, _ in modules.values()}
   whole = {module for module, layers in held.items() if all(layers)}
-  found = set()
+  found: set[str] = set()
   for module, layers in held.items():
     short = _shortest(module, whole, every) if module in whole else None
     named = {module.format(layer) for layer, here in enumerate(layers) if here}

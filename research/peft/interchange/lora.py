@@ -52,15 +52,14 @@ def obstacle(adapters: Tree, modules: Modules) -> str | None:
   """Why these adapters cannot be written, None if they can."""
   if reason := kernels.unplaced(adapters, modules):
     return reason
-  kinds = {isinstance(adapter, DoRA): path for path, adapter in sites(adapters)}
-  if len(kinds) > 1:
-    return f"one adapter is LoRA, as at {kinds[False]!r}, or DoRA, as at {kinds[True]!r}, not both"
+  with_norms = [path for path, adapter in sites(adapters) if isinstance(adapter, DoRA)]
+  without = [path for path, adapter in sites(adapters) if not isinstance(adapter, DoRA)]
+  if with_norms and without:
+    return f"PEFT has LoRA, as at {without[0]!r}, or DoRA, as at {with_norms[0]!r}, not both"
   for path, adapter in sites(adapters):
     if isinstance(adapter, LoRA) and adapter.residual:
       return f"the LoRA at {path!r} is a part of its base; research.peft.plain makes it a plain one"
-  if True in kinds:
-    return kernels.halved("DoRA", adapters, modules)
-  return None
+  return kernels.halved("DoRA", adapters, modules) if with_norms else None
 
 
 def write(adapters: Tree, modules: Modules) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

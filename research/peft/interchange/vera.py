@@ -40,14 +40,14 @@ def write(adapters: Tree, modules: Modules) -> tuple[dict[str, Any], dict[str, n
     for module, adapter in grouped.items()
   }
   everyone = [layer for layers in each.values() for layer in layers.values()]
-  a = max(everyone, key=lambda layer: len(layer.a)).a
-  b = max(everyone, key=lambda layer: layer.b.shape[1]).b
-  tensors = {_A: np.ascontiguousarray(a.T), _B: np.ascontiguousarray(b.T)}
+  a: Any = max(everyone, key=lambda layer: len(layer.a)).a
+  b: Any = max(everyone, key=lambda layer: layer.b.shape[1]).b
+  tensors: dict[str, np.ndarray] = {_A: np.ascontiguousarray(a.T), _B: np.ascontiguousarray(b.T)}
   for module, layers in each.items():
     for i, layer in layers.items():
       name = f"{PREFIX}{module.format(i)}"
-      tensors[f"{name}.{_D}"] = layer.lambda_d * _ratio(module, layer, a, b)
-      tensors[f"{name}.{_LAMBDA_B}"] = layer.lambda_b
+      tensors[f"{name}.{_D}"] = np.asarray(layer.lambda_d) * _ratio(module, layer, a, b)
+      tensors[f"{name}.{_LAMBDA_B}"] = np.asarray(layer.lambda_b)
   held = {m: [i in each[m] for i in range(len(_layers(v)))] for m, v in grouped.items()}
   config = {
     "r": int(a.shape[1]),
@@ -88,7 +88,7 @@ def read(
   held = {suffix: kernels.take(tensors, suffix, places) for suffix in (_D, _LAMBDA_B)}
   kernels.require_together(held)
   kernels.require_empty(tensors, "VeRA")
-  found: dict[str, dict[int, VeRA]] = {}
+  found: dict[str, dict[int, tuple[np.ndarray, ...]]] = {}
   for module, lambda_d in held[_D].items():
     lambda_b = held[_LAMBDA_B][module]
     for path, layer, part in places[module]:
@@ -97,7 +97,7 @@ def read(
       vector = kernels.piece(lambda_b, part)
       if len(low) != features or high.shape[1] != out or len(vector) != out:
         raise ValueError(f"{module}: {a.shape} x {b.shape} does not fit {path} {flat[path].shape}")
-      found.setdefault(path, {})[layer] = VeRA(low, high, lambda_d, vector)
+      found.setdefault(path, {})[layer] = (low, high, lambda_d, vector)
   dropout = float(config.get("vera_dropout") or 0.0)
   return tree.unflatten(
     {path: _stack(layers, flat[path].shape[:-2], dropout) for path, layers in found.items()}
@@ -125,16 +125,12 @@ def _ratio(module, layer, a, b):
 
 
 def _stack(layers, stack, dropout):
-  """One VeRA of those of some layers; the others have zeros."""
+  """One VeRA of the fields of some layers; the others have zeros."""
   if not stack:
-    return VeRA(*map(jnp.asarray, _leaves(layers[0])), dropout)
+    return VeRA(*map(jnp.asarray, layers[0]), dropout)
   leaves = []
-  for each in zip(*(_leaves(layer) for layer in layers.values()), strict=True):
+  for each in zip(*layers.values(), strict=True):
     out = np.zeros((*stack, *each[0].shape), np.float32)
     out[list(layers)] = each
     leaves.append(jnp.asarray(out))
   return VeRA(*leaves, dropout)
-
-
-def _leaves(adapter):
-  return adapter.a, adapter.b, adapter.lambda_d, adapter.lambda_b
