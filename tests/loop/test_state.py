@@ -48,18 +48,15 @@ def test_words_and_patterns():
 
 def test_biases_or_layer_norms_alone():
   """BitFit (Ben Zaken et al. 2021) and PEFT's tuning of layer norms, as many as there."""
-  model = models.build(
-    {"model_type": "gpt2", "vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4}
-  )
+  shape = {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+  model = models.build({"model_type": "gpt2", **shape})
   params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
   flat = tree.flatten({"params": params})
 
   def count(pattern):
     return sum(flat[path].size for path in _trained(pattern, variables={"params": params}))
 
-  theirs = transformers.GPT2LMHeadModel(
-    transformers.GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4)
-  )
+  theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape))
   biases = [p.numel() for name, p in theirs.named_parameters() if name.endswith("bias")]
   assert count(".*/bias") == sum(biases)
   config = hf_peft.LNTuningConfig(target_modules=["ln_1", "ln_2", "ln_f"])
