@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
   config.model.head = ConfigDict()
 
   # Rules {"target": path regex, "name": method, ...}; a parameter takes the first that matches.
+  # research.peft has the methods, with their arguments: lora, dora, vera, ia3, embedding_lora.
   config.adapters = ()
   # What the optimizer changes: "adapters", "all", or regexes of parameters' paths (".*/bias").
   config.trainable = ("adapters",)
@@ -95,6 +96,8 @@ def get_config() -> ConfigDict:
   # Rules (path regex, whether it decays), first match wins; empty: matrices decay, and biases,
   # norms and embeddings do not.
   config.optimizer.weight_decay_mask = ()
+  # How many times the learning rate that of LoRA's b is (LoRA+, 16 in its paper); 0: once.
+  config.optimizer.lora_plus_ratio = 0.0
   # The most that the norm of all gradients may be; 0: no limit.
   config.optimizer.clip_norm = 1.0
   # An update whose gradient is not finite is skipped; after so many in a row the run stops.

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,6 +202,36 @@ def test_killed_and_stopped_the_same_command_ends_with_the_same_bits(world, whol
     assert told[0] == told[1]
 
 
+def test_an_adapter_that_began_as_a_part_of_the_base_goes_on_from_the_same_base(world, command):
+  rule = {"target": "layers/.*_proj/kernel", "name": "lora", "rank": 2, "start": "pissa"}
+  arguments = (
+    "--config=config.py",
+    "--config.directory=part",
+    f"--config.adapters=({rule},)",
+    "--config.train.steps=4",
+    "--config.checkpoint.every_steps=2",
+    "--config.optimizer.lora_plus_ratio=4.0",
+    "--config.data.eval={}",
+    "--config.log.tensorboard=false",
+  )
+  directory = world / "part"
+  assert command(*arguments)[0] == 0
+  whole = load_file(directory / "adapter" / "adapter_model.safetensors")
+  lines = _lines(directory)
+  (directory / "results.json").unlink()
+  shutil.rmtree(directory / "adapter")
+  shutil.rmtree(directory / "checkpoints" / "4")
+  code, _, err = command(*arguments)
+  assert code == 0 and "going on from step 2 of 4" in err
+  assert _lines(directory) == lines
+  again = load_file(directory / "adapter" / "adapter_model.safetensors")
+  for name, tensor in whole.items():
+    np.testing.assert_array_equal(again[name], tensor, err_msg=name)
+  # For the base as it was: what was learnt, in twice the rank.
+  config = json.loads((directory / "adapter" / "adapter_config.json").read_text())
+  assert config["r"] == 4 and config["init_lora_weights"] is True
+
+
 def test_everything_can_train_and_is_saved_whole(world, command):
   code, _, err = command(
     "--config=config.py",
@@ -232,6 +263,14 @@ def test_everything_can_train_and_is_saved_whole(world, command):
     (("--config=config.py", "--config.trainable=.*/bias"), "config.trainable: rule '.*/bias'"),
     (("--config=config.py", "--config.adapters[0].ranc=2"), "'adapters.0..ranc'"),
     (("--config=config.py", "--config.adapters[0].target=layer/.*"), "config.adapters: rule"),
+    (
+      (
+        "--config=config.py",
+        "--config.adapters=({'target': 'layers/.*_proj/kernel', 'name': 'dora'},)",
+        "--config.trainable=all",
+      ),
+      "config.trainable: DoRA needs the kernel at 'layers/attention/k_proj/kernel' frozen",
+    ),
     (("--config=config.py", "--config.objective.name=casual"), "did you mean 'causal'"),
     (("--config=config.py", "--config.data.train.packing=best"), "config.data.train: .*best_fit"),
     (("--config=config.py", "--config.mesh.data=7"), "config.mesh"),

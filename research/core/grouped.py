@@ -35,7 +35,7 @@ def _forward(x, kernels, sizes):
 
 
 def _backward(residuals, g):
-  # As in nn/dot.py: products on operands of the type of `x`, where JAX's own would be float32.
+  # As in core/dot.py: products on operands of the type of `x`, where JAX's own would be float32.
   x, kernels, sizes = residuals
   g = g.astype(x.dtype)
   dx = _product(g, kernels.astype(x.dtype), sizes, transposed=True).astype(x.dtype)

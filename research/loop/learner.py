@@ -15,15 +15,18 @@ from research.core import tree
 from research.data.tokenizer import Tokenizer
 from research.loop import state as state_lib
 from research.models import heads
+from research.peft.lora import LoRA
 
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
   """A model to be trained.
 
-  variables: `{"params": ..., "adapters": ...}`.
+  variables: `{"params": ..., "adapters": ...}`; adapters that begin as a part of the base have been
+    taken out of it.
   trains: says of a path of `variables` and its leaf whether the optimizer changes it.
   fresh: paths of parameters that the checkpoint lacks.
+  starts: those adapters as they begin, for `peft.plain`.
   """
 
   model: Any
@@ -31,6 +34,7 @@ class Learner:
   variables: dict[str, Any]
   trains: Callable[[str, Any], bool]
   fresh: frozenset[str]
+  starts: dict[str, LoRA]
 
 
 def build(config: config_lib.Config) -> Learner:
@@ -47,14 +51,20 @@ def build(config: config_lib.Config) -> Learner:
   with config_lib.blaming("adapters"):
     adapters = peft.attach(config.adapters, params, rng_lib.root(config.seed, "adapters"))
     adapter_trains = peft.trainable_paths(adapters)
-  variables = {"params": params, "adapters": adapters}
+  variables = {"params": peft.residual(params, adapters), "adapters": adapters}
   trains = state_lib.trains(
     config.trainable, variables, lambda path, _: path in adapter_trains, fresh
   )
+  kernels = tree.flatten(params)
+  for path, adapter in peft.sites(adapters):
+    if adapter.frozen_kernel and trains(f"params/{path}", kernels[path]):
+      raise config_lib.ConfigError(
+        f"config.trainable: {type(adapter).__name__} needs the kernel at {path!r} frozen"
+      )
   variables = tree.map_with_path(
     lambda path, leaf: leaf.astype(dtype) if _is_frozen(path, leaf, trains) else leaf, variables
   )
-  return Learner(model, tokenizer, variables, trains, fresh)
+  return Learner(model, tokenizer, variables, trains, fresh, peft.starts(adapters))
 
 
 def adapters_alone(config: config_lib.Config) -> bool:

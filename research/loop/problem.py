@@ -71,7 +71,7 @@ def assemble(config: config_lib.Config) -> Problem:
   """
   learner = learner_lib.build(config)
   model, tokenizer, variables = learner.model, learner.tokenizer, learner.variables
-  fresh = learner.fresh  # for `export`, which must not keep the variables
+  fresh, starts = learner.fresh, learner.starts  # for `export`, which must not keep the variables
   shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
   # An encoder-decoder's rows are pairs.
   pairs = isinstance(model, models.EncoderDecoder)
@@ -103,12 +103,13 @@ def assemble(config: config_lib.Config) -> Problem:
 
   def export(directory: Path, variables: dict[str, Any]) -> None:
     modules = families.find(model.config.family).modules(model.config)
-    # PEFT's files have no place for a LoRA of each expert: such adapters leave in their model.
-    has_place = all(path in modules for path, _ in peft.sites(variables["adapters"]))
+    adapters = peft.plain(variables["adapters"], starts)
+    # PEFT's files have no place for a LoRA of each expert, say: such adapters leave in their model.
+    has_place = peft.obstacle(adapters, modules) is None
     if learner_lib.adapters_alone(config) and not fresh and has_place:
       peft.save(
         directory / "adapter",
-        variables["adapters"],
+        adapters,
         modules,
         base_model=config.model.source,
         task_type=model.config.task_type,

@@ -67,8 +67,11 @@ def train_flops_per_token(
     if path.startswith("params/")
     and (path.endswith("/kernel") or path == "params/embed/embedding" and not has_head)
   }
+  # What is looked up multiplies nothing.
   adapters = sum(
-    leaf.size * active(path) for path, leaf in tree.flatten(variables.get("adapters", {})).items()
+    leaf.size * active(path)
+    for path, leaf in tree.flatten(variables.get("adapters", {})).items()
+    if not path.startswith("embed/")
   )
   # A token passes through one side of an encoder-decoder: half of the weights, with as many of one
   # side as of the other.

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from flax import struct
 
 from research.core import tree
+from research.core.dot import Transposed
 from research.models.config import StackConfig
 from research.models.decoder import Cache, Decoder
 from research.models.encoder import Encoder
 from research.nn.block import Block
-from research.nn.dot import Transposed
 from research.nn.moe import ROUTING
 
 

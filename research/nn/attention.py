@@ -59,7 +59,7 @@ def attend(
 
 
 # The derivative is written out so that both directions multiply in the operands' type and keep
-# one matrix of weights in that type; see dot.py for why it matters. The heads of a group share
+# one matrix of weights in that type; see core/dot.py for why it matters. The heads of a group share
 # keys, so they stack along the queries of one matrix product. Weights stay as they are after
 # `exp`: what is divided by their sum is the thinner output.
 #

@@ -22,6 +22,7 @@ class Embed(nn.Module):
 
   def __call__(self, ids: jax.Array) -> jax.Array:
     looked_up = jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+    looked_up = tap(self, "embedding", looked_up, ids=ids)
     return tap(self, "prompt", looked_up, ids=ids)
 
   def attend(self, x: jax.Array) -> jax.Array:

@@ -5,14 +5,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from research.nn.dot import Transposed, dot
+from research.core.dot import Transposed, dot
 from research.nn.tap import tap
 
 
 class Linear(nn.Module):
   """`[..., in]` -> `[..., features]`, rounded once, after bias and adapter.
 
-  The site `kernel` gives an adapter the float32 product and `x`, `kernel`.
+  The site `kernel` gives an adapter the float32 product, to which the bias is still to be added,
+  and `x`, `kernel` and `bias`, None without one.
   """
 
   features: int
@@ -23,7 +24,10 @@ class Linear(nn.Module):
     kernel: Any = self.get_variable("params", "kernel")
     if not isinstance(kernel, Transposed):
       kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
-    y = tap(self, "kernel", dot(x, kernel), x=x, kernel=kernel)
+    bias = None
     if self.use_bias:
-      y = y + self.param("bias", nn.initializers.zeros, (self.features,))
+      bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    y = tap(self, "kernel", dot(x, kernel), x=x, kernel=kernel, bias=bias)
+    if bias is not None:
+      y = y + bias
     return y.astype(x.dtype)

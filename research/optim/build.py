@@ -15,7 +15,8 @@ from research.optim import schedules
 
 # Matrices decay; biases, gains, lookup tables and what an objective learns do not. Paths are those
 # of the trainable tree, with their collection in front.
-_DECAYED_UNLESS = re.compile(r".*/(bias|scale|embedding)|objective/.*")
+_DECAYED_UNLESS = re.compile(r".*/(bias|scale|magnitude|lambda_[bd]|embedding)|objective/.*")
+_LORA_B = re.compile(r"adapters/.*/kernel/b")
 
 
 def build(
@@ -23,14 +24,20 @@ def build(
 ) -> tuple[optax.GradientTransformation, schedules.Schedule]:
   """AdamW behind a clip of the global norm, and the schedule of its learning rate.
 
-  The states of the parts are named `clip`, `adam`, `weight_decay` and `learning_rate`.
+  The states of the parts are named `clip`, `adam`, `weight_decay` and `learning_rate`, and
+  `lora_plus` where there is a ratio.
 
   Args:
     section: `learning_rate`, `schedule`, `b1`, `b2`, `eps`, `weight_decay`,
       `weight_decay_mask` (rules `(path regex, whether it decays)`; empty: matrices decay, biases,
-      norms and embeddings do not) and `clip_norm` (0 or None: no clip).
+      norms and embeddings do not), `clip_norm` (0 or None: no clip) and `lora_plus_ratio`, how many
+      times the rate of all else that of LoRA's `b` is (LoRA+: Hayou et al. 2024, arXiv:2402.12354,
+      section 4; 0: as all else).
     trainable: a tree of what trains, None elsewhere; leaves may be shapes.
     total_steps: the length of the run, in updates.
+
+  Raises:
+    ConfigError: the schedule or a rule cannot be, or there is a ratio and no `b` that trains.
   """
   with config_lib.blaming("optimizer.schedule"):
     schedule = config_lib.call(
@@ -46,8 +53,21 @@ def build(
   parts.append(("adam", adam))
   mask = decay_mask(section.weight_decay_mask, trainable)
   parts.append(("weight_decay", optax.add_decayed_weights(section.weight_decay, mask)))
+  if section.lora_plus_ratio:
+    mask = _lora_b(trainable)
+    parts.append(("lora_plus", optax.masked(optax.scale(section.lora_plus_ratio), mask)))
   parts.append(("learning_rate", optax.scale_by_learning_rate(schedule)))
   return optax.named_chain(*parts), schedule
+
+
+def _lora_b(trainable: Any) -> Any:
+  """A tree like `trainable` of whether a leaf is a LoRA's `b`."""
+  found = {path: bool(_LORA_B.fullmatch(path)) for path in tree.flatten(trainable)}
+  if not any(found.values()):
+    raise config_lib.ConfigError(
+      "config.optimizer.lora_plus_ratio is of the b of LoRA, and none trains; set it to 0"
+    )
+  return tree.map_with_path(lambda path, _: found[path], trainable)
 
 
 def decay_mask(rules: Sequence[tuple[str, bool]], trainable: Any) -> Any:

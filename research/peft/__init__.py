@@ -2,6 +2,19 @@
 
 from research.peft.adapter import Adapter, sites, trainable_paths
 from research.peft.attach import attach, merge
-from research.peft.interchange import load, save
+from research.peft.interchange import load, obstacle, save
+from research.peft.residual import plain, residual, starts
 
-__all__ = ["Adapter", "attach", "load", "merge", "save", "sites", "trainable_paths"]
+__all__ = [
+  "Adapter",
+  "attach",
+  "load",
+  "merge",
+  "obstacle",
+  "plain",
+  "residual",
+  "save",
+  "sites",
+  "starts",
+  "trainable_paths",
+]

@@ -18,9 +18,11 @@ class Adapter:
   change of the kernel, `merge(kernel) -> kernel`.
 
   constants: names of fields that are never trained.
+  frozen_kernel: whether what the adapter knows of its kernel holds only while that does not train.
   """
 
   constants: ClassVar[frozenset[str]] = frozenset()
+  frozen_kernel: ClassVar[bool] = False
 
   def __call__(self, value, *, rng=None, **context):
     raise TypeError(f"{type(self).__name__} does not say what it does at a tap")
@@ -28,6 +30,14 @@ class Adapter:
   def merge(self, kernel: jax.Array) -> jax.Array:
     """The kernel that acts alone as `kernel` with this adapter does."""
     raise ValueError(f"{type(self).__name__} is no change of a kernel and cannot be merged")
+
+  def merge_bias(self, bias: jax.Array) -> jax.Array:
+    """The bias that belongs to the merged kernel."""
+    return bias
+
+  def trains(self, field: str) -> bool:
+    """Whether training changes `field`."""
+    return field not in self.constants
 
 
 def is_adapter(node: Any) -> bool:
@@ -45,6 +55,6 @@ def trainable_paths(adapters: Tree) -> frozenset[str]:
   found = set()
   for path, adapter in sites(adapters):
     for leaf in tree.flatten(adapter):
-      if leaf.split("/")[0] not in adapter.constants:
+      if adapter.trains(leaf.split("/")[0]):
         found.add(f"{path}/{leaf}")
   return frozenset(found)

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from research.core import tree
 from research.core.grouped import grouped
 from research.core.products import matmul, outer
 from research.peft.adapter import Adapter
-
-_EXPERTS = "/experts/"
+from research.peft.decompositions import STARTS
+from research.peft.kernel import EXPERTS, dropped, require_matrix, require_numbers
 
 
 @struct.dataclass
@@ -24,6 +25,10 @@ class LoRA(Adapter):
   Leading axes are stacks, as the kernel's are. `ranks` are the ranks along the stack in
   row-major order; a rank below R is held by zeros in the last columns of `a` and rows of
   `b`, whose gradients vanish, so that they stay zero. Rank 0 is no adapter.
+
+  freeze_a: `a` stays as it began (LoRA-FA: Zhang et al. 2023, arXiv:2308.03303), so that of a
+    projection's inputs no more than `x a` need be kept for the gradients.
+  residual: the first `scale * a b` is a part of the base, which `peft.residual` takes out of it.
   """
 
   constants: ClassVar[frozenset[str]] = frozenset({"scale"})
@@ -33,6 +38,12 @@ class LoRA(Adapter):
   scale: jax.Array  # [...]
   ranks: tuple[int, ...] = struct.field(pytree_node=False)
   dropout: float = struct.field(pytree_node=False, default=0.0)
+  freeze_a: bool = struct.field(pytree_node=False, default=False)
+  residual: bool = struct.field(pytree_node=False, default=False)
+
+  def trains(self, field: str) -> bool:
+    """See `Adapter.trains`."""
+    return super().trains(field) and not (field == "a" and self.freeze_a)
 
   def __call__(self, value, *, x, rng=None, sizes=None, **_):
     """`value [..., out]` float32, `x [..., in]` -> float32 `[..., out]`.
@@ -40,9 +51,7 @@ class LoRA(Adapter):
     sizes: of groups of the rows of `x [M, in]`, each of which has factors of its own
       (`a [E, in, R]`): the experts of a mixture.
     """
-    if self.dropout and rng is not None:
-      keep = jax.random.bernoulli(rng, 1 - self.dropout, x.shape)
-      x = jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
+    x = dropped(x, self.dropout, rng)
     if sizes is None:
       return value + low_rank(x, self.a, self.b, self.scale)
     low = grouped(x, self.a, sizes)  # [M, R]
@@ -67,8 +76,13 @@ def init(
   rank_stabilized: bool = False,
   rank_pattern: Mapping[str, int] | None = None,
   alpha_pattern: Mapping[str, float] | None = None,
+  freeze_a: bool = False,
+  start: str = "",
 ) -> LoRA:
   """A LoRA that changes nothing yet: `a` Kaiming-uniform (gain of sqrt(5)), `b` zero.
+
+  With a `start` it is a part of the base, "pissa" or "olora" (`research.peft.decompositions`), and
+  changes nothing once `peft.residual` has taken that out of the base.
 
   Args:
     path: where `kernel` lies, as in `layers/attention/q_proj/kernel`.
@@ -80,32 +94,61 @@ def init(
     rank_pattern, alpha_pattern: regular expressions of whole paths with the layer's number
       in them (`layers/3/attention/q_proj/kernel`), and the expert's
       (`layers/3/mlp/experts/0/up_proj/kernel`), to values that replace rank and alpha.
+    freeze_a, start: see above.
 
   Raises:
-    ValueError: the leaf is no matrix, a rank is below 1, or a pattern matches nothing.
+    ValueError: the leaf is no projection's kernel, a rank is below 1 or above what the matrix can
+      have, or `start` is unknown.
   """
-  if kernel.ndim not in (2, 3) and not (kernel.ndim == 4 and _EXPERTS in path):
-    raise ValueError(f"LoRA needs a matrix at {path!r}; its shape is {kernel.shape}")
+  require_matrix("LoRA", path, kernel, experts=True)
   *stack, features, out = kernel.shape
   names = numbered(path, stack)
   ranks = [_choose(rank_pattern, name, rank) for name in names]
   alphas = [_choose(alpha_pattern, name, alpha) for name in names]
   if min(ranks) < 1:
     raise ValueError(f"rank {min(ranks)} at {path!r}: ranks start at 1")
+  most = min(features, out)
+  if max(ranks) > most:
+    raise ValueError(f"rank {max(ranks)} at {path!r}: a [{features}, {out}] has {most} at most")
   scales = [
     s / (math.sqrt(r) if rank_stabilized else r) for r, s in zip(ranks, alphas, strict=True)
   ]
+  if start:
+    a, b = _start(start, path, kernel, ranks, scales)
+  else:
+    a, b = _kaiming(kernel, ranks, rng)
+  return LoRA(
+    a=a,
+    b=b,
+    scale=jnp.asarray(np.reshape(scales, stack), jnp.float32),
+    ranks=tuple(ranks),
+    dropout=dropout,
+    freeze_a=freeze_a,
+    residual=bool(start),
+  )
+
+
+def _kaiming(kernel, ranks, rng):
+  *stack, features, out = kernel.shape
   width = max(ranks)
   bound = 1 / math.sqrt(features)
   a = jax.random.uniform(rng, (*stack, features, width), jnp.float32, -bound, bound)
   live = jnp.asarray(np.arange(width) < np.reshape(ranks, (*stack, 1)))  # [..., R]
-  return LoRA(
-    a=jnp.where(live[..., None, :], a, 0.0),
-    b=jnp.zeros((*stack, width, out), jnp.float32),
-    scale=jnp.asarray(np.reshape(scales, stack), jnp.float32),
-    ranks=tuple(ranks),
-    dropout=dropout,
-  )
+  return jnp.where(live[..., None, :], a, 0.0), jnp.zeros((*stack, width, out), jnp.float32)
+
+
+def _start(name, path, kernel, ranks, scales):
+  if name not in STARTS:
+    near = tree.nearest(name, STARTS)
+    raise ValueError(f"start {name!r} is unknown{near}; there are {', '.join(STARTS)}")
+  require_numbers(name, path, kernel)
+  *stack, features, out = kernel.shape
+  a = np.zeros((len(ranks), features, max(ranks)), np.float32)
+  b = np.zeros((len(ranks), max(ranks), out), np.float32)
+  matrices = np.asarray(kernel).reshape(-1, features, out)
+  for i, (matrix, rank, scale) in enumerate(zip(matrices, ranks, scales, strict=True)):
+    a[i, :, :rank], b[i, :rank] = STARTS[name](matrix.astype(np.float32), rank, scale)
+  return jnp.asarray(a.reshape(*stack, *a.shape[1:])), jnp.asarray(b.reshape(*stack, *b.shape[1:]))
 
 
 def numbered(path: str, stack: list[int]) -> list[str]:
@@ -119,7 +162,7 @@ def numbered(path: str, stack: list[int]) -> list[str]:
   layers = [f"{head}layers/{i}/{tail}" for i in range(stack[0])]
   if len(stack) == 1:
     return layers
-  return [layer.replace(_EXPERTS, f"{_EXPERTS}{i}/") for layer in layers for i in range(stack[1])]
+  return [layer.replace(EXPERTS, f"{EXPERTS}{i}/") for layer in layers for i in range(stack[1])]
 
 
 def _choose(patterns, name, default):

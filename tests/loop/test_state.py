@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 import optax
+import peft as hf_peft
 import pytest
+import transformers
 
+from research import models
 from research.core import sharding, tree
 from research.core.config import ConfigError
 from research.loop import state
@@ -41,6 +44,24 @@ def test_words_and_patterns():
     "params/lm_head/kernel",
     "params/lm_head/bias",
   }
+
+
+def test_biases_or_layer_norms_alone():
+  """BitFit (Ben Zaken et al. 2021) and PEFT's tuning of layer norms, as many as there."""
+  shape = {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+  model = models.build({"model_type": "gpt2", **shape})
+  params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+  flat = tree.flatten({"params": params})
+
+  def count(pattern):
+    return sum(flat[path].size for path in _trained(pattern, variables={"params": params}))
+
+  theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape))
+  biases = [p.numel() for name, p in theirs.named_parameters() if name.endswith("bias")]
+  assert count(".*/bias") == sum(biases)
+  config = hf_peft.LNTuningConfig(target_modules=["ln_1", "ln_2", "ln_f"])
+  tuned = hf_peft.get_peft_model(theirs, config)
+  assert count(".*norm/.*") == tuned.get_nb_trainable_parameters()[0]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from research import models, peft
+from research.core.dot import Transposed
 from research.models.unrolled import restack, unroll, unstack
-from research.nn.dot import Transposed
 
 CONFIGS = {
   "llama": {

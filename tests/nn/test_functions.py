@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.core.dot import dot
 from research.nn import mask
 from research.nn.attention import attend
-from research.nn.dot import dot
 from research.nn.embed import _attend as attend_table
 from research.nn.incremental import attend_one
 from research.nn.mlp import swiglu

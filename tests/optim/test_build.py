@@ -81,6 +81,9 @@ def test_matrices_decay_by_default():
     "params/lm_head/kernel": True,
     "adapters/layers/attention/q_proj/kernel/a": True,
     "adapters/layers/attention/q_proj/kernel/b": True,
+    "adapters/layers/attention/q_proj/kernel/magnitude": False,
+    "adapters/layers/attention/k_proj/kernel/scale": False,
+    "adapters/layers/attention/k_proj/kernel/lambda_b": False,
   }
   assert tree.flatten(build.decay_mask((), _shapes(*decays))) == decays
 
@@ -102,3 +105,48 @@ def test_rules_of_decay():
 def test_an_unknown_schedule_is_named():
   with pytest.raises(ConfigError, match="optimizer.schedule.name is 'cosin'"):
     build.build(_section(schedule={"name": "cosin"}), _shapes("params/a/kernel"), 10)
+
+
+def test_lora_plus_is_another_rate_of_b():
+  """As AdamW with two groups, of which the second has a higher rate, in its decay, too."""
+  rng, steps = np.random.default_rng(0), 4
+  site = "adapters/layers/mlp/up_proj/kernel"
+  shapes = {f"{site}/a": (2, 5, 3), f"{site}/b": (2, 3, 4), "params/lm_head/kernel": (5, 7)}
+
+  def random():
+    flat = {path: rng.normal(size=shape) for path, shape in shapes.items()}
+    return tree.unflatten({path: jnp.asarray(v, jnp.float32) for path, v in flat.items()})
+
+  params = random()
+  optimizer, schedule = build.build(_section(lora_plus_ratio=16.0, clip_norm=0.0), params, steps)
+  state, update = optimizer.init(params), jax.jit(optimizer.update)
+  theirs = {
+    path: torch.nn.Parameter(torch.tensor(np.asarray(leaf)))
+    for path, leaf in tree.flatten(params).items()
+  }
+  groups = [{"params": [leaf], "b": path.endswith("/b")} for path, leaf in theirs.items()]
+  adamw = torch.optim.AdamW(groups, weight_decay=0.3)
+  for step in range(steps):
+    gradients = random()
+    updates, state = update(gradients, state, params)
+    params = optax.apply_updates(params, updates)
+    for path, gradient in tree.flatten(gradients).items():
+      theirs[path].grad = torch.tensor(np.asarray(gradient))
+    for group in adamw.param_groups:
+      group["lr"] = float(schedule(step)) * (16 if group["b"] else 1)
+    adamw.step()
+  for path, ours in tree.flatten(params).items():
+    np.testing.assert_allclose(ours, theirs[path].detach().numpy(), rtol=2e-5, atol=2e-6)
+
+
+def test_without_a_ratio_the_chain_is_as_it_was():
+  shapes = _shapes("adapters/layers/mlp/up_proj/kernel/b")
+  optimizer, _ = build.build(_section(), shapes, 10)
+  assert set(jax.eval_shape(optimizer.init, shapes)) == {
+    "clip",
+    "adam",
+    "weight_decay",
+    "learning_rate",
+  }
+  with pytest.raises(ConfigError, match="lora_plus_ratio is of the b of LoRA, and none trains"):
+    build.build(_section(lora_plus_ratio=2.0), _shapes("params/lm_head/kernel"), 10)

@@ -235,19 +235,24 @@ def test_rules_that_cannot_be():
     peft.attach([{"target": ".*kernel", "name": "lora", "rnk": 4}], params, KEY)
   with pytest.raises(ValueError, match="'lora'"):
     peft.attach([{"target": ".*kernel", "name": "lorra"}], params, KEY)
-  with pytest.raises(ValueError, match="needs a matrix"):
+  with pytest.raises(ValueError, match="needs a matrix, a projection"):
     peft.attach([{"target": ".*bias", "name": "lora"}], params, KEY)
   with pytest.raises(ValueError, match="ranks start at 1"):
     peft.attach([{"target": ".*kernel", "name": "lora", "rank": 0}], params, KEY)
+  with pytest.raises(ValueError, match=r"rank 4 at .*: a \[3, 4\] has 3 at most"):
+    peft.attach([{"target": ".*kernel", "name": "lora", "rank": 4}], params, KEY)
+  with pytest.raises(ValueError, match="start 'pisa' is unknown; did you mean 'pissa'"):
+    peft.attach([{"target": ".*kernel", "name": "lora", "rank": 2, "start": "pisa"}], params, KEY)
 
 
 @pytest.mark.parametrize(
   "change, message",
   [
-    ({"use_dora": True}, "use_dora=True cannot be honoured"),
+    ({"use_qalora": True}, "use_qalora=True cannot be honoured"),
+    ({"use_dora": True}, "the adapter has no lora_magnitude_vector of '"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
     ({"init_lora_weights": "pissa_niter_4"}, "changes the base model"),
-    ({"peft_type": "IA3"}, "peft_type 'IA3'"),
+    ({"peft_type": "LOHA"}, "peft_type 'LOHA'"),
   ],
 )
 def test_configs_that_cannot_be_honoured(base, tmp_path, change, message):

@@ -94,12 +94,13 @@ def weights(config: DecoderConfig) -> list[Weight]:
 
 
 def modules(config: DecoderConfig) -> dict[str, tuple[str, tuple[int, int, int]]]:
-  """Our projection's kernel -> PEFT's module name and the part of it that we hold."""
+  """Our projection's kernel, or table -> PEFT's module name and the part of it that we hold."""
   del config
   found = {
     f"layers/{ours}/kernel": (f"transformer.h.{{}}.{theirs}", part)
     for ours, (theirs, part) in _MODULES.items()
   }
+  found["embed/embedding"] = ("transformer.wte", (0, 1, 1))
   return found | {"lm_head/kernel": ("lm_head", (0, 1, 1))}
 
 

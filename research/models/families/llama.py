@@ -215,12 +215,13 @@ def gguf_weights(
 
 
 def modules(config: DecoderConfig) -> dict[str, tuple[str, tuple[int, int, int]]]:
-  """Our projection's kernel -> PEFT's module name and the part of it that we hold."""
+  """Our projection's kernel, or table -> PEFT's module name and the part of it that we hold."""
   del config
   found = {
     f"layers/{ours}/kernel": (f"model.layers.{{}}.{theirs}", (0, 1, 1))
     for ours, theirs in _MODULES.items()
   }
+  found["embed/embedding"] = ("model.embed_tokens", (0, 1, 1))
   return found | {"lm_head/kernel": ("lm_head", (0, 1, 1))}
 
 

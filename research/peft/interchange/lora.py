@@ -1,129 +1,167 @@
-"""LoRA as PEFT writes it.
+"""LoRA and DoRA as PEFT writes them.
 
 Where a checkpoint fuses projections that we keep apart (GPT-2's `c_attn`), PEFT holds one
 adapter for the fused module. Reading gives each part the shared `lora_A` and its rows of
 `lora_B`; writing stacks the parts' factors block-diagonally, which multiplies the rank,
 unless the parts still share one `lora_A`.
+
+A LoRA that begins as a part of its base (PiSSA, OLoRA) is written as `research.peft.plain` makes
+it: a plain LoRA of twice the rank, as PEFT's `path_initial_model_for_weight_conversion` has it, for
+the base as it was. What PEFT has saved without that conversion is not read.
 """
 
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from research.core import tree
+from research.peft import dora, embedding
 from research.peft.adapter import sites
-from research.peft.interchange.modules import PREFIX, Modules, Part
+from research.peft.dora import DoRA
+from research.peft.embedding import EmbeddingLoRA
+from research.peft.interchange import kernels
+from research.peft.interchange.modules import PREFIX, Modules
 from research.peft.lora import LoRA
 
 Tree = Any
 # Keys that change what the adapter computes and the values with which they change nothing.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+_NEUTRAL: dict[str, tuple[Any, ...]] = kernels.NEUTRAL | {
   "alora_invocation_tokens": (None,),
   "arrow_config": (None,),
-  "bias": ("none",),
+  "ensure_weight_tying": (False, None),
+  "kasa_config": (None,),
   "layer_replication": (None,),
   "lora_bias": (False, None),
-  "modules_to_save": (None, []),
+  "monteclora_config": (None,),
   "target_parameters": (None, []),
   "trainable_token_indices": (None,),
-  "use_dora": (False, None),
+  "use_bdlora": (None,),
   "use_qalora": (False, None),
 }
+_A, _B, _MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+_TABLE_A, _TABLE_B, _BASE = "lora_embedding_A", "lora_embedding_B", "base_layer.weight"
+
+
+def obstacle(adapters: Tree, modules: Modules) -> str | None:
+  """Why these adapters cannot be written, None if they can."""
+  if reason := kernels.unplaced(adapters, modules):
+    return reason
+  with_norms = [path for path, adapter in sites(adapters) if isinstance(adapter, DoRA)]
+  without = [path for path, adapter in sites(adapters) if not isinstance(adapter, DoRA)]
+  if with_norms and without:
+    return f"PEFT has LoRA, as at {without[0]!r}, or DoRA, as at {with_norms[0]!r}, not both"
+  for path, adapter in sites(adapters):
+    if isinstance(adapter, LoRA) and adapter.residual:
+      return f"the LoRA at {path!r} is a part of its base; research.peft.plain makes it a plain one"
+  return kernels.halved("DoRA", adapters, modules) if with_norms else None
 
 
 def write(adapters: Tree, modules: Modules) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-  """The config's keys and the tensors of LoRA adapters, in float32.
+  """The config's keys and the tensors of LoRA or DoRA adapters, in float32.
 
-  Raises:
-    ValueError: an adapter is no LoRA, or its site is no module of the checkpoint.
+  The adapters are ones without an `obstacle`.
   """
-  grouped: dict[str, dict[Part, LoRA]] = {}
-  for path, adapter in sites(jax.device_get(adapters)):
-    if path not in modules:
-      raise ValueError(f"PEFT knows no module for {path!r}{tree.nearest(path, modules)}")
-    if not isinstance(adapter, LoRA):
-      raise ValueError(f"{path!r} holds a {type(adapter).__name__}, not a LoRA")
-    module, part = modules[path]
-    grouped.setdefault(module, {})[part] = adapter
-
+  grouped = kernels.grouped(adapters, modules)
   tensors: dict[str, np.ndarray] = {}
-  shapes: dict[str, tuple[int, float]] = {}  # module with its layer -> rank, alpha
+  shapes: dict[str, dict[int, tuple[int, float]]] = {}  # module -> layer -> rank, alpha
   for module, group in grouped.items():
-    for layer in range(_layers(next(iter(group.values())))):
-      a, b, scale = _fuse({part: _factors(group[part], layer) for part in sorted(group)})
+    shapes[module] = {}
+    for layer in range(_layers(group)):
+      a, b, scale = _fuse({part: _factors(adapter, layer) for part, adapter in group.items()})
       if not len(a):
         continue
-      name = module.format(layer)
-      tensors[f"{PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(a)
-      tensors[f"{PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(b)
-      shapes[name] = (len(a), float(f"{scale * len(a):.7g}"))
+      name = f"{PREFIX}{module.format(layer)}"
+      is_table = any(isinstance(adapter, EmbeddingLoRA) for adapter in group.values())
+      tensors[f"{name}.{_TABLE_A if is_table else _A}"] = np.ascontiguousarray(a)
+      tensors[f"{name}.{_TABLE_B if is_table else _B}"] = np.ascontiguousarray(b)
+      shapes[module][layer] = (len(a), float(f"{scale * len(a):.7g}"))
+      norms = [_norms(adapter, layer) for adapter in group.values() if isinstance(adapter, DoRA)]
+      if norms:
+        tensors[f"{name}.{_MAGNITUDE}"] = np.concatenate(norms)
   return _config(shapes, modules, grouped), tensors
 
 
 def read(
   config: Mapping[str, Any], tensors: dict[str, np.ndarray], params: Tree, modules: Modules
 ) -> Tree:
-  """The LoRA adapters of a config and its tensors, for the base `params`.
+  """The LoRA or DoRA adapters of a config and its tensors, for the base `params`.
 
   Raises:
     ValueError: the config asks for what we cannot honour, or a tensor has no place in `params` or
       does not fit.
   """
   _check(config)
-  kernels = tree.flatten(params)
-  by_module: dict[str, list[tuple[str, int, Part]]] = {}
-  for path, (module, part) in modules.items():
-    if path in kernels:
-      stack = kernels[path].shape[:-2]
-      for layer in range(stack[0] if stack else 1):
-        by_module.setdefault(module.format(layer), []).append((path, layer, part))
-
-  found: dict[str, dict[int, tuple[np.ndarray, np.ndarray, float]]] = {}
+  flat = tree.flatten(params)
+  places = kernels.places(params, modules)
   tensors = dict(tensors)
-  names = sorted(name for name in tensors if name.endswith(".lora_A.weight"))
-  for name in names:
-    module = name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
-    if module not in by_module:
-      raise ValueError(
-        f"the adapter has {module!r}, the model does not{tree.nearest(module, by_module)}"
-      )
-    a = np.asarray(tensors.pop(name), np.float32).T  # [in, r]
-    b = np.asarray(tensors.pop(name.replace("lora_A", "lora_B")), np.float32).T  # [r, out]
+  lows, highs = kernels.take(tensors, _A, places), kernels.take(tensors, _B, places)
+  held = {_A: lows, _B: highs}
+  if config.get("use_dora"):
+    held[_MAGNITUDE] = kernels.take(tensors, _MAGNITUDE, places)
+  kernels.require_together(held)
+  tables = {suffix: kernels.take(tensors, suffix, places) for suffix in (_TABLE_A, _TABLE_B)}
+  kernels.require_together(tables)
+  lows, highs = lows | tables[_TABLE_A], highs | tables[_TABLE_B]
+  for module, table in kernels.take(tensors, _BASE, places).items():
+    _require_same(module, table, flat[places[module][0][0]])
+  kernels.require_empty(tensors, "LoRA")
+  found: dict[str, dict[int, tuple[np.ndarray, np.ndarray, float]]] = {}
+  norms: dict[str, dict[int, np.ndarray]] = {}
+  for module, low in lows.items():
+    a, b = low.T, highs[module].T  # [in, r], [r, out]
     scale = _scale(config, module, a.shape[1])
-    for path, layer, (start, stop, total) in by_module[module]:
-      unit = b.shape[-1] // total
-      piece = b[:, start * unit : stop * unit]
-      kernel = kernels[path].shape
-      if (a.shape[0], piece.shape[1]) != kernel[-2:]:
+    for path, layer, part in places[module]:
+      cut = kernels.piece(b, part)
+      kernel = flat[path].shape
+      if (a.shape[0], cut.shape[1]) != kernel[-2:]:
         raise ValueError(f"{module}: {a.shape} x {b.shape} does not fit {path} {kernel}")
-      found.setdefault(path, {})[layer] = (a, piece, scale)
-  if tensors:
-    raise ValueError(f"tensors that are no LoRA factors: {', '.join(sorted(tensors)[:6])}")
+      found.setdefault(path, {})[layer] = (a, cut, scale)
+      if module in held.get(_MAGNITUDE, {}):
+        norms.setdefault(path, {})[layer] = kernels.piece(held[_MAGNITUDE][module], part)
   dropout = float(config.get("lora_dropout") or 0.0)
-  return tree.unflatten(
-    {path: _stack(layers, kernels[path].shape, dropout) for path, layers in found.items()}
-  )
+  adapters: dict[str, Any] = {
+    path: _stack(layers, flat[path].shape, dropout) for path, layers in found.items()
+  }
+  if embedding.PATH in adapters:
+    adapters[embedding.PATH] = embedding.of(adapters[embedding.PATH])
+  for path, layers in norms.items():
+    adapters[path] = _dora(adapters[path], flat[path], layers)
+  return tree.unflatten(adapters)
 
 
-def _layers(adapter: LoRA) -> int:
-  return len(adapter.ranks)
+def _require_same(module, table, ours):
+  """PEFT saves a table that it adapts, too; it has to be the base's."""
+  ours = np.asarray(ours)
+  if table.shape != ours.shape or not np.array_equal(table.astype(ours.dtype), ours):
+    raise ValueError(f"the adapter's own {module!r} is not the base's: it is of another base")
 
 
-def _factors(adapter: LoRA, layer: int):
+def _dora(factors, kernel, norms):
+  adapter = dora.with_magnitude(factors, kernel)
+  magnitude = kernels.stacked(norms, adapter.magnitude)
+  return adapter.replace(magnitude=jnp.asarray(magnitude))
+
+
+def _layers(group):
+  return len(next(iter(group.values())).ranks)
+
+
+def _factors(adapter: LoRA | DoRA, layer: int):
   """`A [r, in]`, `B [out, r]` and the scale of one layer, in PEFT's orientation."""
-  stacked = adapter.a.ndim == 3
-  a, b, scale = (
-    np.asarray(v[layer] if stacked else v, np.float32)
-    for v in (adapter.a, adapter.b, adapter.scale)
-  )
+  of_layer = partial(kernels.layer_of, stack=adapter.scale.ndim, layer=layer)
+  a, b, scale = (of_layer(v) for v in (adapter.a, adapter.b, adapter.scale))
   rank = adapter.ranks[layer]
   return a[:, :rank].T, b[:rank].T, float(scale)
+
+
+def _norms(adapter: DoRA, layer: int):
+  return kernels.layer_of(adapter.magnitude, adapter.scale.ndim, layer)
 
 
 def _fuse(factors):
@@ -134,8 +172,9 @@ def _fuse(factors):
     return held[0]
   scale = next((f[2] for f in held if len(f[0])), 1.0)
   unit = held[0][1].shape[0] // (stop - start)
-  whole = sum(stop - start for start, stop, _ in factors) == total
-  shared = whole and all(np.array_equal(f[0], held[0][0]) and f[2] == held[0][2] for f in held)
+  shared = kernels.is_whole(factors) and all(
+    np.array_equal(f[0], held[0][0]) and f[2] == held[0][2] for f in held
+  )
   if shared:
     return held[0][0], np.concatenate([f[1] for f in held]), scale
   rank = sum(len(f[0]) for f in held)
@@ -149,20 +188,21 @@ def _fuse(factors):
 
 
 def _config(shapes, modules, grouped):
-  common = Counter(shapes.values()).most_common(1)[0][0]
-  rank_pattern = {name: rank for name, (rank, _) in shapes.items() if rank != common[0]}
-  alpha_pattern = {name: alpha for name, (_, alpha) in shapes.items() if alpha != common[1]}
+  each = {m.format(i): shape for m, layers in shapes.items() for i, shape in layers.items()}
+  common = Counter(each.values()).most_common(1)[0][0]
+  held = {m: [i in shapes[m] for i in range(_layers(group))] for m, group in grouped.items()}
+  adapters = [adapter for group in grouped.values() for adapter in group.values()]
   return {
     "r": common[0],
     "lora_alpha": int(common[1]) if common[1].is_integer() else common[1],
-    "rank_pattern": rank_pattern,
-    "alpha_pattern": alpha_pattern,
-    "target_modules": _targets(shapes, modules, grouped),
-    "lora_dropout": max(a.dropout for group in grouped.values() for a in group.values()),
-    "fan_in_fan_out": any(".c_attn" in m or ".c_fc" in m or ".c_proj" in m for m in grouped),
+    "rank_pattern": {name: rank for name, (rank, _) in each.items() if rank != common[0]},
+    "alpha_pattern": {name: alpha for name, (_, alpha) in each.items() if alpha != common[1]},
+    "target_modules": kernels.targets(held, modules),
+    "lora_dropout": max(adapter.dropout for adapter in adapters),
+    "fan_in_fan_out": kernels.fan_in_fan_out(grouped),
     "bias": "none",
     "use_rslora": False,
-    "use_dora": False,
+    "use_dora": isinstance(adapters[0], DoRA),
     "init_lora_weights": True,
     "modules_to_save": None,
     "layers_to_transform": None,
@@ -170,30 +210,10 @@ def _config(shapes, modules, grouped):
   }
 
 
-def _targets(shapes, modules, grouped):
-  """The shortest names that match exactly the modules in `shapes`."""
-  every = {module for module, _ in modules.values()}
-  targets = []
-  for module in grouped:
-    layers = _layers(next(iter(grouped[module].values())))
-    names = [module.format(i) for i in range(layers)]
-    tail = module.rsplit("{}.", 1)[-1]
-    short = tail.rsplit(".", 1)[-1]
-    if not all(name in shapes for name in names):
-      targets += [name for name in names if name in shapes]
-    elif sum(other.endswith(f".{short}") or other == short for other in every) == 1:
-      targets.append(short)
-    else:
-      targets.append(tail)
-  return sorted(targets)
-
-
 def _check(config):
-  for key, neutral in _NEUTRAL.items():
-    if key in config and config[key] not in neutral:
-      raise ValueError(f"adapter_config.json: {key}={config[key]!r} cannot be honoured")
+  kernels.require_neutral(config, _NEUTRAL)
   init = config.get("init_lora_weights", True)
-  if isinstance(init, str) and init.startswith(("pissa", "olora", "corda", "loftq")):
+  if isinstance(init, str) and init.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
     raise ValueError(
       f"init_lora_weights={init!r} changes the base model; convert the adapter to plain LoRA"
       " with PEFT's path_initial_model_for_weight_conversion first"
