@@ -1,7 +1,8 @@
 """PEFT's own format, both ways: `adapter_config.json` and `adapter_model.safetensors`.
 
 Each method's part of it is a module with `write(adapters, modules) -> (config, tensors)` and
-`read(config, tensors, params, modules) -> adapters`.
+`read(config, tensors, params, modules) -> adapters`. Bottlenecks, which PEFT has not, are in
+AdapterHub's files where that has them.
 """
 
 import json
@@ -12,14 +13,34 @@ from typing import Any
 from research.core import tree
 from research.io import safetensors
 from research.peft.adapter import sites
-from research.peft.interchange import lora
+from research.peft.bottleneck import Bottleneck
+from research.peft.interchange import adapterhub, bottleneck, lora, prefix, prompt
 from research.peft.interchange.modules import Modules
 from research.peft.lora import LoRA
+from research.peft.p_tuning import EncodedPrompt, PromptEncoder
+from research.peft.prefix import Offset, Prefix, ProjectedPrefix
+from research.peft.prompt import Prompt
 
 Tree = Any
 
-FORMATS: dict[str, ModuleType] = {"LORA": lora}  # by `peft_type`
-_TYPES: dict[type, str] = {LoRA: "LORA"}
+FORMATS: dict[str, ModuleType] = {  # by `peft_type`
+  "BOTTLENECK": bottleneck,
+  "LORA": lora,
+  "PREFIX_TUNING": prefix,
+  "PROMPT_TUNING": prompt,
+  "P_TUNING": prompt,
+}
+_TYPES: dict[type, str] = {
+  LoRA: "LORA",
+  Prefix: "PREFIX_TUNING",
+  ProjectedPrefix: "PREFIX_TUNING",
+  Offset: "PREFIX_TUNING",
+  Prompt: "PROMPT_TUNING",
+  EncodedPrompt: "P_TUNING",
+  PromptEncoder: "P_TUNING",
+  Bottleneck: "BOTTLENECK",
+}
+_FILE = "adapter_model.safetensors"
 
 
 def save(
@@ -52,18 +73,32 @@ def save(
     found = " and ".join(f"{kind} at {path!r}" for kind, path in kinds.items()) or "none"
     raise ValueError(f"PEFT's files hold adapters of one method; these are {found}")
   (kind,) = kinds
-  config, tensors = FORMATS[kind].write(adapters, modules)
-  config |= {
-    "peft_type": kind,
-    "task_type": task_type,
-    "base_model_name_or_path": base_model,
-    "inference_mode": True,
-  }
+  if kind == "BOTTLENECK" and adapterhub.has_place(adapters, modules):
+    file = adapterhub.FILE
+    config, tensors = adapterhub.write(adapters, modules)
+  else:
+    file = _FILE
+    config, tensors = FORMATS[kind].write(adapters, modules)
+    config |= {
+      "peft_type": kind,
+      "task_type": task_type,
+      "base_model_name_or_path": base_model,
+      "inference_mode": True,
+    }
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
-  safetensors.write(directory / "adapter_model.safetensors", tensors, {"format": "pt"})
+  safetensors.write(directory / file, tensors, {"format": "pt"})
   text = json.dumps(config, indent=2, sort_keys=True) + "\n"
   (directory / "adapter_config.json").write_text(text)
+
+
+def has_place(adapters: Tree, modules: Modules) -> bool:
+  """Whether `save` has files for these adapters: of one method, and at modules if at parameters."""
+  found = list(sites(adapters))
+  kinds = {_TYPES.get(type(adapter)) for _, adapter in found}
+  if len(kinds) != 1 or None in kinds:
+    return False
+  return all(path in modules for path, _ in found if path.endswith("/kernel"))
 
 
 def load(directory: str | Path, params: Tree, modules: Modules) -> Tree:
@@ -79,11 +114,14 @@ def load(directory: str | Path, params: Tree, modules: Modules) -> Tree:
   if not file.exists():
     raise FileNotFoundError(f"{directory} holds no adapter_config.json")
   config = json.loads(file.read_text())
+  if adapterhub.is_one(config):
+    tensors = dict(safetensors.read(directory / adapterhub.FILE))
+    return adapterhub.read(config, tensors, params, modules)
   kind = config.get("peft_type")
   if kind not in FORMATS:
     raise ValueError(
       f"peft_type {kind!r} is not supported{tree.nearest(str(kind), FORMATS)}; there are"
       f" {', '.join(FORMATS)}"
     )
-  tensors = dict(safetensors.read(directory / "adapter_model.safetensors"))
+  tensors = dict(safetensors.read(directory / _FILE))
   return FORMATS[kind].read(config, tensors, params, modules)
