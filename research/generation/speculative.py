@@ -121,18 +121,16 @@ def speculate(
     samples=samples,
     batch_size=batch_size,
   )
-  (lead, before), (drafts_lead, drafts_before) = map(decode.ahead, (variables, draft.variables))
-  if len(lead) != len(drafts_lead):
+  (lead, own), (others, drafts) = map(decode.ahead, (variables, draft.variables))
+  if lead != others:
     raise ValueError(
-      f"the draft has {len(drafts_lead)} virtual tokens and the model {len(lead)}; they must be alike"
+      f"the draft has {len(others)} virtual tokens and the model {len(lead)}; they must be alike"
     )
   for i, prompt in enumerate(prompts):
     name = f"prompt {i}"
-    checks.prompt(model, prompt, max_new_tokens, name, before=before)
-    checks.prompt(
-      draft.model, prompt, max_new_tokens, f"{name}, for the draft,", before=drafts_before
-    )
-  longest = max(before, drafts_before) + max(map(len, prompts), default=0)
+    checks.prompt(model, prompt, max_new_tokens, name, before=own)
+    checks.prompt(draft.model, prompt, max_new_tokens, f"{name}, for the draft,", before=drafts)
+  longest = max(own, drafts) + max(map(len, prompts), default=0)
   _check_pair(model, draft.model, longest + max_new_tokens + draft_tokens)
   prompts = [[*lead, *prompt] for prompt in prompts]
   models, every = zip(

@@ -141,10 +141,9 @@ def read(
       _fields(tensors, f"{prefix.format(layer)}.{module}.adapters.{name}", normed, size)
       for layer in range(layers)
     ]
+    stacks = (None if part[0] is None else np.stack(part) for part in zip(*each, strict=True))
     found[path] = Bottleneck(
-      *(
-        None if part[0] is None else jnp.asarray(np.stack(part)) for part in zip(*each, strict=True)
-      ),
+      *(None if stack is None else jnp.asarray(stack) for stack in stacks),
       reads=reads,
       activation=known[activation],
       scale=float(scale),
