@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
   config.model.head = ConfigDict()
 
   # Rules {"target": path regex, "name": method, ...}; a parameter takes the first that matches.
+  # Methods of other sites ("prefix", "prompt", "p_tuning", "bottleneck") need no target.
   config.adapters = ()
   # What the optimizer changes: "adapters", "all", or regexes of parameters' paths (".*/bias").
   config.trainable = ("adapters",)

@@ -162,8 +162,9 @@ def _leaves_as_adapter(
 def _check_positions(model: Any, adapters: Any, length: int) -> None:
   """Raises ValueError if a prefix leaves a table of positions too few for rows of `length`."""
   before = peft.offset(adapters)
-  table = before and model.config.rope is None and model.config.positions == "learned"
-  if table and before + length > model.config.max_positions:
+  if not before or model.config.rope is not None or model.config.positions != "learned":
+    return
+  if before + length > model.config.max_positions:
     raise ValueError(
       f"length {length} and the prefix's {before} positions exceed the model's"
       f" {model.config.max_positions}"

@@ -497,7 +497,8 @@ def test_virtual_tokens_lead_every_document_and_teach_nothing(packing):
   def learnt(batches, lead):
     found = collections.Counter()
     for batch in itertools.islice(batches, 30 if packing == "best_fit" else 8):
-      for r, number in {(r, n) for r in range(4) for n in batch["segments"][r] if n}:
+      numbered = [(row, n) for row, own in enumerate(batch["segments"]) for n in set(own) if n]
+      for r, number in numbered:
         here = batch["segments"][r] == number
         tokens, targets = (batch[name][r][here] for name in ("tokens", "targets"))
         assert tokens[:lead].tolist() == [-1, -2, -3][:lead]
