@@ -298,14 +298,15 @@ def test_virtual_tokens_by_the_command(world, command):
 
 
 @pytest.mark.parametrize(
-  ("arguments", "told"),
+  ("name", "argument", "told"),
   [
-    (("--config.trainable=all",), "config.adapters: the Prefix .* cannot be merged"),
-    (("--config.data.train.length=2", "--config.adapters[0].name=prompt"), "virtual tokens"),
+    ("prefix", "trainable=all", "config.adapters: the Prefix .* cannot be merged"),
+    ("prompt", "data.train.length=20", "leaves no room beside 20 virtual tokens"),
   ],
 )
-def test_what_sites_cannot_have(command, arguments, told):
-  rule = "--config.adapters=({'name': 'prefix'},)"
-  code, _, err = command("--config=config.py", "--config.directory=wrong", rule, *arguments)
+def test_what_sites_cannot_have(command, name, argument, told):
+  rule = f"--config.adapters=({{'name': '{name}'}},)"
+  arguments = ("--config.directory=wrong", rule, f"--config.{argument}")
+  code, _, err = command("--config=config.py", *arguments)
   assert code == 2
   assert re.search(told, err), err

@@ -54,13 +54,13 @@ def attach(
   at_kernels = [rule for rule in rules if rule.get("name") not in SITES]
   adapters: dict[str, Adapter] = {}
   for path, rule in tree.first_match([(_target(rule), rule) for rule in at_kernels], flat).items():
-    adapters[path] = _call(METHODS, rule, path, rng, kernel=flat[path])
+    adapters[path] = _call(rule, path, rng, kernel=flat[path])
   for rule in rules:
     if rule.get("name") in SITES:
       possible = SITES[rule["name"]](flat)
       for path in tree.first_match([(rule.get("target", ".*"), rule)], possible):
         if path not in adapters:
-          adapters |= _call(AT_SITES, rule, path, rng, params=flat, tokenizer=tokenizer)
+          adapters |= _call(rule, path, rng, params=flat, tokenizer=tokenizer)
   return tree.unflatten(adapters)
 
 
@@ -74,10 +74,10 @@ def _target(rule: Mapping[str, Any]) -> str:
   return rule["target"]
 
 
-def _call(methods, rule, path, rng, **extra):
+def _call(rule, path, rng, **extra):
   section = {key: value for key, value in rule.items() if key != "target"}
   key = jax.random.fold_in(rng, zlib.crc32(path.encode()))
-  return config.call(methods, section, path=path, rng=key, **extra)
+  return config.call({**METHODS, **AT_SITES}, section, path=path, rng=key, **extra)
 
 
 def merge(params: Tree, adapters: Tree) -> Tree:

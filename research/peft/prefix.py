@@ -50,7 +50,8 @@ def _in_front(new, own):
 class ProjectedPrefix(Adapter):
   """A prefix that a network of two layers makes of an embedding; what is kept is the prefix.
 
-  The network is one for all layers of the model, so it cannot act within one of them.
+  The network is one for all layers of the model, so it cannot act within one of them: models take
+  what `peft.materialize` makes of it.
   """
 
   embedding: jax.Array  # [T, E]
@@ -59,9 +60,6 @@ class ProjectedPrefix(Adapter):
   kernel_out: jax.Array  # [H, L*2*N*K]: layer by layer keys, then values
   bias_out: jax.Array  # [L*2*N*K]
   layers: int = struct.field(pytree_node=False)
-
-  def __call__(self, value, **_):
-    raise TypeError("a ProjectedPrefix acts as the prefix that peft.materialize makes of it")
 
   def materialize(self) -> Prefix:
     """`W_out tanh(W_in e + b_in) + b_out`, in float32."""

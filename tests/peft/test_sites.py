@@ -3,6 +3,7 @@
 Documents are of several lengths, so that what is packed, padded or cached would show.
 """
 
+import copy
 import json
 
 import jax
@@ -22,7 +23,7 @@ from research.generation import generate, score
 from research.loop import state as state_lib
 from research.loop import step as step_lib
 from research.models import families
-from research.models.unrolled import unroll, unstack
+from research.models.unrolled import unstack
 from research.optim import schedules
 from research.peft.bottleneck import Bottleneck
 from research.peft.interchange import adapterhub
@@ -228,7 +229,7 @@ def test_a_step_changes_the_adapter_alone_and_accumulates(method):
   for path, leaf in after[0].items():
     change = np.abs(leaf - before[path]).max()
     assert change > 0, path
-    np.testing.assert_allclose(after[1][path], leaf, atol=2e-4 * change, err_msg=path)
+    np.testing.assert_allclose(after[1][path], leaf, atol=2e-4 * change + 1e-6, err_msg=path)
 
 
 def test_bfloat16_is_the_same_up_to_rounding(method):
@@ -257,10 +258,9 @@ def test_a_new_bottleneck_changes_no_bit(bases, name):
   rules, family = METHODS[name]
   _, model, params = bases[family]
   adapters = peft.attach(rules, params, KEY)
-  tokens = jnp.array([DOCUMENTS[2]])
-  for run in (lambda v: model.apply(v, tokens), lambda v: unroll(model, v)[0].apply(v, tokens)):
-    before, after = run({"params": params}), run({"params": params, "adapters": adapters})
-    np.testing.assert_array_equal(before, after)
+  apply, tokens = jax.jit(model.apply), jnp.array([DOCUMENTS[2]])
+  before, after = (apply({"params": params, "adapters": a}, tokens) for a in ({}, adapters))
+  np.testing.assert_array_equal(before, after)
 
 
 @pytest.mark.parametrize("reads", ["output", "input", "sum", "stream"])
@@ -351,8 +351,7 @@ def test_peft_both_ways(bases, apply, tmp_path, family, name):
   assert np.abs(expected[:, -10:] - apply(model, params, {})).max() > 0.1
 
   base = transformers.AutoModelForCausalLM.from_pretrained(directory)
-  fresh = type(config)(**{k: v for k, v in config.to_dict().items() if k != "peft_type"})
-  theirs = hf_peft.get_peft_model(base, fresh).eval()
+  theirs = hf_peft.get_peft_model(base, copy.deepcopy(config)).eval()
   count = sum(tree.flatten(ours)[path].size for path in peft.trainable_paths(ours))
   assert theirs.get_nb_trainable_parameters()[0] == count
   theirs.save_pretrained(tmp_path / "theirs")
@@ -455,7 +454,8 @@ def test_rules_that_cannot_be(bases):
     ({"name": "p_tuning", "encoder": "lstm"}, "there is no 'lstm'"),
     ({"name": "bottleneck", "size": 0}, "1 or more"),
     ({"name": "bottleneck", "reads": "inputs"}, "did you mean 'input'"),
-    ({"name": "bottleneck", "activation": "selu"}, "did you mean 'silu'|'relu'"),
+    ({"name": "bottleneck", "activation": "selu"}, "is none of relu, gelu"),
+    ({"name": "prefx", "target": ".*kernel"}, "did you mean 'prefix'"),
   ):
     with pytest.raises(ValueError, match=message):
       peft.attach([rule], params, KEY)
@@ -465,7 +465,7 @@ def test_rules_that_cannot_be(bases):
   with pytest.raises(ValueError, match="Prefix at 'layers/attention/kv' is no change of a kernel"):
     peft.merge(params, peft.attach([PREFIX], params, KEY))
   with pytest.raises(TypeError, match=r"peft\.materialize"):
-    adapters = peft.attach([PREFIX | {"projection": True}], params, KEY)
+    adapters = peft.attach([{"name": "p_tuning"}], params, KEY)
     bases["llama"][1].apply({"params": params, "adapters": adapters}, jnp.zeros((1, 2), jnp.int32))
 
 

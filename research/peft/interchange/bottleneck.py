@@ -49,6 +49,8 @@ def read(
   for path, how in config["sites"].items():
     if path not in known:
       raise ValueError(f"the adapter has {path!r}, the model does not{tree.nearest(path, known)}")
+    if set(how) != set(_HOW):
+      raise ValueError(f"a bottleneck is told by {', '.join(_HOW)}, not by {', '.join(how)}")
     values = {name: tensors.pop(f"{path}/{name}", None) for name in _TENSORS}
     shape = flat[f"{path.rpartition('/')[0]}/attention/o_proj/kernel"].shape
     _check(path, values, shape[0], shape[-1])
