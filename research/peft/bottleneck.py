@@ -28,6 +28,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "tanh": jnp.tanh,
 }
 READS = ("output", "input", "sum", "stream")
+FIELDS = ("down", "bias_down", "up", "bias_up", "scale_norm", "bias_norm")  # its arrays
 EPSILON = 1e-5  # of the norm's variance
 
 

@@ -121,15 +121,15 @@ def init(
   if hidden_size and not projection:
     raise ValueError(f"hidden_size {hidden_size} is of a projection; set projection=True")
   layers, _, size = params["layers/attention/k_proj/kernel"].shape
-  after = {OFFSET: Offset(tokens)}
+  after: dict[str, Adapter] = {OFFSET: Offset(tokens)}
   if not projection:
     keys, values = jax.random.normal(rng, (2, layers, tokens, size), jnp.float32)
-    return {path: Prefix(keys, values)} | after
+    return {path: Prefix(keys, values), **after}
   embedding, *rngs = jax.random.split(rng, 3)
   hidden = hidden_size or size
   first, second = linear(rngs[0], size, hidden), linear(rngs[1], hidden, layers * 2 * size)
   noise = jax.random.normal(embedding, (tokens, size), jnp.float32)
-  return {path: ProjectedPrefix(noise, *first, *second, layers)} | after
+  return {path: ProjectedPrefix(noise, *first, *second, layers), **after}
 
 
 def linear(rng: jax.Array, size: int, out: int) -> tuple[jax.Array, jax.Array]:

@@ -5,6 +5,7 @@ Documents are of several lengths, so that what is packed, padded or cached would
 
 import copy
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ LLAMA = {
   "vocab_size": 61,
   "hidden_size": 32,
   "intermediate_size": 48,
-  "num_hidden_layers": 3,
+  "num_hidden_layers": 2,
   "num_attention_heads": 4,
   "num_key_value_heads": 2,
   "max_position_embeddings": 64,
@@ -46,7 +47,7 @@ GPT2 = {
   "model_type": "gpt2",
   "vocab_size": 61,
   "n_embd": 32,
-  "n_layer": 3,
+  "n_layer": 2,
   "n_head": 4,
   "n_positions": 64,
 }
@@ -56,11 +57,8 @@ AFTER_MLP = {"name": "bottleneck", "target": "layers/mlp_out", "size": 4}
 # Rules, and the family that they are tried on.
 METHODS = {
   "after both": ([{"name": "bottleneck", "size": 4, "activation": "gelu"}], "llama"),
-  "after the mlp": ([AFTER_MLP | {"reads": "sum", "layer_norm": True}], "gpt2"),
-  "parallel": ([AFTER_MLP | {"reads": "input", "scale": 4.0}], "llama"),
-  "prefix": ([PREFIX], "gpt2"),
-  "projected prefix": ([PREFIX | {"projection": True, "hidden_size": 6}], "llama"),
-  "prompt": ([{"name": "prompt", "tokens": 5}], "gpt2"),
+  "parallel": ([AFTER_MLP | {"reads": "input", "scale": 4.0, "layer_norm": True}], "gpt2"),
+  "projected prefix": ([PREFIX | {"projection": True, "hidden_size": 6}], "gpt2"),
   "p-tuning": ([{"name": "p_tuning", "tokens": 5, "hidden_size": 7}], "llama"),
   "prefix and lora": ([LORA, PREFIX], "llama"),
 }
@@ -156,12 +154,6 @@ def test_packed_is_one_by_one(method):
     np.testing.assert_allclose(got[tuple(tokens)], expected, atol=2e-5)
 
 
-def test_it_does_something(method):
-  model, variables, _ = method
-  bare = jax.jit(model.apply)({"params": variables["params"]}, jnp.array([DOCUMENTS[0]]))
-  assert np.abs(_plain(method, DOCUMENTS)[0] - bare[0]).max() > 0.1
-
-
 def test_through_the_cache_is_the_whole_row(method):
   """Generation, array by layer, and scores through a shared prompt."""
   model, variables, _ = method
@@ -185,75 +177,71 @@ def _loss(model, variables, batch):
   return total / weight
 
 
-def test_gradients_are_alike_in_all_forms_of_the_model(method):
+@pytest.fixture(scope="module")
+def slopes(method):
+  """`(model, variables) -> (loss, gradients)` of adapters, flat; and those of an array a layer."""
+  model, variables, _ = method
+  batch = _batch(DOCUMENTS, variables["adapters"], 4)
+
+  @partial(jax.jit, static_argnums=0)
+  def take(model, variables):
+    def loss(adapters):
+      return _loss(model, {**variables, "adapters": adapters}, batch)
+
+    found, gradients = jax.value_and_grad(loss)(variables["adapters"])
+    return found, tree.flatten(gradients)
+
+  return take, take(*unstack(model, variables))
+
+
+def test_gradients_are_alike_in_all_forms_of_the_model(method, slopes):
   """A compiled loop over layers, activations computed again, and an array a layer."""
   model, variables, _ = method
-  batch = _batch(DOCUMENTS, variables["adapters"], 2)
-  grad = jax.jit(
-    jax.grad(lambda a, m, p: _loss(m, {"params": p, "adapters": a}, batch)), static_argnums=1
-  )
-  flat, split = unstack(model, variables)
-  expected = grad(split["adapters"], flat, split["params"])
-  looped = model.clone(unroll=1, remat=True)
-  found = grad(variables["adapters"], looped, variables["params"])
-  trained = peft.trainable_paths(variables["adapters"])
-  found, expected = tree.flatten(found), tree.flatten(expected)
-  for path in trained:
-    assert np.abs(expected[path]).max() > 0, path
+  take, (expected_loss, expected) = slopes
+  loss, found = take(model.clone(unroll=1, remat=True), variables)
+  np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+  for path in peft.trainable_paths(variables["adapters"]):
     scale = np.abs(expected[path]).max()
+    assert scale > 0, path
     np.testing.assert_allclose(found[path], expected[path], atol=1e-4 * scale, err_msg=path)
 
 
-def test_a_step_changes_the_adapter_alone_and_accumulates(method):
+def test_a_step_in_slices_is_the_whole_gradient_in_the_adapter_alone(method, slopes):
   model, variables, _ = method
   trained = peft.trainable_paths(variables["adapters"])
   trainable, frozen = tree.partition(
     variables, lambda path, _: path.removeprefix("adapters/") in trained
   )
   optimizer = optax.named_chain(("descent", optax.scale(-1.0)))
+  step = step_lib.make_step(
+    model, objectives.causal(), optimizer, schedules.linear(1.0, 10), accumulate_steps=2, seed=0
+  )
+  state = state_lib._initial(trainable, optimizer)
   batch = _batch(DOCUMENTS, variables["adapters"], 4)
-  after = []
-  for slices in (1, 2):
-    step = step_lib.make_step(
-      model,
-      objectives.causal(),
-      optimizer,
-      schedules.linear(1.0, 10),
-      accumulate_steps=slices,
-      seed=0,
-    )
-    state = state_lib._initial(trainable, optimizer)
-    after.append(tree.flatten(jax.jit(step)(state, frozen, batch)[0].trainable))
-  assert {path.removeprefix("adapters/") for path in after[0]} == trained
-  before = tree.flatten(trainable)
-  for path, leaf in after[0].items():
-    change = np.abs(leaf - before[path]).max()
-    assert change > 0, path
-    np.testing.assert_allclose(after[1][path], leaf, atol=2e-4 * change + 1e-6, err_msg=path)
+  before, after = (
+    tree.flatten(values) for values in (trainable, jax.jit(step)(state, frozen, batch)[0].trainable)
+  )
+  assert {path.removeprefix("adapters/") for path in after} == trained
+  for path in trained:
+    slope = slopes[1][1][path]
+    change = before[f"adapters/{path}"] - after[f"adapters/{path}"]
+    atol = 2e-4 * np.abs(slope).max() + 1e-6
+    np.testing.assert_allclose(change, slope, atol=atol, err_msg=path)
 
 
-def test_bfloat16_is_the_same_up_to_rounding(method):
+def test_bfloat16_is_the_same_up_to_rounding(method, slopes):
   model, variables, _ = method
-  batch = _batch(DOCUMENTS, variables["adapters"], 4)
-  narrow = {
-    "params": jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables["params"]),
-    "adapters": variables["adapters"],
-  }
-  wide = jax.value_and_grad(lambda a: _loss(model, {**variables, "adapters": a}, batch))
-  expected, slopes = jax.jit(wide)(variables["adapters"])
-  small = model.clone(dtype=jnp.bfloat16)
-  got, found = jax.jit(
-    jax.value_and_grad(lambda a: _loss(small, {**narrow, "adapters": a}, batch))
-  )(variables["adapters"])
-  np.testing.assert_allclose(got, expected, rtol=0.05)
-  slopes, found = tree.flatten(slopes), tree.flatten(found)
+  take, (expected_loss, expected) = slopes
+  params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables["params"])
+  loss, found = take(model.clone(dtype=jnp.bfloat16), {**variables, "params": params})
+  np.testing.assert_allclose(loss, expected_loss, rtol=0.05)
   for path in peft.trainable_paths(variables["adapters"]):
-    one, two = (np.asarray(x[path], np.float64).ravel() for x in (slopes, found))
+    one, two = (np.asarray(x[path], np.float64).ravel() for x in (expected, found))
     assert found[path].dtype == jnp.float32
     assert one @ two > 0.9 * np.linalg.norm(one) * np.linalg.norm(two), path
 
 
-@pytest.mark.parametrize("name", ["after both", "after the mlp", "parallel"])
+@pytest.mark.parametrize("name", ["after both", "parallel"])
 def test_a_new_bottleneck_changes_no_bit(bases, name):
   rules, family = METHODS[name]
   _, model, params = bases[family]
@@ -375,7 +363,7 @@ def test_peft_both_ways(bases, apply, tmp_path, family, name):
   [
     ({"num_transformer_submodules": 2}, "num_transformer_submodules=2 cannot be honoured"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-    ({"num_virtual_tokens": 4}, "4 virtual tokens, and the keys and values of 3 layers"),
+    ({"num_virtual_tokens": 4}, "4 virtual tokens, and the keys and values of 2 layers"),
   ],
 )
 def test_configs_that_cannot_be_honoured(bases, tmp_path, change, message):
@@ -418,8 +406,8 @@ def test_adapterhubs_names_and_numbers(bases):
   _, model, params = bases["llama"]
   rules = [{"name": "bottleneck", "target": "layers/mlp_out", "size": 5, "layer_norm": True}]
   config, tensors = adapterhub.write(peft.attach(rules, params, KEY), _modules(model))
-  at = "model.layers.2.output_adapters.adapters.adapter"
-  assert {name for name in tensors if name.startswith("model.layers.2")} == {
+  at = "model.layers.1.output_adapters.adapters.adapter"
+  assert {name for name in tensors if name.startswith("model.layers.1")} == {
     f"{at}.{name}.{part}"
     for name in ("adapter_down.0", "adapter_down.1", "adapter_up", "adapter_norm_before")
     for part in ("weight", "bias")
@@ -432,8 +420,8 @@ def test_adapterhubs_names_and_numbers(bases):
   with pytest.raises(ValueError, match="inv_adapter='nice' cannot be honoured"):
     changed = config | {"config": method | {"inv_adapter": "nice"}}
     adapterhub.read(changed, tensors, params, _modules(model))
-  with pytest.raises(ValueError, match="of no layer of the model: model.layers.2"):
-    short = jax.tree.map(lambda leaf: leaf[:2] if leaf.ndim == 3 else leaf, params)
+  with pytest.raises(ValueError, match="of no layer of the model: model.layers.1"):
+    short = jax.tree.map(lambda leaf: leaf[:1] if leaf.ndim == 3 else leaf, params)
     adapterhub.read(config, tensors, short, _modules(model))
 
 

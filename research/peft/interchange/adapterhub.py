@@ -24,7 +24,7 @@ import numpy as np
 
 from research.core import tree
 from research.peft.adapter import sites
-from research.peft.bottleneck import Bottleneck
+from research.peft.bottleneck import FIELDS, Bottleneck
 from research.peft.interchange.modules import Modules
 
 Tree = Any
@@ -64,7 +64,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 def has_place(adapters: Tree, modules: Modules) -> bool:
   """Whether AdapterHub has such bottlenecks in such a model."""
-  found = dict(sites(adapters))
+  found: dict[str, Any] = dict(sites(adapters))
   kinds = {_kind(adapter) for adapter in found.values()}
   return (
     set(found) <= set(_SITES)
@@ -81,7 +81,7 @@ def is_one(config: Mapping[str, Any]) -> bool:
 
 def write(adapters: Tree, modules: Modules) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """The config and the tensors of bottlenecks that `has_place`, in float32."""
-  found: dict[str, Bottleneck] = dict(sites(jax.device_get(adapters)))  # type: ignore[arg-type]
+  found: dict[str, Any] = dict(sites(jax.device_get(adapters)))
   prefix = _layers(modules)
   size, width, normed, reads, activation, scale, dropout = _kind(next(iter(found.values())))
   parallel, before = _READS[reads]
@@ -141,9 +141,11 @@ def read(
       _fields(tensors, f"{prefix.format(layer)}.{module}.adapters.{name}", normed, size)
       for layer in range(layers)
     ]
-    stacks = (None if part[0] is None else np.stack(part) for part in zip(*each, strict=True))
+    stacks: Any = [
+      None if part[0] is None else jnp.asarray(np.stack(part)) for part in zip(*each, strict=True)
+    ]
     found[path] = Bottleneck(
-      *(None if stack is None else jnp.asarray(stack) for stack in stacks),
+      **dict(zip(FIELDS, stacks, strict=True)),
       reads=reads,
       activation=known[activation],
       scale=float(scale),
@@ -202,7 +204,7 @@ def _tensors(adapter: Bottleneck, layer: int) -> dict[str, np.ndarray]:
 
 
 def _fields(tensors, name, normed, size):
-  """One layer's arrays in the order of the fields of `Bottleneck`, taken out of `tensors`."""
+  """One layer's arrays in the order of `FIELDS`, taken out of `tensors`."""
 
   def take(key):
     if f"{name}.{key}" not in tensors:

@@ -14,13 +14,12 @@ import numpy as np
 from research.core import tree
 from research.peft import bottleneck
 from research.peft.adapter import sites
-from research.peft.bottleneck import Bottleneck
+from research.peft.bottleneck import FIELDS, Bottleneck
 from research.peft.interchange.modules import Modules
 
 Tree = Any
 
 _HOW = ("reads", "activation", "scale", "dropout")
-_TENSORS = ("down", "bias_down", "up", "bias_up", "scale_norm", "bias_norm")
 
 
 def write(adapters: Tree, modules: Modules) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -29,7 +28,7 @@ def write(adapters: Tree, modules: Modules) -> tuple[dict[str, Any], dict[str, n
   found, tensors = {}, {}
   for path, adapter in sites(jax.device_get(adapters)):
     found[path] = {name: getattr(adapter, name) for name in _HOW}
-    for name in _TENSORS:
+    for name in FIELDS:
       if (value := getattr(adapter, name)) is not None:
         tensors[f"{path}/{name}"] = np.array(value, np.float32, order="C")
   return {"sites": found}, tensors
@@ -51,10 +50,10 @@ def read(
       raise ValueError(f"the adapter has {path!r}, the model does not{tree.nearest(path, known)}")
     if set(how) != set(_HOW):
       raise ValueError(f"a bottleneck is told by {', '.join(_HOW)}, not by {', '.join(how)}")
-    values = {name: tensors.pop(f"{path}/{name}", None) for name in _TENSORS}
+    values = {name: tensors.pop(f"{path}/{name}", None) for name in FIELDS}
     shape = flat[f"{path.rpartition('/')[0]}/attention/o_proj/kernel"].shape
     _check(path, values, shape[0], shape[-1])
-    arrays = {
+    arrays: dict[str, Any] = {
       name: None if value is None else jnp.asarray(value, jnp.float32)
       for name, value in values.items()
     }
