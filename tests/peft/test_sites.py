@@ -20,11 +20,10 @@ from research import models, objectives, peft
 from research.core import tree
 from research.data import packing
 from research.data.examples import Example
-from research.generation import generate, score
 from research.loop import state as state_lib
 from research.loop import step as step_lib
 from research.models import families
-from research.models.unrolled import unstack
+from research.models.unrolled import unroll, unstack
 from research.optim import schedules
 from research.peft.bottleneck import Bottleneck
 from research.peft.interchange import adapterhub
@@ -155,21 +154,19 @@ def test_packed_is_one_by_one(method):
 
 
 def test_through_the_cache_is_the_whole_row(method):
-  """Generation, array by layer, and scores through a shared prompt."""
+  """A prompt at once and the rest token by token; every way to write is in tests/generation."""
   model, variables, _ = method
-  variables = peft.materialize(variables)
-  prompts = DOCUMENTS[:2]
-  completions = generate(model, variables, prompts, max_new_tokens=4, eos_ids=())
-  written = [c.tokens for c in completions]
-  whole = _plain(method, [p + w for p, w in zip(prompts, written, strict=True)])
-  scored = score(model, variables, [prompts[0]] * 2, [written[0], [5, 6]])
-  for prompt, completion, logits in zip(prompts, completions, whole, strict=True):
-    after = jax.nn.log_softmax(logits[len(prompt) - 1 : -1])
-    assert completion.tokens == np.argmax(after, axis=-1).tolist()
-    expected = np.take_along_axis(np.asarray(after), np.array(completion.tokens)[:, None], 1)[:, 0]
-    np.testing.assert_allclose(completion.log_probs, expected, atol=5e-5)
-    if prompt == prompts[0]:
-      np.testing.assert_allclose(scored[0], expected, atol=5e-5)
+  model, variables = unroll(model, peft.materialize(variables))
+  lead = peft.virtual_ids(variables["adapters"])
+  tokens = jnp.array([[*lead, *DOCUMENTS[2]]])
+  read = jax.jit(lambda v, tokens, cache: model.apply(v, tokens, cache=cache))
+  size = len(lead) + 9
+  logits, cache = read(variables, tokens[:, :size], model.init_cache(1, tokens.shape[1]))
+  found = [logits[0, len(lead) :]]
+  for at in range(size, tokens.shape[1]):
+    logits, cache = read(variables, tokens[:, at : at + 1], cache)
+    found.append(logits[0])
+  np.testing.assert_allclose(np.concatenate(found), _plain(method, [DOCUMENTS[2]])[0], atol=5e-5)
 
 
 def _loss(model, variables, batch):
