@@ -17,9 +17,10 @@ import pytest
 import tokenizers
 from safetensors.numpy import load_file
 
-from research import models, train
+from research import models, peft, train
 from research.data.tokenizer import Tokenizer
 from research.evals import Result
+from research.models import families
 
 ROOT = Path(__file__).parent.parent
 LLAMA = {
@@ -306,3 +307,45 @@ def test_tasks_and_corruption_by_the_command(world, command):
   for line in _lines(world / "tasks"):
     low, high = sorted((line["loss/a"], line["loss/b"]))
     assert 0 < low <= line["loss"] <= high and 0 <= line["accuracy/a"] <= 1
+
+
+def test_virtual_tokens_by_the_command(world, command):
+  """P-tuning trains a network, goes on with it, and leaves the embeddings it made."""
+  base = load_file(world / "model" / "model.safetensors")
+  arguments = (
+    "--config=config.py",
+    "--config.directory=p_tuning",
+    "--config.adapters=({'name': 'p_tuning', 'tokens': 3, 'hidden_size': 8},)",
+    "--config.train.steps=6",
+  )
+  assert command(*arguments)[0] == 0
+  lines = _lines(world / "p_tuning")
+  steps = [line["loss"] for line in lines if "loss" in line]
+  evaluated = [line["eval/held_out/loss"] for line in lines if "eval/held_out/loss" in line]
+  assert len(steps) == 6 and evaluated[-1] < evaluated[0]
+  saved = load_file(world / "p_tuning" / "adapter" / "adapter_model.safetensors")
+  assert {name: tensor.shape for name, tensor in saved.items()} == {"prompt_embeddings": (3, 32)}
+  config = json.loads((world / "p_tuning" / "adapter" / "adapter_config.json").read_text())
+  assert (config["peft_type"], config["num_virtual_tokens"]) == ("P_TUNING", 3)
+  model, params, _ = models.load(world / "model")
+  adapters = peft.load(
+    world / "p_tuning" / "adapter", params, families.find("llama").modules(model)
+  )
+  assert peft.virtual_ids(adapters) == [-1, -2, -3]
+  after = load_file(world / "model" / "model.safetensors")
+  assert all(np.array_equal(after[name], base[name]) for name in base)
+
+
+@pytest.mark.parametrize(
+  ("name", "argument", "told"),
+  [
+    ("prefix", "trainable=all", "config.adapters: the Prefix .* cannot be merged"),
+    ("prompt", "data.train.length=20", "leaves no room beside 20 virtual tokens"),
+  ],
+)
+def test_what_sites_cannot_have(command, name, argument, told):
+  rule = f"--config.adapters=({{'name': '{name}'}},)"
+  arguments = ("--config.directory=wrong", rule, f"--config.{argument}")
+  code, _, err = command("--config=config.py", *arguments)
+  assert code == 2
+  assert re.search(told, err), err

@@ -64,6 +64,19 @@ class Example:
       self, **{name: array[part] for name, array in arrays.items() if array is not None}
     )
 
+  def led_by(self, virtual_tokens: int) -> Example:
+    """With virtual tokens, of ids -1, -2, ..., in front. The same tokens are learnt as without."""
+    if not virtual_tokens:
+      return self
+    ids = -1 - np.arange(virtual_tokens, dtype=self.tokens.dtype)
+    learnt = np.concatenate([np.zeros(virtual_tokens + 1, bool), self.weights_mask[1:]])
+    return dataclasses.replace(
+      self,
+      tokens=np.concatenate([ids, self.tokens]),
+      weights_mask=learnt,
+      prefix=self.prefix and virtual_tokens + self.prefix,
+    )
+
   @property
   def form(self) -> tuple[str, ...]:
     """The keys that a batch of such examples has, beside those of every batch."""

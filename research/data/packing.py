@@ -177,7 +177,8 @@ def assemble(
     for example in row:
       end = start + len(example)
       if form[0] == "targets":
-        own["targets"][r, start : end - 1] = example.tokens[1:]
+        # A virtual token is no target, and no index into logits either.
+        own["targets"][r, start : end - 1] = np.maximum(example.tokens[1:], 0)
         weights[r, start : end - 1] = example.weights_mask[1:]
       else:
         weights[r, start:end] = example.weights_mask

@@ -163,6 +163,7 @@ def train_batches(
   seed: int,
   rows_per_task: int = 0,
   start_id: int | None = None,
+  virtual_tokens: int = 0,
   shard_index: int = 0,
   shard_count: int = 1,
 ) -> BatchIterator:
@@ -177,6 +178,8 @@ def train_batches(
       maybe empty; 0: rows come as they do.
     start_id: the token that an encoder-decoder's decoder begins with; rows then are pairs of a
       source and a target.
+    virtual_tokens: how many, with ids -1, -2, ..., begin every document; they count in lengths,
+      and no token is learnt at them.
     shard_index, shard_count: this host takes rows `shard_index::shard_count` of each batch.
 
   Raises:
@@ -192,6 +195,7 @@ def train_batches(
     seed=seed,
     rows_per_task=rows_per_task,
     start_id=start_id,
+    virtual_tokens=virtual_tokens,
   )
   return BatchIterator(planner)
 
@@ -202,6 +206,7 @@ def eval_batches(
   *,
   batch_size: int,
   start_id: int | None = None,
+  virtual_tokens: int = 0,
   shard_index: int = 0,
   shard_count: int = 1,
 ) -> EvalBatches:
@@ -210,6 +215,13 @@ def eval_batches(
   Arguments and errors are those of `train_batches`; there is no shuffling.
   """
   shard = (shard_index, shard_count)
-  return EvalBatches(
-    Planner(config, tokenizer, batch_size=batch_size, shard=shard, seed=None, start_id=start_id)
+  planner = Planner(
+    config,
+    tokenizer,
+    batch_size=batch_size,
+    shard=shard,
+    seed=None,
+    start_id=start_id,
+    virtual_tokens=virtual_tokens,
   )
+  return EvalBatches(planner)

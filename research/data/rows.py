@@ -35,7 +35,10 @@ class Row:
 
 
 class Rows(grain.sources.RandomAccessDataSource):
-  """Row `i` of a source as examples, before any corruption; all kept if `keep`."""
+  """Row `i` of a source as examples, before any corruption; all kept if `keep`.
+
+  length: the most tokens of an example, or of a pair's source.
+  """
 
   def __init__(
     self,
@@ -46,15 +49,16 @@ class Rows(grain.sources.RandomAccessDataSource):
     keep: bool,
     denoiser: denoising.Denoiser | None,
     pairs: Pairs | None,
+    length: int,
   ):
     self._source = source
     self._tokenizer = tokenizer
     self._denoiser = denoiser
     # A denoiser makes pairs of documents.
     self._pairs = None if denoiser else pairs
-    self._length = config.length
+    self._length = length
     if denoiser:
-      self._length = denoiser.raw_length(config.length, pairs.target_length if pairs else None)
+      self._length = denoiser.raw_length(length, pairs.target_length if pairs else None)
     self._completion_only = config.completion_only
     self._stop_on_bad = config.on_bad_row == "stop"
     self._on_long_row = config.on_long_row

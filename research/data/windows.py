@@ -64,8 +64,9 @@ class Planner:
     seed: int | None,
     rows_per_task: int = 0,
     start_id: int | None = None,
+    virtual_tokens: int = 0,
   ):
-    _check_config(config, start_id is not None)
+    _check_config(config, start_id is not None, virtual_tokens)
     index, count = shard
     if not 0 <= index < count or batch_size % count:
       raise ValueError(
@@ -80,6 +81,7 @@ class Planner:
     if start_id is not None:
       self._pairs = rows_lib.Pairs(start_id, config.target_length or config.length)
       self._capacity = (config.length, self._pairs.target_length)
+    self._virtual_tokens = virtual_tokens
     self._pad_id = tokenizer.pad_id or 0
     self.batch_size = batch_size
     self._rows_per_task = rows_per_task
@@ -119,7 +121,16 @@ class Planner:
       self._numbers.append("task")
     self._stream = self._mixed(
       [
-        rows_lib.Rows(part, tokenizer, config, self.report, keep, self._denoiser, self._pairs)
+        rows_lib.Rows(
+          part,
+          tokenizer,
+          config,
+          self.report,
+          keep,
+          self._denoiser,
+          self._pairs,
+          config.length - virtual_tokens,
+        )
         for part in parts
       ],
       weights,
@@ -142,6 +153,8 @@ class Planner:
       self.settings["rows_per_task"] = rows_per_task
     if self._pairs:
       self.settings |= dataclasses.asdict(self._pairs)
+    if virtual_tokens:
+      self.settings["virtual_tokens"] = virtual_tokens
     self._window: Window | None = None
 
   def _mixed(self, parts: Sequence[rows_lib.Rows], weights: Sequence[float]) -> Any:
@@ -176,7 +189,9 @@ class Planner:
         self._denoiser(example, np.random.default_rng([*place, piece]))
         for piece, example in enumerate(examples)
       )
-    return tuple(dataclasses.replace(example, task=part) for example in examples)
+    return tuple(
+      dataclasses.replace(example, task=part).led_by(self._virtual_tokens) for example in examples
+    )
 
   def window(self, start: Place, progress: bool = False) -> Window:
     """The window that begins at `start`, with no rows at the end of a finite stream.
@@ -291,7 +306,7 @@ class Planner:
     )
 
 
-def _check_config(config: Any, pairs: bool) -> None:
+def _check_config(config: Any, pairs: bool, virtual_tokens: int) -> None:
   choices = {
     "packing": ("best_fit", "none"),
     "on_bad_row": ("drop", "stop"),
@@ -312,6 +327,10 @@ def _check_config(config: Any, pairs: bool) -> None:
   if config.length < 2 or config.window < 1:
     raise ValueError(
       f"data.length is at least 2 and data.window at least 1, not {config.length}, {config.window}"
+    )
+  if virtual_tokens and config.length - virtual_tokens < 2:
+    raise ValueError(
+      f"data.length {config.length} leaves no room beside {virtual_tokens} virtual tokens"
     )
   if any(not 1 < bucket <= max(config.length, config.target_length) for bucket in config.buckets):
     raise ValueError(f"data.buckets {config.buckets} are not all from 2 to {config.length}")

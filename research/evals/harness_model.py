@@ -18,6 +18,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from research import generation
 from research.core import tree
 from research.data import chat
+from research.generation import decode
 
 _MAX_NEW_TOKENS = 256  # of an answer for which the task has no number
 # What a task may ask of a sampler, by the names of transformers.
@@ -49,7 +50,8 @@ class HarnessModel(TemplateLM):
       raise ValueError(f"the tokenizer of {name} has no EOS token, with which the harness begins")
     self.model, self.variables, self.tokenizer = model, variables, tokenizer
     self.batch_size = batch_size
-    self.max_length = max_length or model.config.max_positions
+    # What adapters put ahead of a text is not the harness's to count.
+    self.max_length = max_length or model.config.max_positions - decode.ahead(variables)[1]
     self._seed, self._name = seed, name
 
   @property

@@ -20,6 +20,7 @@ from research.core import tree
 from research.data import packing, sources
 from research.evals import bootstrap
 from research.evals.result import Result, item_id
+from research.generation import decode
 from research.losses import cross_entropy
 from research.models import DecoderConfig
 
@@ -84,7 +85,8 @@ class Perplexity:
     """
     if not isinstance(model.config, DecoderConfig):
       raise ValueError(f"{self.label} is of decoders, not of a {model.config.family}")
-    positions = model.config.max_positions
+    lead, before = decode.ahead(variables)
+    positions = model.config.max_positions - before
     length = min(_LENGTH, positions) if self.length is None else self.length
     context = max(1, length // 2) if self.context is None else self.context
     if length > positions:
@@ -101,7 +103,7 @@ class Perplexity:
     ]
     if not jobs:
       raise ValueError(f"{self.label}: no token to score in {len(documents)} documents")
-    sums = self._score(model, variables, documents, jobs, length)
+    sums = self._score(model, variables, documents, jobs, length, lead)
     records = [
       {"id": f"{ids[d]}:{w.first}", "nll": nll, "tokens": w.stop - w.first}
       for (d, w), nll in zip(jobs, sums, strict=True)
@@ -141,8 +143,9 @@ class Perplexity:
     documents: Sequence[np.ndarray],
     jobs: Sequence[tuple[int, Window]],
     longest: int,
+    lead: list[int],
   ) -> list[float]:
-    """The nats of each window's scored tokens."""
+    """The nats of each window's scored tokens, after the virtual tokens `lead`."""
     sums = [0.0] * len(jobs)
     lengths = [window.stop - window.start - 1 for _, window in jobs]
     # Like lengths share a batch, the longest first, so that few tokens are padding.
@@ -153,17 +156,21 @@ class Perplexity:
     with tqdm.tqdm(total=sum(lengths), desc=self.label, unit="token", leave=False) as progress:
       for at in range(0, len(jobs), self.batch_size):
         chosen = order[at : at + self.batch_size]
-        shape = (self.batch_size, packing.bucket(lengths[chosen[0]], buckets))
+        width = len(lead) + packing.bucket(lengths[chosen[0]], buckets)
+        shape = (self.batch_size, width)
         tokens, targets, segments = (np.zeros(shape, np.int32) for _ in range(3))
         for row, i in enumerate(chosen):
           document, window = documents[jobs[i][0]], jobs[i][1]
-          tokens[row, : lengths[i]] = document[window.start : window.stop - 1]
-          targets[row, : lengths[i]] = document[window.start + 1 : window.stop]
-          segments[row, : lengths[i]] = 1
+          own = slice(len(lead), len(lead) + lengths[i])
+          tokens[row, : own.start] = lead
+          tokens[row, own] = document[window.start : window.stop - 1]
+          targets[row, own] = document[window.start + 1 : window.stop]
+          segments[row, : own.stop] = 1
         losses = np.asarray(_token_losses(model, variables, tokens, targets, segments), np.float64)
         for row, i in enumerate(chosen):
           window = jobs[i][1]
-          sums[i] = float(losses[row, window.first - window.start - 1 : lengths[i]].sum())
+          first = len(lead) + window.first - window.start - 1
+          sums[i] = float(losses[row, first : len(lead) + lengths[i]].sum())
         progress.update(sum(lengths[i] for i in chosen))
     return sums
 

@@ -64,8 +64,7 @@ def beam_search(
     raise ValueError(f"early_stopping is {early_stopping!r}; it is True, False or 'never'")
   if not abs(length_penalty) < float("inf"):
     raise ValueError(f"length_penalty is {length_penalty}; it is a number, and 0 for none")
-  for i, prompt in enumerate(prompts):
-    checks.prompt(model, prompt, max_new_tokens, f"prompt {i}")
+  prompts = decode.led(model, variables, prompts, max_new_tokens)
   run_model, run_variables = decode.prepare(model, variables, unrolled)
   found: dict[tuple[int, int], Completion] = {}
   for batch in layout.batches(

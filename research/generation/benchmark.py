@@ -107,7 +107,7 @@ def measure(
   random = np.random.default_rng(seed)
   shape = (requests, prompt_tokens)
   prompts = random.integers(0, model.config.vocab_size, shape).tolist()
-  checks.prompt(model, prompts[0], new_tokens)
+  prompts = decode.led(model, variables, prompts, new_tokens)
   low, high = np.log([max(1, new_tokens / _SPREAD), new_tokens])
   lengths = np.exp(random.uniform(low, high, requests)).astype(int) if continuous else [new_tokens]
   queue = [Request(prompt, int(lengths[i % len(lengths)])) for i, prompt in enumerate(prompts)]

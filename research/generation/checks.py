@@ -31,14 +31,23 @@ def tokens(model: Decoder | EncoderDecoder, ids: Sequence[int], name: str) -> No
 
 
 def prompt(
-  model: Decoder | EncoderDecoder, ids: Sequence[int], max_new_tokens: int, name: str = "the prompt"
+  model: Decoder | EncoderDecoder,
+  ids: Sequence[int],
+  max_new_tokens: int,
+  name: str = "the prompt",
+  *,
+  before: int = 0,
 ) -> None:
-  """Raises ValueError if the model cannot take `ids` and as many new tokens."""
+  """Raises ValueError if the model cannot take `ids` and as many new tokens.
+
+  before: positions that adapters take ahead of them.
+  """
   tokens(model, ids, name)
   if isinstance(model, EncoderDecoder):
     return  # its positions are relative and have no end
-  if len(ids) + max_new_tokens > model.config.max_positions:
+  if before + len(ids) + max_new_tokens > model.config.max_positions:
+    adapters = f" and the adapters' {before} positions" if before else ""
     raise ValueError(
-      f"{name} has {len(ids)} tokens, which with max_new_tokens {max_new_tokens} exceeds the "
-      f"model's {model.config.max_positions} positions"
+      f"{name} has {len(ids)} tokens, which with max_new_tokens {max_new_tokens}{adapters} exceeds "
+      f"the model's {model.config.max_positions} positions"
     )

@@ -68,16 +68,17 @@ def serve(
   """
   checks.decoder(model, "serving a queue")
   checks.positive(batch_size=batch_size)
+  lead, before = decode.ahead(variables)
   if slots is None:
     requests = list(requests)
     slots = max((len(r.prompt) + r.max_new_tokens for r in requests), default=1)
   checks.positive(slots=slots)
-  queue = _Queue(model, requests, slots)
+  queue = _Queue(model, requests, slots, lead, before)
   rows = Rows(
     *decode.prepare(model, variables, unrolled),
     sampler or Sampler(),
     tuple(eos_ids),
-    shape=(batch_size, slots),
+    shape=(batch_size, len(lead) + slots),
     numbers=(seed, first_prompt, pad_id),
     stop=stop,
   )
@@ -93,10 +94,16 @@ def _serve(queue: _Queue, rows: Rows) -> Iterator[Completion]:
 
 
 class _Queue:
-  """The requests that wait, each checked when it is taken."""
+  """The requests that wait, each checked when it is taken.
 
-  def __init__(self, model: Decoder, requests: Iterable[Request], slots: int):
+  lead, before: as of `decode.ahead`.
+  """
+
+  def __init__(
+    self, model: Decoder, requests: Iterable[Request], slots: int, lead: list[int], before: int
+  ):
     self._model, self._slots = model, slots
+    self._lead, self._before = lead, before
     self._waiting = enumerate(requests)
 
   def take(self, count: int) -> list[tuple[int, Request]]:
@@ -104,13 +111,18 @@ class _Queue:
     taken = list(itertools.islice(self._waiting, count))
     for i, request in taken:
       checks.positive(max_new_tokens=request.max_new_tokens)
-      checks.prompt(self._model, request.prompt, request.max_new_tokens, f"prompt {i}")
+      checks.prompt(
+        self._model, request.prompt, request.max_new_tokens, f"prompt {i}", before=self._before
+      )
       if len(request.prompt) + request.max_new_tokens > self._slots:
         raise ValueError(
           f"prompt {i} has {len(request.prompt)} tokens, which with max_new_tokens "
           f"{request.max_new_tokens} exceeds the {self._slots} slots of a row"
         )
-    return taken
+    return [
+      (i, dataclasses.replace(request, prompt=[*self._lead, *request.prompt]))
+      for i, request in taken
+    ]
 
 
 class Rows:

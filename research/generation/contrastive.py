@@ -52,8 +52,7 @@ def contrastive_search(
   if not 0 <= penalty_alpha <= 1:
     raise ValueError(f"penalty_alpha is {penalty_alpha}; it is within 0 and 1")
   top_k = min(top_k, model.config.vocab_size)
-  for i, prompt in enumerate(prompts):
-    checks.prompt(model, prompt, max_new_tokens, f"prompt {i}")
+  prompts = decode.led(model, variables, prompts, max_new_tokens)
   run_model, run_variables = decode.prepare(model, variables, unrolled)
 
   def write(batch: layout.Batch) -> Written:
@@ -97,7 +96,7 @@ def _search(
     positions[:, -1] + 1,
     cache.expand(top_k, layout.slots(length + max_new_tokens)),
     jnp.pad(_direction(hidden), (*room, (0, 0))),
-    jnp.pad(positions >= 0, room),
+    jnp.pad((positions >= 0) & (tokens >= 0), room),  # virtual tokens say nothing
     Written(
       jnp.zeros((rows, max_new_tokens), jnp.int32),
       jnp.zeros((rows, max_new_tokens), jnp.float32),

@@ -5,13 +5,16 @@ B rows, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from research import peft
 from research.core import rng
 from research.core import tree as trees
+from research.generation import checks
 from research.generation.samplers import Sampler, Seen
 from research.models import Cache, Decoder, EncoderDecoder
 from research.models.unrolled import unroll
@@ -38,6 +41,27 @@ def prepare(model: Kind, variables: Any, unrolled: bool | None) -> tuple[Kind, A
     turned: Any = unroll(model, variables)
     return turned
   return model, variables
+
+
+def led(
+  model: Model, variables: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> list[list[int]]:
+  """Prompts as the model reads them: after the virtual tokens of its adapters.
+
+  Raises:
+    ValueError: the model cannot take one of them and as many new tokens.
+  """
+  lead, before = ahead(variables)
+  for i, prompt in enumerate(prompts):
+    checks.prompt(model, prompt, max_new_tokens, f"prompt {i}", before=before)
+  return [[*lead, *prompt] for prompt in prompts]
+
+
+def ahead(variables: Any) -> tuple[list[int], int]:
+  """What adapters put ahead of a document: virtual tokens, and how many positions in all."""
+  adapters = variables.get("adapters", {})
+  lead = peft.virtual_ids(adapters)
+  return lead, len(lead) + peft.offset(adapters)
 
 
 def own_prompt(

@@ -86,8 +86,7 @@ def generate(
       that the model has not; or a number above is not positive.
   """
   checks.positive(max_new_tokens=max_new_tokens, samples=samples, batch_size=batch_size)
-  for i, prompt in enumerate(prompts):
-    checks.prompt(model, prompt, max_new_tokens, f"prompt {i}")
+  prompts = decode.led(model, variables, prompts, max_new_tokens)
   run_model, run_variables = decode.prepare(model, variables, unrolled)
   same = {"model": run_model, "sampler": sampler or Sampler(), "eos_ids": tuple(eos_ids)}
 

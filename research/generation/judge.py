@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from research.generation import checks, layout
+from research.generation import checks, decode, layout
 from research.losses import cross_entropy
 from research.models.decoder import Decoder
 
@@ -62,10 +62,12 @@ def judge(
     raise ValueError(f"there are {len(prompts)} prompts for {len(completions)} completions")
   checks.decoder(model, "scoring completions")
   checks.positive(batch_size=batch_size)
+  lead, before = decode.ahead(variables)
   groups: dict[tuple[int, ...], list[int]] = {}
   for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-    _check(model, prompt, completion, i)
+    _check(model, prompt, completion, i, before)
     groups.setdefault(tuple(prompt) if _shares(model, prompt) else (-1, i), []).append(i)
+  prompts = [[*lead, *prompt] for prompt in prompts]
   parts = [
     tuple(group[start : start + batch_size])
     for group in groups.values()
@@ -93,10 +95,12 @@ def judge(
   return [found[i] for i in range(len(prompts))]
 
 
-def _check(model: Decoder, prompt: Sequence[int], completion: Sequence[int], i: int) -> None:
+def _check(
+  model: Decoder, prompt: Sequence[int], completion: Sequence[int], i: int, before: int
+) -> None:
   checks.tokens(model, prompt, f"prompt {i}")
   checks.tokens(model, completion, f"completion {i}")
-  length = len(prompt) + len(completion) - 1  # the last token is not read
+  length = before + len(prompt) + len(completion) - 1  # the last token is not read
   limit = model.config.max_positions
   if length > limit:
     raise ValueError(f"prompt and completion {i} take {length} positions; the model has {limit}")

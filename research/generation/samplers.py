@@ -34,9 +34,13 @@ class Seen(NamedTuple):
 
   @classmethod
   def of_prompt(cls, tokens: jax.Array, positions: jax.Array, vocabulary: int) -> Seen:
-    """Prompts `[B, P]`, padding at positions -1, of which nothing is written yet."""
+    """Prompts `[B, P]`, padding at positions -1, of which nothing is written yet.
+
+    Virtual tokens, whose ids are negative, are nothing that could be repeated.
+    """
     empty = jnp.zeros((tokens.shape[0], vocabulary), jnp.int32)
-    prompted = empty.at[jnp.arange(tokens.shape[0])[:, None], tokens].max(positions >= 0)
+    real = (positions >= 0) & (tokens >= 0)
+    prompted = empty.at[jnp.arange(tokens.shape[0])[:, None], tokens].max(real)
     return cls(prompted > 0, empty)
 
   def add(self, tokens: jax.Array, count: jax.Array | int = 1) -> Seen:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research import peft
 from research.generation import checks, decode, engine, layout, rejection, samplers
 from research.generation.engine import Completion, Written
 from research.generation.samplers import Sampler, Seen, most_probable
@@ -120,10 +121,18 @@ def speculate(
     samples=samples,
     batch_size=batch_size,
   )
+  (lead, own), (others, drafts) = map(decode.ahead, (variables, draft.variables))
+  if lead != others:
+    raise ValueError(
+      f"the draft has {len(others)} virtual tokens and the model {len(lead)}; they must be alike"
+    )
   for i, prompt in enumerate(prompts):
-    for each, name in ((model, f"prompt {i}"), (draft.model, f"prompt {i}, for the draft,")):
-      checks.prompt(each, prompt, max_new_tokens, name)
-  _check_pair(model, draft.model, max(map(len, prompts), default=0) + max_new_tokens + draft_tokens)
+    name = f"prompt {i}"
+    checks.prompt(model, prompt, max_new_tokens, name, before=own)
+    checks.prompt(draft.model, prompt, max_new_tokens, f"{name}, for the draft,", before=drafts)
+  longest = max(own, drafts) + max(map(len, prompts), default=0)
+  _check_pair(model, draft.model, longest + max_new_tokens + draft_tokens)
+  prompts = [[*lead, *prompt] for prompt in prompts]
   models, every = zip(
     decode.prepare(model, variables, unrolled), decode.prepare(*draft, unrolled), strict=True
   )
@@ -286,7 +295,7 @@ def _drafted(model, variables, state, sampler, uniform):
 
   For the most probable tokens nothing is drawn, and the second is None.
   """
-  last = model.config.max_positions - 1
+  last = _last_position(model, variables)
 
   def draw(logits, seen, uniform):
     logits = sampler.penalize(logits, seen)
@@ -320,6 +329,10 @@ def _drafted(model, variables, state, sampler, uniform):
   return tokens, proposal, cache
 
 
+def _last_position(model, variables):
+  return model.config.max_positions - 1 - peft.offset(variables.get("adapters", {}))
+
+
 def _read(model, variables, state, drafted, proposal, sampler, uniform):
   """The model's pass over drafted tokens -> the state, with its cache; the tokens that come of it
   `[B, g + 1]`, of which the first of number `[B]` and one more count; and their log-probabilities.
@@ -328,7 +341,7 @@ def _read(model, variables, state, drafted, proposal, sampler, uniform):
   tokens = jnp.concatenate([state.token[:, None], drafted], axis=1)  # [B, g + 1]
   positions = state.position[:, None] + jnp.arange(count + 1)
   # Beyond the model's positions nothing is kept, but learned positions must be found there.
-  positions = jnp.minimum(positions, model.config.max_positions - 1)
+  positions = jnp.minimum(positions, _last_position(model, variables))
   cache = state.caches[0].replace(used=state.slot)
   hidden, cache = model.apply(variables, tokens, positions, cache=cache, method="hidden")
   logits = model.apply(variables, hidden, method="head")  # [B, g + 1, V]

@@ -30,6 +30,7 @@ class Stream:
     checks.decoder(model, "a stream")
     self._model: Any
     self._model, self._variables = decode.prepare(model, variables, unrolled)
+    self._lead, self._before = decode.ahead(variables)
     self._tokens: list[int] = []
     self._cache: Cache | None = None
 
@@ -50,8 +51,10 @@ class Stream:
     Raises:
       ValueError: as `generate`.
     """
-    checks.prompt(self._model, prompt, max_new_tokens)
-    return self._write(list(prompt), sampler or Sampler(), max_new_tokens, set(eos_ids), seed)
+    checks.prompt(self._model, prompt, max_new_tokens, before=self._before)
+    return self._write(
+      [*self._lead, *prompt], sampler or Sampler(), max_new_tokens, set(eos_ids), seed
+    )
 
   def _write(self, prompt, sampler, max_new_tokens, eos_ids, seed):
     zero = jnp.zeros((1,), jnp.int32)

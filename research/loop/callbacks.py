@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from research import peft
 from research.core import config as config_lib
 from research.core import tree
 from research.evals import Result
@@ -36,11 +37,11 @@ class Context:
 
   @property
   def variables(self) -> dict[str, Any]:
-    """`{"params": ..., "adapters": ...}` as they are now; valid until the next step.
+    """`{"params": ..., "adapters": ...}` as models take them now; valid until the next step.
 
     Where the step holds an array a layer, stacks are made at each call.
     """
-    return restack(tree.combine(self.state.trainable, self.frozen))
+    return peft.materialize(restack(tree.combine(self.state.trainable, self.frozen)))
 
 
 class Callback:

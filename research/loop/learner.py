@@ -49,7 +49,8 @@ def build(config: config_lib.Config) -> Learner:
     param_dtype = dtype if adapters_alone(config) else jnp.float32
     model, params, tokenizer, fresh = _model(config, dtype, param_dtype)
   with config_lib.blaming("adapters"):
-    adapters = peft.attach(config.adapters, params, rng_lib.root(config.seed, "adapters"))
+    rng = rng_lib.root(config.seed, "adapters")
+    adapters = peft.attach(config.adapters, params, rng, tokenizer)
     adapter_trains = peft.trainable_paths(adapters)
   variables = {"params": peft.residual(params, adapters), "adapters": adapters}
   trains = state_lib.trains(

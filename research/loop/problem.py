@@ -72,13 +72,19 @@ def assemble(config: config_lib.Config) -> Problem:
   learner = learner_lib.build(config)
   model, tokenizer, variables = learner.model, learner.tokenizer, learner.variables
   fresh, starts = learner.fresh, learner.starts  # for `export`, which must not keep the variables
+  modules = families.find(model.config.family).modules(model.config)
+  with config_lib.blaming("adapters"):
+    as_adapter = _leaves_as_adapter(config, learner, modules)
+  virtual_tokens = len(peft.virtual_ids(variables["adapters"]))
   shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
   # An encoder-decoder's rows are pairs.
   pairs = isinstance(model, models.EncoderDecoder)
-  rows = {**shard, "start_id": model.config.start_id if pairs else None}
+  start_id = model.config.start_id if pairs else None
+  rows = {**shard, "start_id": start_id, "virtual_tokens": virtual_tokens}
   batch_size = config.train.batch_size
   rows_per_task = config.train.meta.get("rows_per_task", 0)
   with config_lib.blaming("data.train"):
+    _check_positions(model, variables["adapters"], config.data.train.length)
     batches = pipeline.train_batches(
       config.data.train,
       tokenizer,
@@ -95,6 +101,7 @@ def assemble(config: config_lib.Config) -> Problem:
   evaluators: list[Evaluator] = []
   if config.data.eval:
     with config_lib.blaming("data.eval"):
+      _check_positions(model, variables["adapters"], config.data.eval.length)
       held_out = pipeline.eval_batches(config.data.eval, tokenizer, batch_size=batch_size, **rows)
     loss = objectives.build(config.objective, held_out.tasks)
     evaluators.append(held_out_loss(loss, held_out))
@@ -102,11 +109,8 @@ def assemble(config: config_lib.Config) -> Problem:
     evaluators += evals.build([section.take() for section in config.eval.evaluators])
 
   def export(directory: Path, variables: dict[str, Any]) -> None:
-    modules = families.find(model.config.family).modules(model.config)
     adapters = peft.plain(variables["adapters"], starts)
-    # PEFT's files have no place for a LoRA of each expert, say: such adapters leave in their model.
-    has_place = peft.obstacle(adapters, modules) is None
-    if learner_lib.adapters_alone(config) and not fresh and has_place:
+    if as_adapter:
       peft.save(
         directory / "adapter",
         adapters,
@@ -135,6 +139,36 @@ def assemble(config: config_lib.Config) -> Problem:
     active=model.config.active,
     notes=[f"not in the checkpoint, new and trained: {', '.join(sorted(fresh))}"] if fresh else [],
   )
+
+
+def _leaves_as_adapter(
+  config: config_lib.Config, learner: learner_lib.Learner, modules: Mapping[str, Any]
+) -> bool:
+  """Whether the run's result is an adapter; otherwise it is a model with adapters merged.
+
+  PEFT's files have no place for a LoRA of each expert, say: such adapters leave in their model.
+
+  Raises:
+    ValueError: adapters can neither be alone in their files nor be merged.
+  """
+  adapters = peft.plain(learner.variables["adapters"], learner.starts)
+  alone = learner_lib.adapters_alone(config) and not learner.fresh
+  if alone and peft.obstacle(adapters, modules) is None:
+    return True
+  peft.require_mergeable(adapters)
+  return False
+
+
+def _check_positions(model: Any, adapters: Any, length: int) -> None:
+  """Raises ValueError if a prefix leaves a table of positions too few for rows of `length`."""
+  before = peft.offset(adapters)
+  if not before or model.config.rope is not None or model.config.positions != "learned":
+    return
+  if before + length > model.config.max_positions:
+    raise ValueError(
+      f"length {length} and the prefix's {before} positions exceed the model's"
+      f" {model.config.max_positions}"
+    )
 
 
 def held_out_loss(objective: Objective, batches: Iterable[Mapping[str, np.ndarray]]) -> Evaluator:

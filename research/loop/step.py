@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from research import peft
 from research.core import compile as compile_lib
 from research.core import rng as rng_lib
 from research.core import tree
@@ -93,7 +94,8 @@ def make_step(
 
   def sums_and_gradients(trainable: Any, frozen: Any, batch: Any, rng: Any, step: Any) -> Any:
     def loss(values: Any) -> tuple[jax.Array, Any]:
-      total, weight, metrics = objective(model, tree.combine(values, frozen), batch, rng, step)
+      variables = peft.materialize(tree.combine(values, frozen))
+      total, weight, metrics = objective(model, variables, batch, rng, step)
       return total, {**metrics, "loss": (total, weight)}
 
     (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)

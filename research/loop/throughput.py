@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from research import peft
 from research.core import tree
 
 # Dense bfloat16 FLOP/s of a device by its makers' data sheets; keys are parts of `device_kind`.
@@ -67,10 +68,12 @@ def train_flops_per_token(
     if path.startswith("params/")
     and (path.endswith("/kernel") or path == "params/embed/embedding" and not has_head)
   }
-  # What is looked up multiplies nothing.
+  # What a method trains in another form acts on tokens as what it is made into; and what is looked
+  # up multiplies nothing.
+  acting = jax.eval_shape(peft.materialize, variables.get("adapters", {}))
   adapters = sum(
     leaf.size * active(path)
-    for path, leaf in tree.flatten(variables.get("adapters", {})).items()
+    for path, leaf in tree.flatten(acting).items()
     if not path.startswith("embed/")
   )
   # A token passes through one side of an encoder-decoder: half of the weights, with as many of one

@@ -21,6 +21,7 @@ from research.nn.incremental import write
 from research.nn.linear import Linear
 from research.nn.norm import Norm
 from research.nn.positions import rotation, sinusoidal
+from research.nn.tap import tap
 
 
 @struct.dataclass
@@ -163,6 +164,8 @@ class Decoder(nn.Module):
     if positions is None:
       first = jnp.reshape(start, (-1, 1))
       positions = jnp.broadcast_to(first + jnp.arange(tokens.shape[1]), tokens.shape)
+    known = None if prefix is None else positions < prefix
+    positions = tap(self, "offset", positions)
     c = self.config
     x = self.embed(tokens)
     if c.embedding_scale is not None:
@@ -173,7 +176,6 @@ class Decoder(nn.Module):
       x = x + sinusoidal(jnp.maximum(positions, 0), c.hidden_size).astype(x.dtype)
     if cache is None:
       segments = jnp.ones_like(tokens) if segments is None else segments
-      known = None if prefix is None else positions < prefix
       keys, visible, start = positions, masks.causal(segments, known), None
       same = segments[:, :, None] == segments[:, None, :]
       lengths = 1 + jnp.max(jnp.where(same, positions[:, None, :], 0), axis=-1)

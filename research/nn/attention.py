@@ -231,6 +231,10 @@ class Attention(nn.Module):
       out = attend_one(q, *cache[:2], mask, **how)
     else:
       k, v, mask = tap(self, "kv", (k.astype(q.dtype), v.astype(q.dtype), mask))
+      if bias is not None and mask.shape[-1] > bias.shape[-1]:
+        # Keys that an adapter has put in front are at no distance.
+        ahead = mask.shape[-1] - bias.shape[-1]
+        how["bias"] = jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (ahead, 0)))
       out = attend(q, k, v, mask, causal=causal, **how)
     out = out.transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], -1)
     return Linear(x.shape[-1], self.out_bias, name="o_proj")(out), written

@@ -106,7 +106,7 @@ class Block(nn.Module):
         causal=context.causal,
         elementwise=context.elementwise,
       )
-      out = tap(self, f"{name}_out", out, x=normed)
+      out = tap(self, f"{name}_out", out, x=normed, stream=x)
       x = x + norm(c.post_norm, f"{name}_post_norm", out)
       return norm(c.sum_norm, f"{name}_sum_norm", x), cache
 
@@ -119,7 +119,7 @@ class Block(nn.Module):
       cache = None if cache is None else (own, other)
 
     normed = norm(c.pre_norm, "mlp_norm", x)
-    out = tap(self, "mlp_out", mlp(normed), x=normed)
+    out = tap(self, "mlp_out", mlp(normed), x=normed, stream=x)
     x = x + norm(c.post_norm, "mlp_post_norm", out)
     return norm(c.sum_norm, "mlp_sum_norm", x), cache
 

@@ -13,9 +13,11 @@ from research.core import config as config_lib
 from research.core import tree
 from research.optim import schedules
 
-# Matrices decay; biases, gains, lookup tables and what an objective learns do not. Paths are those
-# of the trainable tree, with their collection in front.
-_DECAYED_UNLESS = re.compile(r".*/(bias|scale|magnitude|lambda_[bd]|embedding)|objective/.*")
+# Matrices decay; biases, gains, lookup tables, a prefix's keys and values and what an objective
+# learns do not. Paths are those of the trainable tree, with their collection in front.
+_DECAYED_UNLESS = re.compile(
+  r".*/((bias|scale)(_\w+)?|magnitude|lambda_[bd]|embedding|keys|values)|objective/.*"
+)
 _LORA_B = re.compile(r"adapters/.*/kernel/b")
 
 

@@ -1,5 +1,7 @@
 """What every method's pytree has in common."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -39,6 +41,20 @@ class Adapter:
     """Whether training changes `field`."""
     return field not in self.constants
 
+  def materialize(self) -> Adapter:
+    """What acts at the tap: of a method that trains something else, what it is made into."""
+    return self
+
+  @property
+  def virtual_tokens(self) -> int:
+    """How many tokens, with ids -1, -2, ..., it needs in front of every document."""
+    return 0
+
+  @property
+  def offset(self) -> int:
+    """How many positions it takes before a document's first, without tokens there."""
+    return 0
+
 
 def is_adapter(node: Any) -> bool:
   """True for a method's pytree, for use as `is_leaf`."""
@@ -58,3 +74,21 @@ def trainable_paths(adapters: Tree) -> frozenset[str]:
       if adapter.trains(leaf.split("/")[0]):
         found.add(f"{path}/{leaf}")
   return frozenset(found)
+
+
+def materialize(variables: Tree) -> Tree:
+  """A tree that holds adapters as they are trained -> as models take them."""
+  return jax.tree.map(
+    lambda node: node.materialize() if is_adapter(node) else node, variables, is_leaf=is_adapter
+  )
+
+
+def virtual_ids(adapters: Tree) -> list[int]:
+  """The ids -1, -2, ... of the virtual tokens that stand in front of every document."""
+  count = sum(node.virtual_tokens for _, node in sites(adapters) if is_adapter(node))
+  return list(range(-1, -1 - count, -1))
+
+
+def offset(adapters: Tree) -> int:
+  """How many positions adapters take before a document's first, without tokens there."""
+  return sum(node.offset for _, node in sites(adapters) if is_adapter(node))

@@ -1,5 +1,6 @@
 """The pipeline on sources in memory, whose every document can be told by its tokens."""
 
+import collections
 import inspect
 import itertools
 import json
@@ -476,3 +477,61 @@ def test_rows_by_task_need_tasks_and_whole_groups():
     train(rows_per_task=3)
   with pytest.raises(ValueError, match="batch_size is a multiple of 8"):
     train(source=MIXTURE, rows_per_task=4, batch_size=4, shard=(0, 2))
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "none"])
+def test_virtual_tokens_lead_every_document_and_teach_nothing(packing):
+  """Beside them there is what a pipeline with so much shorter rows would give."""
+  rows = {"source": {"name": "memory", "longest": 30}, "on_long_row": "truncate"}
+  shape = {"batch_size": 4, "seed": 0, "shard_index": 0, "shard_count": 1}
+  led = pipeline.train_batches(
+    config_of(length=16, packing=packing, window=100, **rows),
+    NumberTokenizer(),
+    virtual_tokens=3,
+    **shape,
+  )
+  plain = pipeline.train_batches(
+    config_of(length=13, packing="none", window=100, **rows), NumberTokenizer(), **shape
+  )
+
+  def learnt(batches, lead):
+    found = collections.Counter()
+    for batch in itertools.islice(batches, 30 if packing == "best_fit" else 8):
+      numbered = [(row, n) for row, own in enumerate(batch["segments"]) for n in set(own) if n]
+      for r, number in numbered:
+        here = batch["segments"][r] == number
+        tokens, targets = (batch[name][r][here] for name in ("tokens", "targets"))
+        assert tokens[:lead].tolist() == [-1, -2, -3][:lead]
+        assert (tokens[lead:] >= 0).all() and (targets >= 0).all()
+        assert batch["positions"][r][here].tolist() == list(range(here.sum()))
+        weights = batch["weights"][r][here]
+        assert not weights[:lead].any()
+        found[tuple(tokens[lead:]), tuple(targets[weights > 0])] += 1
+    return found
+
+  one, two = learnt(led, 3), learnt(plain, 0)
+  assert max(len(tokens) for tokens, _ in one) == 13
+  assert set(one) == set(two) and len(one) > 20
+  assert led.get_state()["settings"]["virtual_tokens"] == 3
+  with pytest.raises(ValueError, match="the saved place in the data is of other data"):
+    led.set_state(plain.get_state())
+  with pytest.raises(ValueError, match="leaves no room beside 15 virtual tokens"):
+    pipeline.train_batches(config_of(), NumberTokenizer(), virtual_tokens=15, **shape)
+
+
+def test_virtual_tokens_see_a_prefix_and_are_seen_by_it():
+  batches = pipeline.eval_batches(
+    config_of(corruption={"name": "prefix"}), NumberTokenizer(), batch_size=2, virtual_tokens=4
+  )
+  plain = pipeline.eval_batches(
+    config_of(length=12, corruption={"name": "prefix"}), NumberTokenizer(), batch_size=2
+  )
+
+  def prefixes(batches, lead):
+    return {
+      (int(batch["tokens"][r][i + lead]), int(batch["prefix"][r][i]) - lead)
+      for batch in batches
+      for r, i in zip(*np.nonzero((batch["positions"] == 0) & (batch["segments"] > 0)), strict=True)
+    }
+
+  assert prefixes(batches, 4) == prefixes(plain, 0)

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from research import peft
 from research.evals.perplexity import Perplexity, windows
+from research.generation import score
 
 TEXTS = ["Short.", "", "Naïve: " + "the quick brown fox jumps over the lazy dog. " * 4, "x" * 50]
 
@@ -121,3 +123,21 @@ def test_errors(model, variables, tokenizer, data, tmp_path):
   path.write_text('{"text": ""}\n')
   with pytest.raises(ValueError, match="no token to score in 1 documents"):
     Perplexity(other, length=32, context=8)(model, variables, tokenizer)
+
+
+def test_windows_begin_with_virtual_tokens(model, variables, tokenizer, data):
+  """Every window's tokens are scored as `generation.score` scores them after the adapters'."""
+  rules = [{"name": "prompt", "tokens": 3}, {"name": "prefix", "tokens": 2}]
+  adapters = peft.attach(rules, variables["params"], jax.random.key(0))
+  led = {"params": variables["params"], "adapters": adapters}
+  result = Perplexity(data, length=24, context=9, batch_size=3)(model, led, tokenizer)
+  shown, scored = [], []
+  for text in TEXTS:
+    tokens = [tokenizer.bos_id, *tokenizer.encode(text, add_special=False)]
+    for window in windows(len(tokens), 24, 9):
+      shown.append(tokens[window.start : window.first])
+      scored.append(tokens[window.first : window.stop])
+  expected = [-sum(log_probs) for log_probs in score(model, led, shown, scored)]
+  assert [record["nll"] for record in result.records] == pytest.approx(expected, rel=1e-5)
+  with pytest.raises(ValueError, match="more than the model's 91 positions"):
+    Perplexity(data, length=92)(model, led, tokenizer)

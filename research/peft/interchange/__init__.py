@@ -2,7 +2,8 @@
 
 Each method's part of it is a module with `write(adapters, modules) -> (config, tensors)` and
 `read(config, tensors, params, modules) -> adapters`, and where PEFT has less of a method than we do
-with `obstacle(adapters, modules)`, why adapters of it cannot be written.
+with `obstacle(adapters, modules)`, why adapters of it cannot be written. Bottlenecks, which PEFT
+has not, are in AdapterHub's files where that has them.
 """
 
 import json
@@ -16,22 +17,41 @@ import jax
 from research.core import tree
 from research.io import safetensors
 from research.peft.adapter import sites
+from research.peft.bottleneck import Bottleneck
 from research.peft.dora import DoRA
 from research.peft.embedding import EmbeddingLoRA
 from research.peft.ia3 import IA3
-from research.peft.interchange import ia3, lora, vera
+from research.peft.interchange import adapterhub, bottleneck, ia3, lora, prefix, prompt, vera
 from research.peft.interchange.modules import Modules
 from research.peft.lora import LoRA
+from research.peft.p_tuning import EncodedPrompt, PromptEncoder
+from research.peft.prefix import Offset, Prefix, ProjectedPrefix
+from research.peft.prompt import Prompt
 from research.peft.vera import VeRA
 
 Tree = Any
 
-FORMATS: dict[str, ModuleType] = {"IA3": ia3, "LORA": lora, "VERA": vera}  # by `peft_type`
+FORMATS: dict[str, ModuleType] = {  # by `peft_type`
+  "BOTTLENECK": bottleneck,
+  "IA3": ia3,
+  "LORA": lora,
+  "PREFIX_TUNING": prefix,
+  "PROMPT_TUNING": prompt,
+  "P_TUNING": prompt,
+  "VERA": vera,
+}
 _TYPES: dict[type, str] = {
+  Bottleneck: "BOTTLENECK",
   DoRA: "LORA",
   EmbeddingLoRA: "LORA",
+  EncodedPrompt: "P_TUNING",
   IA3: "IA3",
   LoRA: "LORA",
+  Offset: "PREFIX_TUNING",
+  Prefix: "PREFIX_TUNING",
+  ProjectedPrefix: "PREFIX_TUNING",
+  Prompt: "PROMPT_TUNING",
+  PromptEncoder: "P_TUNING",
   VeRA: "VERA",
 }
 _OBSTACLES: dict[str, Callable[[Tree, Modules], str | None]] = {
@@ -39,10 +59,11 @@ _OBSTACLES: dict[str, Callable[[Tree, Modules], str | None]] = {
   "LORA": lora.obstacle,
   "VERA": vera.obstacle,
 }
+_FILE = "adapter_model.safetensors"
 
 
 def obstacle(adapters: Tree, modules: Modules) -> str | None:
-  """Why PEFT's files have no place for these adapters, None if they have; one line.
+  """Why `save` has no files for these adapters, None if it has; one line.
 
   It depends on sites and methods, not on what was learnt: a run can know it before it begins.
   """
@@ -81,17 +102,23 @@ def save(
   """
   if reason := obstacle(adapters, modules):
     raise ValueError(reason)
+  adapters = jax.device_get(adapters)
   kind = _TYPES[type(next(adapter for _, adapter in sites(adapters)))]
-  config, tensors = FORMATS[kind].write(jax.device_get(adapters), modules)
-  config |= {
-    "peft_type": kind,
-    "task_type": task_type,
-    "base_model_name_or_path": base_model,
-    "inference_mode": True,
-  }
+  if kind == "BOTTLENECK" and adapterhub.has_place(adapters, modules):
+    file = adapterhub.FILE
+    config, tensors = adapterhub.write(adapters, modules)
+  else:
+    file = _FILE
+    config, tensors = FORMATS[kind].write(adapters, modules)
+    config |= {
+      "peft_type": kind,
+      "task_type": task_type,
+      "base_model_name_or_path": base_model,
+      "inference_mode": True,
+    }
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
-  safetensors.write(directory / "adapter_model.safetensors", tensors, {"format": "pt"})
+  safetensors.write(directory / file, tensors, {"format": "pt"})
   text = json.dumps(config, indent=2, sort_keys=True) + "\n"
   (directory / "adapter_config.json").write_text(text)
 
@@ -109,11 +136,14 @@ def load(directory: str | Path, params: Tree, modules: Modules) -> Tree:
   if not file.exists():
     raise FileNotFoundError(f"{directory} holds no adapter_config.json")
   config = json.loads(file.read_text())
+  if adapterhub.is_one(config):
+    tensors = dict(safetensors.read(directory / adapterhub.FILE))
+    return adapterhub.read(config, tensors, params, modules)
   kind = config.get("peft_type")
   if kind not in FORMATS:
     raise ValueError(
       f"peft_type {kind!r} is not supported{tree.nearest(str(kind), FORMATS)}; there are"
       f" {', '.join(FORMATS)}"
     )
-  tensors = dict(safetensors.read(directory / "adapter_model.safetensors"))
+  tensors = dict(safetensors.read(directory / _FILE))
   return FORMATS[kind].read(config, tensors, params, modules)

@@ -1,0 +1,155 @@
+"""Prefix tuning: trained keys and values in front of every document, in every layer.
+
+Li and Liang 2021, arXiv:2101.00190, section 4.2; without the network that makes them in training
+it is what P-tuning v2 (Liu et al. 2021, arXiv:2110.07602) calls deep prompts.
+
+L layers, T tokens of the prefix, N key/value heads, K head size, E embedding, H hidden size.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from research.core.products import matmul
+from research.peft.adapter import Adapter
+from research.peft.places import require_decoder
+
+SITE = "layers/attention/kv"
+OFFSET = "offset"
+
+
+@struct.dataclass
+class Prefix(Adapter):
+  """Keys, as they are after rotation, and values that all queries see."""
+
+  keys: jax.Array  # [L, T, N*K]
+  values: jax.Array  # [L, T, N*K]
+
+  def __call__(self, value, **_):
+    """Keys and values `[B, N, S, K]` and mask `[B, Q, S]` -> with T more in front."""
+    keys, values, mask = value
+    seen = jnp.ones((*mask.shape[:-1], self.keys.shape[-2]), bool)
+    return (
+      _in_front(self.keys, keys),
+      _in_front(self.values, values),
+      jnp.concatenate([seen, mask], axis=-1),
+    )
+
+
+def _in_front(new, own):
+  batch, heads, _, size = own.shape
+  new = new.reshape(-1, heads, size).swapaxes(0, 1).astype(own.dtype)  # [N, T, K]
+  return jnp.concatenate([jnp.broadcast_to(new, (batch, *new.shape)), own], axis=2)
+
+
+@struct.dataclass
+class ProjectedPrefix(Adapter):
+  """A prefix that a network of two layers makes of an embedding; what is kept is the prefix.
+
+  The network is one for all layers of the model, so it cannot act within one of them: models take
+  what `peft.materialize` makes of it.
+  """
+
+  embedding: jax.Array  # [T, E]
+  kernel_in: jax.Array  # [E, H]
+  bias_in: jax.Array  # [H]
+  kernel_out: jax.Array  # [H, L*2*N*K]: layer by layer keys, then values
+  bias_out: jax.Array  # [L*2*N*K]
+  layers: int = struct.field(pytree_node=False)
+
+  def materialize(self) -> Prefix:
+    """`W_out tanh(W_in e + b_in) + b_out`, in float32."""
+    hidden = jnp.tanh(matmul(self.embedding, self.kernel_in, (1, 0)) + self.bias_in)
+    return from_flat(matmul(hidden, self.kernel_out, (1, 0)) + self.bias_out, self.layers)
+
+
+@struct.dataclass
+class Offset(Adapter):
+  """Documents' positions begin after those of a prefix; -1, which marks padding, stays."""
+
+  tokens: int = struct.field(pytree_node=False)
+
+  def __call__(self, positions, **_):
+    return jnp.where(positions < 0, positions, positions + self.tokens)
+
+  @property
+  def offset(self) -> int:
+    return self.tokens
+
+
+def sites(params: Mapping[str, Any]) -> list[str]:
+  """Where keys and values of `params` are.
+
+  Raises:
+    ValueError: the model is no decoder.
+  """
+  require_decoder(params, "a prefix")
+  return [SITE]
+
+
+def init(
+  path: str,
+  params: Mapping[str, Any],
+  rng: jax.Array,
+  tokenizer: Any,
+  *,
+  tokens: int = 20,
+  projection: bool = False,
+  hidden_size: int = 0,
+) -> dict[str, Adapter]:
+  """A random prefix, normally distributed as PEFT's, and the positions that follow it.
+
+  Args:
+    path: `SITE`.
+    params: the base's, flat.
+    rng: key of the numbers.
+    tokenizer: not used.
+    tokens: T.
+    projection: a network of two layers makes the prefix while it trains.
+    hidden_size: H of that network, by default the size of all keys of a token.
+
+  Raises:
+    ValueError: T is below 1, or a hidden size is given without a projection.
+  """
+  del tokenizer
+  if tokens < 1 or hidden_size < 0:
+    raise ValueError(f"a prefix has 1 token or more, not {tokens}; hidden_size is not negative")
+  if hidden_size and not projection:
+    raise ValueError(f"hidden_size {hidden_size} is of a projection; set projection=True")
+  layers, _, size = params["layers/attention/k_proj/kernel"].shape
+  after: dict[str, Adapter] = {OFFSET: Offset(tokens)}
+  if not projection:
+    keys, values = jax.random.normal(rng, (2, layers, tokens, size), jnp.float32)
+    return {path: Prefix(keys, values), **after}
+  embedding, *rngs = jax.random.split(rng, 3)
+  hidden = hidden_size or size
+  first, second = linear(rngs[0], size, hidden), linear(rngs[1], hidden, layers * 2 * size)
+  noise = jax.random.normal(embedding, (tokens, size), jnp.float32)
+  return {path: ProjectedPrefix(noise, *first, *second, layers), **after}
+
+
+def linear(rng: jax.Array, size: int, out: int) -> tuple[jax.Array, jax.Array]:
+  """A random kernel `[in, out]` and bias `[out]`, uniform within `1 / sqrt(in)` as PyTorch's."""
+  kernel, bias = jax.random.split(rng)
+  bound = 1 / math.sqrt(size)
+  return (
+    jax.random.uniform(kernel, (size, out), jnp.float32, -bound, bound),
+    jax.random.uniform(bias, (out,), jnp.float32, -bound, bound),
+  )
+
+
+def from_flat(flat: jax.Array, layers: int) -> Prefix:
+  """`[T, L*2*N*K]`, as PEFT stores a prefix: layer by layer its keys, then its values."""
+  split = flat.reshape(flat.shape[0], layers, 2, -1)
+  keys, values = jnp.moveaxis(split, 0, 2).swapaxes(0, 1)  # [2, L, T, N*K]
+  return Prefix(keys, values)
+
+
+def to_flat(prefix: Prefix) -> jax.Array:
+  """The inverse of `from_flat`."""
+  both = jnp.stack([prefix.keys, prefix.values], axis=1)  # [L, 2, T, N*K]
+  return jnp.moveaxis(both, 2, 0).reshape(prefix.keys.shape[1], -1)
