@@ -43,10 +43,9 @@ def dot(x: jax.Array, kernel: jax.Array | Transposed) -> jax.Array:
   return products.dot(x, kernel)
 
 
-def across(a: jax.Array, kernel: jax.Array | Transposed) -> jax.Array:
-  """`a^T kernel` in the type of `kernel`: `[in, r]`, `[in, out]` -> float32 `[r, out]`."""
-  # As `outer` does on CPUs; the barrier keeps the compiler from folding the transpose back in.
-  turned = jax.lax.optimization_barrier(a.astype(kernel.dtype).T)
+def across(kernel: jax.Array | Transposed, a: jax.Array) -> jax.Array:
+  """`kernel^T a` in the type of `kernel`: `[in, out]`, `[in, r]` -> float32 `[out, r]`."""
+  a = a.astype(kernel.dtype)
   if isinstance(kernel, Transposed):
-    return matmul(turned, kernel.values, (1, 1))
-  return matmul(turned, kernel, (1, 0))
+    return matmul(kernel.values, a, (1, 0))
+  return outer(kernel, a)

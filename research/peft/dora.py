@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from research.core.dot import Transposed, across
-from research.core.products import matmul
+from research.core.products import matmul, outer
 from research.peft import lora
 from research.peft.adapter import Adapter
 from research.peft.kernel import dropped, require_matrix, require_numbers, scaled
@@ -49,8 +49,9 @@ class DoRA(Adapter):
   def _norms(self, kernel: jax.Array | Transposed) -> jax.Array:
     """`n [out]`, by |w|^2 + 2 s <w, a b> + s^2 |a b|^2: no matrix of the kernel's size is made."""
     kernel, a, b, scale = jax.lax.stop_gradient((kernel, self.a, self.b, self.scale))
-    products = 2 * across(a, kernel) + scale * matmul(across(a, a), b, (1, 0))  # [R, out]
-    return _roots(self.squares + scale * jnp.sum(b * products, axis=0))
+    mixed = jnp.sum(across(kernel, a).T * b, axis=0)
+    own = jnp.sum(b * matmul(outer(a, a), b, (1, 0)), axis=0)
+    return _roots(self.squares + scale * (2 * mixed + scale * own))
 
   def merge(self, kernel):
     """`m / n * (kernel + scale * a b)`, computed in float32, in the type of `kernel`."""
@@ -116,6 +117,7 @@ def column_squares(kernel: jax.Array) -> jax.Array:
 
 def _roots(squares):
   """Square roots, nowhere zero: a column of zeros has no direction."""
-  # The last operation is no root: the compiler would turn the division by one into a product with
-  # an approximate inverse, and the norms of a new adapter would not be exactly its magnitudes.
-  return jnp.maximum(jnp.sqrt(jnp.maximum(squares, 0)), 1e-20)
+  roots = jnp.sqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))
+  # The compiler would turn the division by a root into a product with an approximate inverse, and
+  # the norms of a new adapter would not be exactly its magnitudes.
+  return jax.lax.optimization_barrier(roots)
