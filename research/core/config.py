@@ -168,9 +168,16 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
     a, b = first.get(key), second.get(key)
     if isinstance(a, Mapping) and isinstance(b, Mapping):
       found += [f"{key}.{name}" for name in differences(a, b)]
-    elif _json(a) != _json(b) if key in first and key in second else a or b:
+    elif _json(a) != _json(b) if key in first and key in second else not _empty(a or b):
       found.append(key)
   return found
+
+
+def _empty(value: Any) -> bool:
+  """Whether it says nothing, as defaults of sections and keys do."""
+  if isinstance(value, Mapping):
+    return all(map(_empty, value.values()))
+  return not value
 
 
 def _json(value: Any) -> str:

@@ -59,8 +59,8 @@ import resource
 import jax, jax.numpy as jnp
 from research.core import compile as compile_lib
 compile_lib.run_inline()
-f = jax.jit(lambda x: jnp.sin(jnp.sort(x[::-1]) @ jnp.ones((4096, 4096))).sum())
-x = jnp.ones((4096, 4096))  # 64 MiB, and so are the temporaries
+f = jax.jit(lambda x: (jnp.tanh(x @ x.T) @ x).sum())
+x = jnp.ones((4096, 8))  # whose product is 64 MiB
 f(x).block_until_ready()
 compile_lib.settle()
 for _ in range(9):

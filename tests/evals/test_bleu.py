@@ -45,7 +45,7 @@ def test_corpus_bleu(rows, monkeypatch):
       for i, prompt in enumerate(prompts)
     ]
 
-  monkeypatch.setattr(bleu.generation, "beam_search", write)
+  monkeypatch.setattr(bleu.generation, "generate", write)
   (evaluator,) = evals.build([{"name": "bleu", "data": rows, "shown": 1}])
   result = evaluator(None, None, Words())
   expected = sacrebleu.corpus_bleu(WRITTEN, [REFERENCES])

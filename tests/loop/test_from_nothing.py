@@ -93,7 +93,7 @@ def test_initial_weights_are_t5s(work):
     (["--config.model.tokenizer="], "needs a tokenizer"),
     (["--config.model.shape.vocab_size=9"], "has 280 tokens, the model's vocab_size is 9"),
     (["--config.trainable=('adapters',)"], "set trainable to 'all'"),
-    (["--config.objective.name=causal"], "an encoder-decoder, and no other model, has 'seq2seq'"),
+    (["--config.objective.name=causal"], "trains decoders, not a t5, which has seq2seq"),
   ],
 )
 def test_what_cannot_be(work, capsys, flags, told):

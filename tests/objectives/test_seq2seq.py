@@ -53,5 +53,5 @@ def test_loss_is_transformers(tmp_path):
 def test_a_decoder_has_no_source():
   llama = {"model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8}
   model = models.build({**llama, "num_hidden_layers": 1, "num_attention_heads": 1})
-  with pytest.raises(ValueError, match="a decoder has 'causal'"):
+  with pytest.raises(ValueError, match="trains encoder-decoders, not a llama, which has causal"):
     LOSS(model, {}, {"tokens": jnp.zeros((1, 1), jnp.int32)}, None, 0)
