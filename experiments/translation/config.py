@@ -36,15 +36,15 @@ def get_config(directory: str = DIRECTORY):
   config.data.eval = config.data.train.copy_and_resolve_references()
   config.data.eval.source = held_out
 
-  config.optimizer.learning_rate = 2e-3
+  config.optimizer.learning_rate = 1e-3
   config.optimizer.b2 = 0.98
   config.optimizer.schedule = {"name": "warmup_cosine", "warmup_fraction": 0.1}
-  config.train.steps = 800
+  config.train.steps = 1000
   config.train.batch_size = 8
 
-  config.eval.every_steps = 100
+  config.eval.every_steps = 200
   config.eval.evaluators = (
-    {"name": "bleu", "data": held_out, "max_new_tokens": 48, "batch_size": 100},
+    {"name": "bleu", "data": held_out, "max_new_tokens": 96, "batch_size": 64},
   )
   config.checkpoint.every_steps = 100
   config.log.every_steps = 20
