@@ -10,7 +10,7 @@ import jax
 from flax import struct
 
 from research.core import products
-from research.core.products import matmul
+from research.core.products import matmul, outer
 
 
 @struct.dataclass
