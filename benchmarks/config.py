@@ -12,6 +12,7 @@ from configs import base
 
 
 def get_config(source: str = "") -> ConfigDict:
+  """The training of the benchmarks. source: of the model."""
   config = base.get_config()
   config.model.source = source
   # Straight-line code for all 30 layers, and activations kept: the fastest on a CPU.

@@ -168,7 +168,9 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
     a, b = first.get(key), second.get(key)
     if isinstance(a, Mapping) and isinstance(b, Mapping):
       found += [f"{key}.{name}" for name in differences(a, b)]
-    elif _json(a) != _json(b) if key in first and key in second else not _empty(a or b):
+    elif key in first and key in second:
+      found += [key] if _json(a) != _json(b) else []
+    elif not _empty(b if key in second else a):
       found.append(key)
   return found
 

@@ -3,13 +3,12 @@
 bfloat16 operands accumulate in float32, forward and backward: the native mode of
 matrix units (TPU, tensor cores, AMX). JAX's own transpose of a dot with a float32
 result would run the backward products on float32 operands, several times slower,
-hence the custom derivative of `products.dot`.
+hence the custom derivative: cotangents are rounded to the operands' type first.
 """
 
 import jax
 from flax import struct
 
-from research.core import products
 from research.core.products import matmul, outer
 
 
@@ -40,7 +39,27 @@ def dot(x: jax.Array, kernel: jax.Array | Transposed) -> jax.Array:
     if rows.shape[0] > _FEW_ROWS:
       return matmul(x, values, (x.ndim - 1, 1))
     return matmul(values, rows, (1, 1)).T.reshape(*x.shape[:-1], -1)
-  return products.dot(x, kernel)
+  return _dot(x, kernel)
+
+
+@jax.custom_vjp
+def _dot(x, kernel):
+  return matmul(x, kernel.astype(x.dtype), (x.ndim - 1, 0))
+
+
+def _forward(x, kernel):
+  return _dot(x, kernel), (x, kernel)
+
+
+def _backward(residuals, g):
+  x, kernel = residuals
+  g = g.astype(x.dtype)
+  dx = matmul(g, kernel.astype(x.dtype), (g.ndim - 1, 1)).astype(x.dtype)
+  dkernel = outer(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])).astype(kernel.dtype)
+  return dx, dkernel
+
+
+_dot.defvjp(_forward, _backward)
 
 
 def across(kernel: jax.Array | Transposed, a: jax.Array) -> jax.Array:

@@ -45,27 +45,3 @@ def outer(a: jax.Array, b: jax.Array, batch: int = 0) -> jax.Array:
   return jax.lax.platform_dependent(
     a, b, cpu=thin_first, default=lambda a, b: matmul(a, b, (batch, batch), batch)
   )
-
-
-@jax.custom_vjp
-def dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """`x [..., in]` times `kernel [in, out]` in the type of `x` -> float32 `[..., out]`.
-
-  Both directions multiply operands of that type: cotangents are rounded to it first.
-  """
-  return matmul(x, kernel.astype(x.dtype), (x.ndim - 1, 0))
-
-
-def _forward(x, kernel):
-  return dot(x, kernel), (x, kernel)
-
-
-def _backward(residuals, g):
-  x, kernel = residuals
-  g = g.astype(x.dtype)
-  dx = matmul(g, kernel.astype(x.dtype), (g.ndim - 1, 1)).astype(x.dtype)
-  dkernel = outer(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])).astype(kernel.dtype)
-  return dx, dkernel
-
-
-dot.defvjp(_forward, _backward)

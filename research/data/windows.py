@@ -67,12 +67,6 @@ class Planner:
     virtual_tokens: int = 0,
   ):
     _check_config(config, start_id is not None, virtual_tokens)
-    index, count = shard
-    if not 0 <= index < count or batch_size % count:
-      raise ValueError(
-        f"shard {index} of {count} of a batch of {batch_size}: the shard is from 0 to below the "
-        "count, and the count divides the batch"
-      )
     self._packed = config.packing == "best_fit"
     self._buckets = sorted(config.buckets)
     self._pairs = None
@@ -85,15 +79,7 @@ class Planner:
     self._pad_id = tokenizer.pad_id or 0
     self.batch_size = batch_size
     self._rows_per_task = rows_per_task
-    self._shard = slice(index, batch_size, count)
-    if rows_per_task:
-      share = batch_size // count
-      if share % rows_per_task:
-        raise ValueError(
-          f"{share} rows of a batch are no whole tasks of {rows_per_task} rows; "
-          f"batch_size is a multiple of {rows_per_task * count}"
-        )
-      self._shard = slice(index * share, (index + 1) * share)
+    self._shard = _share(batch_size, shard, rows_per_task)
     # Rows of one document are whole batches of like length, so a window is whole batches.
     self._unit = 1 if self._packed else batch_size
     self._target = math.ceil(config.window / self._unit) * self._unit
@@ -304,6 +290,25 @@ class Planner:
       f"{self._name}: {self.epoch_rows:,} rows; a window of {documents:,} has {tokens:,} tokens, "
       f"{how} with {1 - tokens / slots:.1%} padding"
     )
+
+
+def _share(batch_size: int, shard: tuple[int, int], rows_per_task: int) -> slice:
+  """The rows of a batch that are this host's, whole tasks where rows come by task."""
+  index, count = shard
+  if not 0 <= index < count or batch_size % count:
+    raise ValueError(
+      f"shard {index} of {count} of a batch of {batch_size}: the shard is from 0 to below the "
+      "count, and the count divides the batch"
+    )
+  if not rows_per_task:
+    return slice(index, batch_size, count)
+  share = batch_size // count
+  if share % rows_per_task:
+    raise ValueError(
+      f"{share} rows of a batch are no whole tasks of {rows_per_task} rows; "
+      f"batch_size is a multiple of {rows_per_task * count}"
+    )
+  return slice(index * share, (index + 1) * share)
 
 
 def _check_config(config: Any, pairs: bool, virtual_tokens: int) -> None:

@@ -17,8 +17,8 @@ import numpy as np
 from research.core import memory
 from research.generation import checks, continuous, decode, engine, layout, speculative
 from research.generation.continuous import Request
+from research.generation.draft import Draft
 from research.generation.samplers import Sampler
-from research.generation.speculative import Draft
 from research.models.decoder import Decoder
 
 _SPREAD = 16  # of the longest completion to the shortest, where they are unequal

@@ -109,11 +109,10 @@ def assemble(config: config_lib.Config) -> Problem:
     evaluators += evals.build([section.take() for section in config.eval.evaluators])
 
   def export(directory: Path, variables: dict[str, Any]) -> None:
-    adapters = peft.plain(variables["adapters"], starts)
     if as_adapter:
       peft.save(
         directory / "adapter",
-        adapters,
+        peft.plain(variables["adapters"], starts),
         modules,
         base_model=config.model.source,
         task_type=model.config.task_type,

@@ -27,7 +27,7 @@ SITES: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
   "bottleneck": bottleneck.sites,
   "prefix": prefix.sites,
   "prompt": prompt.sites,
-  "p_tuning": p_tuning.sites,
+  "p_tuning": prompt.sites,
 }
 AT_SITES: dict[str, Callable[..., dict[str, Adapter]]] = {
   "bottleneck": bottleneck.init,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from research.core import tree
-from research.core.products import dot
+from research.core.dot import dot
 from research.peft.adapter import Adapter
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

@@ -15,9 +15,8 @@ from flax import struct
 
 from research.core.products import matmul
 from research.peft.adapter import Adapter
-from research.peft.places import require_decoder
 from research.peft.prefix import linear
-from research.peft.prompt import SITE, Prompt
+from research.peft.prompt import Prompt
 
 
 @struct.dataclass
@@ -49,16 +48,6 @@ class PromptEncoder(Adapter):
   @property
   def virtual_tokens(self) -> int:
     return self.embedding.shape[0]
-
-
-def sites(params: Mapping[str, Any]) -> list[str]:
-  """Where tokens of `params` are embedded.
-
-  Raises:
-    ValueError: the model is no decoder.
-  """
-  require_decoder(params, "P-tuning")
-  return [SITE]
 
 
 def init(

@@ -45,9 +45,12 @@ def test_settle_trims_and_keeps_where_the_allocator_is_glibcs(monkeypatch, syste
 
 
 def test_settle_does_nothing_with_another_allocator(monkeypatch):
+  called: list[object] = []
+  library = types.SimpleNamespace(mallopt=lambda *_: called.append("mallopt"))  # no malloc_trim
   monkeypatch.setattr(compile_lib.sys, "platform", "linux")
-  monkeypatch.setattr(compile_lib.ctypes, "CDLL", lambda _: types.SimpleNamespace())
+  monkeypatch.setattr(compile_lib.ctypes, "CDLL", lambda _: library)
   compile_lib.settle()
+  assert not called
 
 
 @pytest.mark.skipif(
