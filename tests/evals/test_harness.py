@@ -152,7 +152,7 @@ def test_cache_answers_what_was_asked_before(subject, tasks, tmp_path):
   section["cache"] = str(tmp_path / "answers")
   (evaluator,) = evals.build([section])
   first = evaluator(model, variables, tokenizer)
-  assert evaluator(model, None, tokenizer).records == first.records  # without a model to ask
+  assert evaluator(model, {}, tokenizer).records == first.records  # without weights to ask
 
 
 def test_chat_template_shows_messages(subject, tasks):
