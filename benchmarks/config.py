@@ -11,20 +11,30 @@ from benchmarks import workloads
 from configs import base
 
 
-def get_config(source: str = "") -> ConfigDict:
-  """The training of the benchmarks. source: of the model."""
+_TARGET = f"layers/.*/({'|'.join(workloads.LORA_MODULES)})/kernel"
+_LORA = {"target": _TARGET, "rank": workloads.LORA_RANK, "alpha": workloads.LORA_ALPHA}
+# Rules of adapters by what a step is compared with LoRA's for, and what trains.
+METHODS = {
+  "lora": ({"name": "lora", **_LORA},),
+  "dora": ({"name": "dora", **_LORA},),
+  "ia3": ({"name": "ia3", "target": r"layers/(attention/[kv]|mlp/down)_proj/kernel"},),
+  "norms": (),  # gains of norms: the model has no biases
+  "prompt": ({"name": "prompt", "tokens": workloads.VIRTUAL_TOKENS},),
+  "prefix": ({"name": "prefix", "tokens": workloads.VIRTUAL_TOKENS},),
+  # Forward and back to the inputs through a model in which nothing trains.
+  "bare": ({"name": "prompt", "tokens": 1},),
+}
+
+
+def get_config(source: str = "", method: str = "lora") -> ConfigDict:
+  """The training of the benchmarks. source: of the model. method: a key of `METHODS`."""
   config = base.get_config()
   config.model.source = source
   # Straight-line code for all 30 layers, and activations kept: the fastest on a CPU.
   config.model.unroll = 30
   config.model.remat = False
-  rule = {
-    "target": f"layers/.*/({'|'.join(workloads.LORA_MODULES)})/kernel",
-    "name": "lora",
-    "rank": workloads.LORA_RANK,
-    "alpha": workloads.LORA_ALPHA,
-  }
-  config.adapters = (rule,)
+  config.adapters = METHODS[method]
+  config.trainable = (".*norm/scale",) if method == "norms" else ("adapters",)
   config.data.train.source = ConfigDict({"name": "jsonl", "path": ""})
   config.data.train.length = workloads.STEP_TOKENS
   config.train.batch_size = workloads.STEP_BATCH

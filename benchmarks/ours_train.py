@@ -1,7 +1,7 @@
 """Our side of training: the step that `research.train` runs, on `benchmarks/config.py`.
 
-Three works: `lora_step` on random tokens, `sft` on packed GSM8K through our data pipeline, and
-`encoder_step`, of a classifier.
+Three works: `lora_step` on random tokens, also with other methods, `sft` on packed GSM8K through
+our data pipeline, and `encoder_step`, of a classifier.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import config as settings
 from benchmarks import worker, workloads
-from research import objectives
+from research import objectives, peft
 from research.core import compile as compile_lib
 from research.core import config as config_lib
 from research.core import sharding, tree
@@ -42,6 +42,7 @@ class Training:
     compile_lib.run_inline()
     learner = learner_lib.build(config)
     self.tokenizer = learner.tokenizer
+    self.virtual_ids = peft.virtual_ids(learner.variables["adapters"])
     mesh = sharding.make_mesh(config.mesh)
     trainable, frozen = tree.partition(learner.variables, learner.trains)
     model, self._frozen = step_lib.arrange(learner.model, trainable, frozen, mesh)
@@ -75,8 +76,8 @@ class Training:
 
 def lora_step(args: Any) -> tuple[dict[str, Any], Training]:
   """The same batch again and again."""
-  training = Training(config_lib.Config(settings.get_config(str(args.model))))
-  batch = _random_batch()
+  training = Training(config_lib.Config(settings.get_config(str(args.model), args.method)))
+  batch = _random_batch(training.virtual_ids)
   seconds = worker.time_steps(lambda: training.advance(batch), warmup=args.warmup, steps=args.steps)
   measured = {
     "tokens_per_second": worker.median_rate(seconds, batch["tokens"].size),
@@ -147,11 +148,13 @@ def encoder_step(args: Any) -> tuple[dict[str, Any], Training]:
   return measured, training
 
 
-def _random_batch() -> dict[str, jax.Array]:
-  """The LoRA step's batch: `[4, 256]` ordinary tokens, one document a row."""
+def _random_batch(virtual_ids: list[int]) -> dict[str, jax.Array]:
+  """The LoRA step's batch: `[4, 256]` ordinary tokens, virtual ones first, one document a row."""
   tokens = workloads.random_tokens(workloads.STEP_BATCH, workloads.STEP_TOKENS)
+  tokens[:, : len(virtual_ids)] = virtual_ids
   weights = np.ones(tokens.shape, np.float32)
   weights[:, -1] = 0
+  weights[:, : len(virtual_ids)] = 0
   batch = {
     "tokens": tokens,
     "targets": np.roll(tokens, -1, axis=1),
@@ -167,6 +170,9 @@ def main() -> None:
   parser = worker.parser(__doc__)
   works = {"lora_step": lora_step, "sft": sft, "encoder_step": encoder_step}
   parser.add_argument("work", choices=tuple(works))
+  parser.add_argument(
+    "--method", choices=tuple(settings.METHODS), default="lora", help="of lora_step"
+  )
   parser.add_argument("--gsm8k", type=Path, help="train.jsonl of GSM8K; sft needs it")
   args = parser.parse_args()
   measured, training = works[args.work](args)

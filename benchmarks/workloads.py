@@ -18,6 +18,7 @@ MAX_GRADIENT_NORM = 1.0
 
 STEP_BATCH, STEP_TOKENS = 4, 256
 SFT_BATCH = 8
+VIRTUAL_TOKENS = 20  # of a prompt or prefix
 PROMPT_TOKENS, NEW_TOKENS = 64, 128
 
 # MiniLM: texts of log-uniform lengths in words, and the tokens of a training step.

@@ -30,21 +30,26 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """The same work for our side and every peer."""
+  """The same work for our side and every peer.
+
+  compares_methods: the sides train different parameters, and that is the point.
+  """
 
   name: str
   title: str
   ours: Side
   peers: tuple[Side, ...] = ()
   needs_gsm8k: bool = False
+  compares_methods: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
   """A row of the table: `measure` of a work, as a ratio to `peer` or, without one, itself.
 
-  `required` and `aim` are lower limits for rates a second, upper limits for the rest; a row
-  with neither is there for information.
+  `required` and `aim` are lower limits for rates a second, upper limits for the rest, and for rates
+  that are a `cost`: how many times longer the peer takes. A row with neither is there for
+  information.
   """
 
   work: str
@@ -52,10 +57,11 @@ class Bar:
   measure: Measure
   required: float | None
   aim: float | None
+  cost: bool = False
 
   @property
   def more_is_better(self) -> bool:
-    return self.measure.endswith("_per_second")
+    return self.measure.endswith("_per_second") and not self.cost
 
   def verdict(self, value: float) -> str:
     """Which of the limits `value` keeps; empty where there are none."""
@@ -221,6 +227,33 @@ WORKS = {
       (_encoder("step"),),
     ),
     Work(
+      "methods",
+      "a LoRA step beside other methods'",
+      _ours("ours_train", "lora_step", warmup=2, steps=6),
+      tuple(
+        _ourselves(name, "ours_train", "lora_step", f"--method={name}", warmup=2, steps=6)
+        for name in ("bare", "dora", "ia3", "norms", "prompt", "prefix")
+      ),
+      compares_methods=True,
+    ),
+    Work(
+      "methods_peft",
+      "PEFT's LoRA step beside its DoRA's",
+      _peer("ours", "lora_transformers", environment="torch", model="bfloat16", warmup=2, steps=6),
+      (
+        _peer(
+          "peft_dora",
+          "lora_transformers",
+          "--dora",
+          environment="torch",
+          model="bfloat16",
+          warmup=2,
+          steps=6,
+        ),
+      ),
+      compares_methods=True,
+    ),
+    Work(
       "startup",
       "start to the end of the first step, second run",
       _ours("startup", warmup=1, steps=1),
@@ -245,6 +278,13 @@ BARS = (
   Bar("harness", "hf", "items_per_second", 1.5, None),
   Bar("encode", "torch", "items_per_second", 1.2, None),
   Bar("encoder_step", "torch", "tokens_per_second", 1.2, None),
+  Bar("methods", "bare", "tokens_per_second", 0.8, None),
+  Bar("methods", "dora", "tokens_per_second", 1.5, None, cost=True),
+  *(
+    Bar("methods", name, "tokens_per_second", 1.0, None, cost=True)
+    for name in ("ia3", "norms", "prompt", "prefix")
+  ),
+  Bar("methods_peft", "peft_dora", "tokens_per_second", None, None, cost=True),
   Bar("lora_step", "torch", "peak_bytes", 0.9, 0.6),
   Bar("lora_step", None, "compile_seconds", 30.0, 15.0),
   Bar("startup", None, "startup_seconds", 20.0, 10.0),

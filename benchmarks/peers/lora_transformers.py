@@ -13,6 +13,7 @@ from benchmarks import worker, workloads
 def main() -> None:
   parser = worker.parser(__doc__)
   parser.add_argument("--compile", action="store_true", help="run the loss under torch.compile")
+  parser.add_argument("--dora", action="store_true", help="DoRA in place of LoRA")
   args = parser.parse_args()
   torch.manual_seed(0)
   base = AutoModelForCausalLM.from_pretrained(
@@ -22,6 +23,7 @@ def main() -> None:
     r=workloads.LORA_RANK,
     lora_alpha=workloads.LORA_ALPHA,
     target_modules=list(workloads.LORA_MODULES),
+    use_dora=args.dora,
     task_type="CAUSAL_LM",
   )
   # By default PEFT holds adapters in float32, which adds two casts and a slow dot to each layer.
