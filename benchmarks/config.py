@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from benchmarks import workloads
 from configs import base
 
-
 _TARGET = f"layers/.*/({'|'.join(workloads.LORA_MODULES)})/kernel"
 _LORA = {"target": _TARGET, "rank": workloads.LORA_RANK, "alpha": workloads.LORA_ALPHA}
 # Rules of adapters by what a step is compared with LoRA's for, and what trains.
