@@ -9,12 +9,14 @@ from research.peft.adapter import (
   virtual_ids,
 )
 from research.peft.attach import attach, merge, require_mergeable
+from research.peft.combine import combine
 from research.peft.interchange import load, obstacle, save
 from research.peft.residual import plain, residual, starts
 
 __all__ = [
   "Adapter",
   "attach",
+  "combine",
   "load",
   "materialize",
   "merge",
