@@ -8,15 +8,18 @@ from research.peft.adapter import (
   trainable_paths,
   virtual_ids,
 )
-from research.peft.attach import attach, merge, require_mergeable
+from research.peft.attach import attach
 from research.peft.combine import combine
+from research.peft.compose import stacked
 from research.peft.interchange import load, obstacle, save
+from research.peft.merge import covered, merge, require_mergeable, unmerge
 from research.peft.residual import plain, residual, starts
 
 __all__ = [
   "Adapter",
   "attach",
   "combine",
+  "covered",
   "load",
   "materialize",
   "merge",
@@ -27,7 +30,9 @@ __all__ = [
   "residual",
   "save",
   "sites",
+  "stacked",
   "starts",
   "trainable_paths",
+  "unmerge",
   "virtual_ids",
 ]

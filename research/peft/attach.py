@@ -1,4 +1,4 @@
-"""Binding methods to parameters and other sites by rules, and folding them back in."""
+"""Binding methods to parameters and other sites by rules."""
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ import jax
 
 from research.core import config, tree
 from research.peft import bottleneck, dora, embedding, ia3, lora, p_tuning, prefix, prompt, vera
-from research.peft.adapter import Adapter, sites
+from research.peft.adapter import Adapter
 
 Tree = Any
 
@@ -85,33 +85,3 @@ def _call(rule, path, rng, **extra):
   section = {key: value for key, value in rule.items() if key != "target"}
   key = jax.random.fold_in(rng, zlib.crc32(path.encode()))
   return config.call({**METHODS, **AT_SITES}, section, path=path, rng=key, **extra)
-
-
-def merge(params: Tree, adapters: Tree) -> Tree:
-  """`params` with every adapter folded into its kernel, and the bias beside it.
-
-  Raises:
-    ValueError: an adapter's method cannot be merged, or its site is not in `params`, or is a table
-      that is the head, too, which the adapter leaves as it is.
-  """
-  require_mergeable(adapters)
-  flat = tree.flatten(params)
-  for path, adapter in sites(adapters):
-    if path not in flat:
-      raise ValueError(f"adapter at {path!r} has no parameter{tree.nearest(path, flat)}")
-    if path == embedding.PATH and "lm_head/kernel" not in flat:
-      raise ValueError(f"{path!r} is the head, too: what changes it as a table cannot be merged")
-    flat[path] = adapter.merge(flat[path])
-    bias = f"{path.rpartition('/')[0]}/bias"
-    if bias in flat:
-      flat[bias] = adapter.merge_bias(flat[bias])
-  return tree.unflatten(flat)
-
-
-def require_mergeable(adapters: Tree) -> None:
-  """Raises ValueError if there is an adapter whose method is no change of a kernel."""
-  for path, adapter in sites(adapters):
-    if type(adapter).merge is Adapter.merge:
-      raise ValueError(
-        f"the {type(adapter).__name__} at {path!r} is no change of a kernel and cannot be merged"
-      )
