@@ -8,7 +8,8 @@ from research.peft.adapter import (
   trainable_paths,
   virtual_ids,
 )
-from research.peft.attach import attach
+from research.peft.attach import attach, tasks
+from research.peft.bank import Bank, Banked, bank, banks, route, taken
 from research.peft.combine import combine
 from research.peft.compose import stacked
 from research.peft.interchange import load, obstacle, save
@@ -17,7 +18,11 @@ from research.peft.residual import plain, residual, starts
 
 __all__ = [
   "Adapter",
+  "Bank",
+  "Banked",
   "attach",
+  "bank",
+  "banks",
   "combine",
   "covered",
   "load",
@@ -28,10 +33,13 @@ __all__ = [
   "plain",
   "require_mergeable",
   "residual",
+  "route",
   "save",
   "sites",
   "stacked",
   "starts",
+  "taken",
+  "tasks",
   "trainable_paths",
   "unmerge",
   "virtual_ids",
