@@ -171,9 +171,10 @@ def _leaves_as_adapter(
 
 def _alone(adapters: Any, starts: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
   """The adapters that a run exports, by directory within `adapter/`."""
+  adapters = peft.plain(adapters, starts)
   if tasks:
     return {name: peft.taken(adapters, slot) for slot, name in enumerate(tasks)}
-  return {"": peft.plain(adapters, starts)}
+  return {"": adapters}
 
 
 def _check_tasks(

@@ -9,7 +9,8 @@ from research.peft.adapter import (
   virtual_ids,
 )
 from research.peft.attach import attach, tasks
-from research.peft.bank import Bank, Banked, bank, banks, route, taken
+from research.peft.bank import Bank, bank
+from research.peft.banked import Banked, banks, route, taken
 from research.peft.combine import combine
 from research.peft.compose import stacked
 from research.peft.interchange import load, obstacle, save

@@ -9,7 +9,7 @@ import jax
 
 from research.core import config, tree
 from research.peft import (
-  bank,
+  banked,
   bottleneck,
   dora,
   embedding,
@@ -108,9 +108,9 @@ def _at_kernel(rule, path, rng, kernel):
   own = {key: value for key, value in rule.items() if key != "each_task"}
   if own.get("name") != "lora" or own.get("start"):
     raise ValueError(f"each_task is for plain lora, not for {dict(own)}")
-  bank.require_place(path)
+  banked.require_place(path)
   keys = [jax.random.fold_in(rng, zlib.crc32(name.encode())) for name in tasks([rule])]
-  return bank.together([_call(own, path, key, kernel=kernel) for key in keys])
+  return banked.together([_call(own, path, key, kernel=kernel) for key in keys])
 
 
 def _target(rule: Mapping[str, Any]) -> str:

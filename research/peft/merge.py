@@ -39,7 +39,7 @@ def covered(params: Tree, adapters: Tree) -> dict[str, jax.Array]:
   """
   require_mergeable(adapters)
   flat = tree.flatten(params)
-  kept = {}
+  kept: dict[str, jax.Array] = {}
   for path, _ in sites(adapters):
     if path not in flat:
       raise ValueError(f"adapter at {path!r} has no parameter{tree.nearest(path, flat)}")
