@@ -194,12 +194,12 @@ def _file_source(file: str) -> dict[str, Any]:
 
 def _subject(args: argparse.Namespace, config: config_lib.Config | None) -> subject_lib.Subject:
   if args.run:
-    return subject_lib.load_run(args.run, args.dtype)
+    return subject_lib.require_one(subject_lib.load_run(args.run, args.dtype))
   source, dtype = args.model, args.dtype or "bfloat16"
   if config is not None:
     source, dtype = source or config.model.source, args.dtype or config.model.dtype
   subject = subject_lib.load_model(source, dtype)
-  return subject_lib.with_adapter(subject, args.adapter) if args.adapter else subject
+  return subject_lib.require_one(subject_lib.with_adapters(subject, args.adapter))
 
 
 def _other(

@@ -5,11 +5,15 @@
   python -m research.generate --run=runs/quickstart --input=in.jsonl --output=out.jsonl
   python -m research.generate --model=smollm2-135m-instruct --benchmark --batch-size=8
 
+Several adapters are named, --adapter NAME=DIR, and rows of a file name theirs in a column
+`adapter`; --use names that of a prompt, a chat or rows that name none, which otherwise have the
+base's answer. A run with adapters of each task has them by the tasks' names.
+
 A prompt is a user's message where the model has a chat template, and a text to go on with where
-it has none or with --text. In a chat, Ctrl-C ends an answer, /reset forgets the conversation, and
-/exit or Ctrl-D leaves. Rows of a file have `messages` or `prompt` (a text, or messages); they are
-written with `completion`, or with `completions` where --samples is above 1. A file that was begun
-is gone on with, row after row.
+it has none or with --text. In a chat, Ctrl-C ends an answer, /reset forgets the conversation,
+/adapter NAME changes who answers, and /exit or Ctrl-D leaves. Rows of a file have `messages` or
+`prompt` (a text, or messages); they are written with `completion`, or with `completions` where
+--samples is above 1. A file that was begun is gone on with, row after row.
 
 With --choice nothing is written freely: the answer is the most probable of the texts given. With
 --score rows have their `completion`, whose tokens' log-probabilities are told. With --benchmark
@@ -66,6 +70,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     allow_abbrev=False,
   )
   subject_lib.add_arguments(parser, "what writes")
+  parser.add_argument("--use", metavar="NAME", help="which of the named adapters writes")
   what = parser.add_argument_group("what about")
   what.add_argument("--prompt", metavar="TEXT", help="one prompt")
   what.add_argument("--chat", action="store_true", help="a conversation at the terminal")
@@ -131,6 +136,8 @@ class _Writer:
     cache.keep_compiled()
     self.args = args
     self.subject = subject_lib.load(args)
+    if not (args.input or args.chat) or self.subject.bank is None:
+      self.subject = subject_lib.one(self.subject, args.use)
     if isinstance(self.subject.model, models.Encoder):
       family = self.subject.model.config.family
       raise ValueError(f"{self.subject.name} is a {family}, which does not write; name a decoder")
@@ -158,8 +165,16 @@ class _Writer:
       prompt = [{"role": "system", "content": self.args.system}, *prompt]
     return chat.encode_prompt(self.tokenizer, prompt)
 
+  def which(self, adapters: Sequence[str | None]) -> list[int] | None:
+    """The slots of each prompt's adapter, None where there is no bank."""
+    return None if self.subject.bank is None else self.subject.bank.numbers(adapters)
+
   def complete(
-    self, prompts: Sequence[Any], first: int = 0, progress: Any = lambda _: None
+    self,
+    prompts: Sequence[Any],
+    adapters: Sequence[str | None] = (),
+    first: int = 0,
+    progress: Any = lambda _: None,
   ) -> list[list[dict[str, Any]]]:
     """For each prompt its samples, each with `text`, and `log_probs` if they are wanted."""
     found = self._write(
@@ -167,6 +182,7 @@ class _Writer:
       self.subject.variables,
       [self.encode(prompt) for prompt in prompts],
       first_prompt=first,
+      which=self.which(adapters),
       progress=progress,
     )
     rows: list[list[dict[str, Any]]] = [[] for _ in prompts]
@@ -175,7 +191,9 @@ class _Writer:
       rows[completion.prompt].append(sample)
     return rows
 
-  def choose(self, prompts: Sequence[Any]) -> list[list[dict[str, Any]]]:
+  def choose(
+    self, prompts: Sequence[Any], adapters: Sequence[str | None] = ()
+  ) -> list[list[dict[str, Any]]]:
     """For each prompt the best of the choices given, as `complete` has its one sample."""
     from research import generation
 
@@ -187,13 +205,16 @@ class _Writer:
       [choices] * len(prompts),
       by=self.args.choose_by,
       batch_size=self.args.batch_size,
+      which=self.which(adapters),
     )
     return [
       [self._scored(self.args.choice[choice.best], choice.log_probs[choice.best])]
       for choice in found
     ]
 
-  def score(self, prompts: Sequence[Any], texts: Sequence[str]) -> list[list[dict[str, Any]]]:
+  def score(
+    self, prompts: Sequence[Any], texts: Sequence[str], adapters: Sequence[str | None]
+  ) -> list[list[dict[str, Any]]]:
     """For each prompt its completion, as `complete` has its one sample."""
     from research import generation
 
@@ -203,6 +224,7 @@ class _Writer:
       [self.encode(prompt) for prompt in prompts],
       [self.tokenizer.encode(text, add_special=False) for text in texts],
       batch_size=self.args.batch_size,
+      which=self.which(adapters),
     )
     return [[self._scored(*pair)] for pair in zip(texts, found, strict=True)]
 
@@ -216,7 +238,10 @@ class _Writer:
     """A `generation.Stream` of the model."""
     from research import generation
 
-    return generation.Stream(self.subject.model, self.subject.variables)
+    stream = generation.Stream(self.subject.model, self.subject.variables)
+    if slots := self.which([self.args.use]):
+      stream.use(slots[0])
+    return stream
 
   def pieces(self, stream: Any, prompt: Any) -> Iterator[str]:
     """An answer, in printable pieces as they come."""
@@ -276,7 +301,10 @@ def _prompt(writer: _Writer, prompt: str) -> None:
 
 
 def _chat(writer: _Writer) -> None:
+  bank = writer.subject.bank
   print(f"{writer.subject.name}: /reset forgets, /exit leaves, Ctrl-C ends an answer")
+  if bank is not None:
+    print(f"/adapter NAME changes who answers: {', '.join(bank.names)}; /adapter alone is the base")
   stream = writer.stream()
   messages: list[dict[str, str]] = []
   while True:
@@ -289,6 +317,12 @@ def _chat(writer: _Writer) -> None:
       return
     if said == "/reset":
       messages = []
+      continue
+    if bank is not None and said.split(maxsplit=1)[:1] == ["/adapter"]:
+      try:
+        stream.use(bank.numbers([said.removeprefix("/adapter").strip() or None])[0])
+      except ValueError as error:
+        print(error)
       continue
     if not said:
       continue
@@ -311,6 +345,7 @@ def _file(writer: _Writer, source: Path, target: Path) -> None:
   rows = [json.loads(line) for line in source.read_text().splitlines() if line.strip()]
   prompts = [_row_prompt(row, index) for index, row in enumerate(rows)]
   texts = [_row_completion(row, index) for index, row in enumerate(rows)] if args.score else []
+  adapters = _row_adapters(rows, writer)
   done = _rows_done(target, len(rows))
   target.parent.mkdir(parents=True, exist_ok=True)
   total = len(rows) * args.samples
@@ -320,11 +355,11 @@ def _file(writer: _Writer, source: Path, target: Path) -> None:
     for start in range(done, len(rows), size):
       part = slice(start, start + size)
       if args.score:
-        found = writer.score(prompts[part], texts[part])
+        found = writer.score(prompts[part], texts[part], adapters[part])
       elif args.choice:
-        found = writer.choose(prompts[part])
+        found = writer.choose(prompts[part], adapters[part])
       else:
-        found = writer.complete(prompts[part], start, bar.update)
+        found = writer.complete(prompts[part], adapters[part], start, bar.update)
       if args.score or args.choice:
         bar.update(len(found))
       for row, samples in zip(rows[part], found, strict=True):
@@ -337,6 +372,17 @@ def _row_prompt(row: Mapping[str, Any], index: int) -> Any:
   if prompt is None:
     raise ValueError(f"row {index} has neither `prompt` nor `messages`: {', '.join(row)}")
   return prompt
+
+
+def _row_adapters(rows: Sequence[Mapping[str, Any]], writer: _Writer) -> list[str | None]:
+  """The name of each row's adapter: its own, or that of --use."""
+  names = [row.get("adapter") or writer.args.use for row in rows]
+  for index, name in enumerate(names):
+    try:
+      writer.which([name])
+    except ValueError as error:
+      raise ValueError(f"row {index}: {error}") from error
+  return names
 
 
 def _row_completion(row: Mapping[str, Any], index: int) -> str:

@@ -36,6 +36,7 @@ def beam_search(
   samples: int = 1,
   batch_size: int = 32,
   unrolled: bool | None = None,
+  which: Sequence[int] | None = None,
   progress: Callable[[int], object] | None = None,
 ) -> list[Completion]:
   """The `samples` best completions of every prompt, best first.
@@ -65,6 +66,7 @@ def beam_search(
   if not abs(length_penalty) < float("inf"):
     raise ValueError(f"length_penalty is {length_penalty}; it is a number, and 0 for none")
   prompts = decode.led(model, variables, prompts, max_new_tokens)
+  chosen = decode.slots(variables, which, len(prompts))
   run_model, run_variables = decode.prepare(model, variables, unrolled)
   found: dict[tuple[int, int], Completion] = {}
   for batch in layout.batches(
@@ -72,7 +74,7 @@ def beam_search(
   ):
     ended = jax.device_get(
       _search(
-        run_variables,
+        decode.route(run_variables, chosen, batch.prompt),
         batch.tokens,
         batch.positions,
         batch.prompt,

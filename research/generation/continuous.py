@@ -68,6 +68,7 @@ def serve(
   """
   checks.decoder(model, "serving a queue")
   checks.positive(batch_size=batch_size)
+  decode.slots(variables, None, 0)
   lead, before = decode.ahead(variables)
   if slots is None:
     requests = list(requests)

@@ -34,6 +34,7 @@ def contrastive_search(
   pad_id: int = 0,
   batch_size: int = 32,
   unrolled: bool | None = None,
+  which: Sequence[int] | None = None,
   progress: Callable[[int], object] | None = None,
 ) -> list[Completion]:
   """The completion of every prompt.
@@ -53,11 +54,12 @@ def contrastive_search(
     raise ValueError(f"penalty_alpha is {penalty_alpha}; it is within 0 and 1")
   top_k = min(top_k, model.config.vocab_size)
   prompts = decode.led(model, variables, prompts, max_new_tokens)
+  chosen = decode.slots(variables, which, len(prompts))
   run_model, run_variables = decode.prepare(model, variables, unrolled)
 
   def write(batch: layout.Batch) -> Written:
     return _search(
-      run_variables,
+      decode.route(run_variables, chosen, batch.prompt),
       batch.tokens,
       batch.positions,
       batch.prompt,

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from research import peft
 from research.core import rng
@@ -17,7 +18,7 @@ from research.core import tree as trees
 from research.generation import checks
 from research.generation.samplers import Sampler, Seen
 from research.models import Cache, Decoder, EncoderDecoder
-from research.models.unrolled import unroll
+from research.models.unrolled import Layers, unroll
 
 Model = Decoder | EncoderDecoder
 Kind = TypeVar("Kind", bound=Model)
@@ -62,6 +63,54 @@ def ahead(variables: Any) -> tuple[list[int], int]:
   adapters = variables.get("adapters", {})
   lead = peft.virtual_ids(adapters)
   return lead, len(lead) + peft.offset(adapters)
+
+
+def slots(variables: Any, which: Sequence[int] | None, prompts: int) -> np.ndarray | None:
+  """The slot of each prompt's adapter in the bank that `variables` hold, None without a bank.
+
+  Where `which` is None, a bank may have been told one row, which stands for all.
+
+  Raises:
+    ValueError: there is a bank and nobody says which of it acts, or the other way round; or
+      `which` has another length, or slots that the bank has not.
+  """
+  banks = peft.banks(variables.get("adapters", {}))
+  if which is None:
+    if any(bank.which is None or bank.which.shape[1:] != (1,) for bank in banks):
+      raise ValueError("the adapters are a bank; say which of them by Bank.select, of one row")
+    return None
+  if not banks:
+    raise ValueError("which adapter each prompt takes is of a bank, and there is none")
+  if len(which) != prompts:
+    raise ValueError(f"there are {len(which)} adapters' slots for {prompts} prompts")
+  found = np.asarray(which, np.int32)
+  if found.size and not -1 <= found.min() <= found.max() < banks[0].slots:
+    raise ValueError(f"slots are -1, for no adapter, to {banks[0].slots - 1}; not {list(which)}")
+  return found
+
+
+def route(variables: Any, which: np.ndarray | None, prompts: np.ndarray) -> Any:
+  """`variables`, as `prepare` gives them, whose bank is told of these rows of prompts.
+
+  Args:
+    which: what `slots` gave; without it `variables` are as they are.
+    prompts: the number of each row's prompt, -1 for none.
+  """
+  if which is None:
+    return variables
+  rows = np.where(prompts < 0, -1, which[prompts])
+
+  def told(node):
+    if not isinstance(node, peft.Banked):
+      return node
+    if isinstance(node.scale, Layers):
+      return node.replace(which=Layers((rows,) * len(node.scale.each)))
+    return peft.route(node, rows)
+
+  adapters = jax.tree.map(
+    told, variables["adapters"], is_leaf=lambda node: isinstance(node, peft.Banked)
+  )
+  return {**variables, "adapters": adapters}
 
 
 def own_prompt(

@@ -56,6 +56,7 @@ def generate(
   first_prompt: int = 0,
   batch_size: int = 32,
   unrolled: bool | None = None,
+  which: Sequence[int] | None = None,
   progress: Callable[[int], object] | None = None,
 ) -> list[Completion]:
   """Completes every prompt `samples` times; in the order of `prompts`, then of samples.
@@ -79,20 +80,23 @@ def generate(
       each given the number of its first, get what the whole list would.
     batch_size: rows at a time at most.
     unrolled: an array a layer instead of stacks; by default on CPUs, where it is faster.
+    which: where the adapters are a bank (`peft.bank`), the slot of each prompt's, -1 for none.
     progress: called with the number of completions that a batch has added.
 
   Raises:
     ValueError: a prompt is empty, is longer than the model's positions allow, or holds a token
-      that the model has not; or a number above is not positive.
+      that the model has not; or a number above is not positive, or `which` is not of a bank.
   """
   checks.positive(max_new_tokens=max_new_tokens, samples=samples, batch_size=batch_size)
   prompts = decode.led(model, variables, prompts, max_new_tokens)
+  chosen = decode.slots(variables, which, len(prompts))
   run_model, run_variables = decode.prepare(model, variables, unrolled)
   same = {"model": run_model, "sampler": sampler or Sampler(), "eos_ids": tuple(eos_ids)}
 
   def write(batch: layout.Batch) -> Written:
+    own = decode.route(run_variables, chosen, batch.prompt)
     state, keys = start(
-      run_variables,
+      own,
       batch.tokens,
       batch.positions,
       batch.prompt,
@@ -107,7 +111,7 @@ def generate(
     step, state = 1, state._replace(written=stopped(state.written, readers))
     while step < max_new_tokens and not (readers and np.all(state.written.finished)):
       step = min(step + STRIDE, max_new_tokens) if readers else max_new_tokens
-      state = go_on(run_variables, state, keys, step, **same)
+      state = go_on(own, state, keys, step, **same)
       state = state._replace(written=stopped(state.written, readers))
     return state.written
 

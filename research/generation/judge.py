@@ -40,6 +40,7 @@ def judge(
   *,
   pad_id: int = 0,
   batch_size: int = 32,
+  which: Sequence[int] | None = None,
   progress: Callable[[int], object] | None = None,
 ) -> list[Judgement]:
   """What the model makes of `completions[i]` after `prompts[i]`, for every pair.
@@ -52,21 +53,24 @@ def judge(
       once for up to `batch_size` completions.
     pad_id: what stands at padding; no result depends on it.
     batch_size: completions at a time at most.
+    which: where the adapters are a bank (`peft.bank`), the slot of each pair's, -1 for none.
     progress: called with the number of completions that a batch has added.
 
   Raises:
     ValueError: a prompt or a completion is empty, they are too long for the model's positions, or
-      hold a token that it has not; or they are not equally many.
+      hold a token that it has not; they are not equally many; or `which` is not of a bank.
   """
   if len(prompts) != len(completions):
     raise ValueError(f"there are {len(prompts)} prompts for {len(completions)} completions")
   checks.decoder(model, "scoring completions")
   checks.positive(batch_size=batch_size)
   lead, before = decode.ahead(variables)
-  groups: dict[tuple[int, ...], list[int]] = {}
+  slots = decode.slots(variables, which, len(prompts))
+  groups: dict[tuple[int, tuple[int, ...]], list[int]] = {}
   for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
     _check(model, prompt, completion, i, before)
-    groups.setdefault(tuple(prompt) if _shares(model, prompt) else (-1, i), []).append(i)
+    own = tuple(prompt) if _shares(model, prompt) else (-1, i)
+    groups.setdefault((-1 if slots is None else int(slots[i]), own), []).append(i)
   prompts = [[*lead, *prompt] for prompt in prompts]
   parts = [
     tuple(group[start : start + batch_size])
@@ -85,7 +89,9 @@ def judge(
       pairs = [(list(prompts[i]), list(completions[i])) for i in chosen]
       rows = min(max(1, batch_size // copies), layout.bucket(len(some), shortest=1))
       run = _alone if copies == 1 else partial(_shared, copies=copies)
-      log_probs, best = map(np.asarray, run(model, variables, pairs, rows, pad_id))
+      first = np.array([part[0] for part in some] + [-1] * (rows - len(some)))
+      told = decode.route(variables, slots, first)
+      log_probs, best = map(np.asarray, run(model, told, pairs, rows, pad_id))
       end = 0
       for i in chosen:
         start, end = end, end + len(completions[i])

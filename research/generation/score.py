@@ -18,13 +18,16 @@ def score(
   *,
   pad_id: int = 0,
   batch_size: int = 32,
+  which: Sequence[int] | None = None,
 ) -> list[list[float]]:
   """The log-probability of every token of `completions[i]` after `prompts[i]`, in nats.
 
   They are the model's own, at temperature 1 and unfiltered. Args and errors: see
   `research.generation.judge`.
   """
-  found = judge(model, variables, prompts, completions, pad_id=pad_id, batch_size=batch_size)
+  found = judge(
+    model, variables, prompts, completions, pad_id=pad_id, batch_size=batch_size, which=which
+  )
   return [judgement.log_probs for judgement in found]
 
 
@@ -50,12 +53,13 @@ def choose(
   by: str = "sum",
   pad_id: int = 0,
   batch_size: int = 32,
+  which: Sequence[int] | None = None,
 ) -> list[Choice]:
   """The best of `choices[i]` after `prompts[i]`, for every prompt.
 
   Args:
     by: a choice's score, "sum" of its tokens' log-probabilities or their "mean", which does not
-      favour short ones. The others: see `score`.
+      favour short ones. which: of each prompt. The others: see `score`.
 
   Raises:
     ValueError: as `score`; a prompt has no choices; `by` is another word.
@@ -68,6 +72,10 @@ def choose(
     if not len(some):
       raise ValueError(f"prompt {i} has no choices")
   pairs = [(p, c) for p, some in zip(prompts, choices, strict=True) for c in some]
+  if which is not None:
+    if len(which) != len(prompts):
+      raise ValueError(f"there are {len(which)} adapters' slots for {len(prompts)} prompts")
+    which = [slot for slot, some in zip(which, choices, strict=True) for _ in some]
   flat = iter(
     score(
       model,
@@ -76,6 +84,7 @@ def choose(
       [choice for _, choice in pairs],
       pad_id=pad_id,
       batch_size=batch_size,
+      which=which,
     )
   )
   found = []

@@ -91,6 +91,8 @@ def speculate(
     samples=samples,
     batch_size=batch_size,
   )
+  for each in (variables, draft.variables):
+    decode.slots(each, None, len(prompts))
   (lead, own), (others, drafts) = map(decode.ahead, (variables, draft.variables))
   if lead != others:
     raise ValueError(

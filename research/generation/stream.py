@@ -31,6 +31,7 @@ class Stream:
     self._model: Any
     self._model, self._variables = decode.prepare(model, variables, unrolled)
     self._lead, self._before = decode.ahead(variables)
+    self._adapters = {"adapters": variables.get("adapters", {})}
     self._tokens: list[int] = []
     self._cache: Cache | None = None
 
@@ -55,6 +56,18 @@ class Stream:
     return self._write(
       [*self._lead, *prompt], sampler or Sampler(), max_new_tokens, set(eos_ids), seed
     )
+
+  def use(self, slot: int) -> None:
+    """From now on the adapter in a slot of the bank writes, -1 for none.
+
+    What was read is forgotten: it was read by another.
+
+    Raises:
+      ValueError: the adapters are no bank, or it has no such slot.
+    """
+    chosen = decode.slots(self._adapters, [slot], 1)
+    self._variables = decode.route(self._variables, chosen, np.zeros(1, np.int32))
+    self._tokens, self._cache = [], None
 
   def _write(self, prompt, sampler, max_new_tokens, eos_ids, seed):
     zero = jnp.zeros((1,), jnp.int32)

@@ -27,6 +27,7 @@ class Learner:
   trains: says of a path of `variables` and its leaf whether the optimizer changes it.
   fresh: paths of parameters that the checkpoint lacks.
   starts: those adapters as they begin, for `peft.plain`.
+  tasks: names of the tasks that have adapters of their own, by slot of their bank.
   """
 
   model: Any
@@ -35,6 +36,7 @@ class Learner:
   trains: Callable[[str, Any], bool]
   fresh: frozenset[str]
   starts: dict[str, LoRA]
+  tasks: tuple[str, ...]
 
 
 def build(config: config_lib.Config) -> Learner:
@@ -50,6 +52,7 @@ def build(config: config_lib.Config) -> Learner:
     model, params, tokenizer, fresh = _model(config, dtype, param_dtype)
   with config_lib.blaming("adapters"):
     rng = rng_lib.root(config.seed, "adapters")
+    tasks = peft.tasks(config.adapters)
     adapters = peft.attach(config.adapters, params, rng, tokenizer)
     adapter_trains = peft.trainable_paths(adapters)
   variables = {"params": peft.residual(params, adapters), "adapters": adapters}
@@ -65,7 +68,7 @@ def build(config: config_lib.Config) -> Learner:
   variables = tree.map_with_path(
     lambda path, leaf: leaf.astype(dtype) if _is_frozen(path, leaf, trains) else leaf, variables
   )
-  return Learner(model, tokenizer, variables, trains, fresh, peft.starts(adapters))
+  return Learner(model, tokenizer, variables, trains, fresh, peft.starts(adapters), tasks)
 
 
 def adapters_alone(config: config_lib.Config) -> bool:

@@ -71,7 +71,8 @@ def assemble(config: config_lib.Config) -> Problem:
   """
   learner = learner_lib.build(config)
   model, tokenizer, variables = learner.model, learner.tokenizer, learner.variables
-  fresh, starts = learner.fresh, learner.starts  # for `export`, which must not keep the variables
+  # For `export`, which must not keep the variables.
+  fresh, starts, tasks = learner.fresh, learner.starts, learner.tasks
   modules = families.find(model.config.family).modules(model.config)
   with config_lib.blaming("adapters"):
     as_adapter = _leaves_as_adapter(config, learner, modules)
@@ -98,25 +99,32 @@ def assemble(config: config_lib.Config) -> Problem:
     if learnt := objectives.variables(objective):
       variables["objective"] = learnt
     objectives.require_model(config.objective.name, model)
+  if tasks:
+    with config_lib.blaming("adapters"):
+      objective = objectives.by_task(objective, tasks, batches.tasks)
+      _check_tasks(config, tasks, batches.tasks, pairs)
   evaluators: list[Evaluator] = []
   if config.data.eval:
     with config_lib.blaming("data.eval"):
       _check_positions(model, variables["adapters"], config.data.eval.length)
       held_out = pipeline.eval_batches(config.data.eval, tokenizer, batch_size=batch_size, **rows)
-    loss = objectives.build(config.objective, held_out.tasks)
+      loss = objectives.build(config.objective, held_out.tasks)
+      if tasks:
+        loss = objectives.by_task(loss, tasks, held_out.tasks)
     evaluators.append(held_out_loss(loss, held_out))
   with config_lib.blaming("eval.evaluators"):
     evaluators += evals.build([section.take() for section in config.eval.evaluators])
 
   def export(directory: Path, variables: dict[str, Any]) -> None:
     if as_adapter:
-      peft.save(
-        directory / "adapter",
-        peft.plain(variables["adapters"], starts),
-        modules,
-        base_model=config.model.source,
-        task_type=model.config.task_type,
-      )
+      for name, adapters in _alone(variables["adapters"], starts, tasks).items():
+        peft.save(
+          directory / "adapter" / name,
+          adapters,
+          modules,
+          base_model=config.model.source,
+          task_type=model.config.task_type,
+        )
     else:
       merged = variables["params"]
       if variables["adapters"]:
@@ -150,12 +158,39 @@ def _leaves_as_adapter(
   Raises:
     ValueError: adapters can neither be alone in their files nor be merged.
   """
-  adapters = peft.plain(learner.variables["adapters"], learner.starts)
-  alone = learner_lib.adapters_alone(config) and not learner.fresh
-  if alone and peft.obstacle(adapters, modules) is None:
-    return True
-  peft.require_mergeable(adapters)
-  return False
+  each = _alone(learner.variables["adapters"], learner.starts, learner.tasks)
+  reasons = [reason for one in each.values() if (reason := peft.obstacle(one, modules))]
+  if not learner_lib.adapters_alone(config) or learner.fresh:
+    reasons.append("more than adapters trains")
+  if reasons and learner.tasks:
+    raise ValueError(f"adapters of each_task leave in files of their own, and cannot: {reasons[0]}")
+  if reasons:
+    peft.require_mergeable(each[""])
+  return not reasons
+
+
+def _alone(adapters: Any, starts: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
+  """The adapters that a run exports, by directory within `adapter/`."""
+  adapters = peft.plain(adapters, starts)
+  if tasks:
+    return {name: peft.taken(adapters, slot) for slot, name in enumerate(tasks)}
+  return {"": adapters}
+
+
+def _check_tasks(
+  config: config_lib.Config, names: Sequence[str], tasks: Sequence[str], pairs: bool
+) -> None:
+  """Raises ValueError where adapters of each task cannot be trained or told apart."""
+  for name in names:
+    if name not in tasks:
+      raise ValueError(f"each_task has {name!r}, which is no task of the mixture: {list(tasks)}")
+  if pairs:
+    raise ValueError("each_task is for models of one text; an encoder-decoder's tasks are by row")
+  if config.eval.evaluators:
+    raise ValueError(
+      "each_task is measured by the losses of data.eval, not by eval.evaluators; afterwards"
+      " research.evaluate takes each as --adapter RUN/adapter/NAME"
+    )
 
 
 def _check_positions(model: Any, adapters: Any, length: int) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ class Subject:
   """A model, its variables and its tokenizer, under a name for people.
 
   base: the source of the model that it was made from.
+  bank: the named adapters that `variables` hold, a `peft.Bank`, if they do.
   """
 
   name: str
@@ -24,6 +26,7 @@ class Subject:
   variables: dict[str, Any]
   tokenizer: Any
   base: str
+  bank: Any = None
 
 
 def add_arguments(parser: argparse.ArgumentParser, title: str) -> None:
@@ -33,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser, title: str) -> None:
     "--model", metavar="MODEL", help="a Hugging Face directory, a GGUF file or a known name"
   )
   group.add_argument(
-    "--adapter", type=Path, metavar="DIR", help="an adapter of --model, in PEFT's format"
+    "--adapter",
+    action="append",
+    default=[],
+    metavar="[NAME=]DIR",
+    help="an adapter of --model, in PEFT's format; several with names, for research.generate",
   )
   group.add_argument(
     "--run", type=Path, metavar="DIR", help="a run's directory, in place of --model"
@@ -71,6 +78,70 @@ def with_adapter(subject: Subject, directory: Path) -> Subject:
   return dataclasses.replace(subject, name=str(directory), variables=variables)
 
 
+def with_adapters(subject: Subject, given: Sequence[str]) -> Subject:
+  """The base of `subject` with the adapter `DIR`, or with a bank of those given as `NAME=DIR`.
+
+  Raises:
+    ValueError: one of several has no name, or two have one; or as `research.peft.bank`.
+  """
+  if not given:
+    return subject
+  named: dict[str, Path] = {}
+  for text in given:
+    match = re.fullmatch(r"(\w[\w.-]*)=(.+)", text)
+    if match is None or Path(text).is_dir():
+      if len(given) > 1:
+        raise ValueError(f"several adapters have names, --adapter NAME=DIR; {text!r} has none")
+      return with_adapter(subject, Path(text))
+    if match[1] in named:
+      raise ValueError(f"two adapters are named {match[1]!r}")
+    named[match[1]] = Path(match[2])
+  return _with_bank(subject, named)
+
+
+def _with_bank(subject: Subject, named: Mapping[str, Path]) -> Subject:
+  from research import peft
+
+  trees = {
+    name: with_adapter(subject, directory).variables["adapters"]
+    for name, directory in named.items()
+  }
+  bank = peft.bank(trees)
+  variables = {"params": subject.variables["params"], "adapters": bank.adapters}
+  return dataclasses.replace(subject, variables=variables, bank=bank)
+
+
+def one(subject: Subject, name: str | None) -> Subject:
+  """`subject` with one adapter of its bank, or with none of them.
+
+  Raises:
+    ValueError: it has a name and no bank, or one that the bank has not.
+  """
+  if subject.bank is None:
+    if name is not None:
+      raise ValueError(f"{name!r} is no adapter here: name them by --adapter NAME=DIR")
+    return subject
+  variables = {"params": subject.variables["params"]}
+  if name is not None:
+    variables["adapters"] = subject.bank.take(name)
+  return dataclasses.replace(subject, variables=variables, bank=None)
+
+
+def require_one(subject: Subject) -> Subject:
+  """`subject`, unless its adapters are several.
+
+  Raises:
+    ValueError: they are.
+  """
+  if subject.bank is not None:
+    names = ", ".join(subject.bank.names)
+    raise ValueError(
+      f"{subject.name} has several adapters, {names}: give one of them as --model=MODEL"
+      " --adapter=DIR"
+    )
+  return subject
+
+
 def is_run_config(saved: Mapping[str, Any]) -> bool:
   """Whether this is what a run's `config.json` holds, and not a model's."""
   return isinstance(saved.get("model"), Mapping) and "source" in saved["model"]
@@ -95,12 +166,18 @@ def run_config(directory: Path) -> config_lib.Config:
 def load_run(directory: Path, dtype: str | None = None) -> Subject:
   """A run's model as it ended: its base with `adapter/`, or the whole of `model/`.
 
+  Adapters of each task, `adapter/NAME/`, are a bank.
+
   Raises:
     FileNotFoundError: the run has not come to its end, or is none.
   """
   config = run_config(directory)
   dtype = dtype or config.model.dtype
-  if (directory / "adapter").is_dir():
+  each = sorted(file.parent for file in directory.glob("adapter/*/adapter_config.json"))
+  if each:
+    subject = load_model(config.model.source, dtype)
+    subject = _with_bank(subject, {path.name: path for path in each})
+  elif (directory / "adapter").is_dir():
     subject = with_adapter(load_model(config.model.source, dtype), directory / "adapter")
   elif (directory / "model").is_dir():
     subject = load_model(str(directory / "model"), dtype)
@@ -115,4 +192,4 @@ def load(args: argparse.Namespace) -> Subject:
   if args.run:
     return load_run(args.run, args.dtype)
   subject = load_model(args.model, args.dtype or "bfloat16")
-  return with_adapter(subject, args.adapter) if args.adapter else subject
+  return with_adapters(subject, args.adapter)

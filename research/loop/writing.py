@@ -13,7 +13,9 @@ from research.loop import subject as subject_lib
 _DRAFT_TOKENS = 4
 
 Write = Callable[..., list[Any]]
-"""`(model, variables, prompts, *, first_prompt, progress)` -> completions, in order."""
+"""`(model, variables, prompts, *, first_prompt, which, progress)` -> completions, in order.
+
+`which` is the slot of each prompt's adapter, None without a bank."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,9 +128,15 @@ def draft_tokens(args: argparse.Namespace) -> int:
 def writer(
   args: argparse.Namespace, subject: subject_lib.Subject, sampler: Any, draft: Any
 ) -> Write:
-  """What writes by the method of the flags, with what `sampler` and `draft` made of them."""
+  """What writes by the method of the flags, with what `sampler` and `draft` made of them.
+
+  Raises:
+    ValueError: the method writes by one adapter and the subject has several.
+  """
   from research import generation
 
+  if subject.bank is not None and args.method not in (None, "--beams", "--penalty-alpha"):
+    raise ValueError(f"{args.method} writes by one adapter: give one, as --adapter=DIR")
   same = {"max_new_tokens": args.max_new_tokens, "eos_ids": subject.tokenizer.eos_ids}
   same["batch_size"] = args.batch_size
   if args.method == "--beams":
@@ -141,12 +149,12 @@ def writer(
       samples=args.samples,
       **same,
     )
-    return lambda *model, first_prompt, progress: search(*model, progress=progress)
+    return lambda *model, first_prompt, **rest: search(*model, **rest)
   if args.method == "--penalty-alpha":
     search = partial(
       generation.contrastive_search, penalty_alpha=args.penalty_alpha, top_k=args.top_k, **same
     )
-    return lambda *model, first_prompt, progress: search(*model, progress=progress)
+    return lambda *model, first_prompt, **rest: search(*model, **rest)
   same |= {"sampler": sampler, "seed": args.seed}
   same["stop"] = generation.StopStrings(subject.tokenizer, tuple(args.stop))
   if args.method == "--continuous":
@@ -160,12 +168,13 @@ def writer(
     draft_tokens=draft_tokens(args),
     **same,
   )
-  return lambda *model, **numbers: speculate(*model, **numbers).completions
+  return lambda *model, which, **numbers: speculate(*model, **numbers).completions
 
 
-def _serve(model, variables, prompts, *, first_prompt, progress, same):
+def _serve(model, variables, prompts, *, first_prompt, which, progress, same):
   from research import generation
 
+  del which
   settings = dict(same)
   count = settings.pop("max_new_tokens")
   requests = [generation.Request(prompt, count) for prompt in prompts]

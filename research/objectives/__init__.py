@@ -7,6 +7,7 @@ from research.core import config
 from research.objectives.causal import causal
 from research.objectives.embedding import embedding
 from research.objectives.labelled import classification, masked
+from research.objectives.routed import by_task
 from research.objectives.seq2seq import seq2seq
 from research.objectives.tokens import Loss, require_model
 from research.objectives.weighting import LearningLoss
@@ -42,6 +43,7 @@ __all__ = [
   "OBJECTIVES",
   "Loss",
   "build",
+  "by_task",
   "causal",
   "classification",
   "embedding",

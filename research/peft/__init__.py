@@ -8,13 +8,24 @@ from research.peft.adapter import (
   trainable_paths,
   virtual_ids,
 )
-from research.peft.attach import attach, merge, require_mergeable
+from research.peft.attach import attach, tasks
+from research.peft.bank import Bank, bank
+from research.peft.banked import Banked, banks, route, taken
+from research.peft.combine import combine
+from research.peft.compose import stacked
 from research.peft.interchange import load, obstacle, save
+from research.peft.merge import covered, merge, require_mergeable, unmerge
 from research.peft.residual import plain, residual, starts
 
 __all__ = [
   "Adapter",
+  "Bank",
+  "Banked",
   "attach",
+  "bank",
+  "banks",
+  "combine",
+  "covered",
   "load",
   "materialize",
   "merge",
@@ -23,9 +34,14 @@ __all__ = [
   "plain",
   "require_mergeable",
   "residual",
+  "route",
   "save",
   "sites",
+  "stacked",
   "starts",
+  "taken",
+  "tasks",
   "trainable_paths",
+  "unmerge",
   "virtual_ids",
 ]

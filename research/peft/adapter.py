@@ -20,11 +20,9 @@ class Adapter:
   change of the kernel, `merge(kernel) -> kernel`.
 
   constants: names of fields that are never trained.
-  frozen_kernel: whether what the adapter knows of its kernel holds only while that does not train.
   """
 
   constants: ClassVar[frozenset[str]] = frozenset()
-  frozen_kernel: ClassVar[bool] = False
 
   def __call__(self, value, *, rng=None, **context):
     raise TypeError(f"{type(self).__name__} does not say what it does at a tap")
@@ -37,9 +35,24 @@ class Adapter:
     """The bias that belongs to the merged kernel."""
     return bias
 
-  def trains(self, field: str) -> bool:
-    """Whether training changes `field`."""
-    return field not in self.constants
+  def trains(self, leaf: str) -> bool:
+    """Whether training changes `leaf`, the path of an array within the adapter: its field."""
+    return leaf not in self.constants
+
+  @property
+  def mergeable(self) -> bool:
+    """Whether the method is a change of a kernel."""
+    return type(self).merge is not Adapter.merge
+
+  @property
+  def frozen_kernel(self) -> bool:
+    """Whether what the adapter knows of its kernel holds only while that does not train."""
+    return False
+
+  @property
+  def reads_kernel(self) -> bool:
+    """Whether it goes by the kernel as it is, and not by the product alone."""
+    return False
 
   def materialize(self) -> Adapter:
     """What acts at the tap: of a method that trains something else, what it is made into."""
@@ -71,7 +84,7 @@ def trainable_paths(adapters: Tree) -> frozenset[str]:
   found = set()
   for path, adapter in sites(adapters):
     for leaf in tree.flatten(adapter):
-      if adapter.trains(leaf.split("/")[0]):
+      if adapter.trains(leaf):
         found.add(f"{path}/{leaf}")
   return frozenset(found)
 

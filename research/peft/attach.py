@@ -1,5 +1,6 @@
-"""Binding methods to parameters and other sites by rules, and folding them back in."""
+"""Binding methods to parameters and other sites by rules."""
 
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,8 +8,19 @@ from typing import Any
 import jax
 
 from research.core import config, tree
-from research.peft import bottleneck, dora, embedding, ia3, lora, p_tuning, prefix, prompt, vera
-from research.peft.adapter import Adapter, sites
+from research.peft import (
+  banked,
+  bottleneck,
+  dora,
+  embedding,
+  ia3,
+  lora,
+  p_tuning,
+  prefix,
+  prompt,
+  vera,
+)
+from research.peft.adapter import Adapter
 
 Tree = Any
 
@@ -46,7 +58,7 @@ def attach(
     rules: mappings with `target`, a regular expression of whole paths, `name`, a key of `METHODS`
       or of `SITES`, and the method's own arguments. The paths are those of parameters, or the
       method's sites, of which it takes all without a target. A path takes the first rule that
-      matches it.
+      matches it. A rule of LoRA with `each_task`, names, makes one an name, in a bank's slots.
     params: the base's parameters; their shapes are enough for methods that do not begin from the
       numbers.
     rng: each adapter's key is folded from it by path, so that it does not depend on the
@@ -61,7 +73,7 @@ def attach(
   at_kernels = [rule for rule in rules if rule.get("name") not in SITES]
   adapters: dict[str, Adapter] = {}
   for path, rule in tree.first_match([(_target(rule), rule) for rule in at_kernels], flat).items():
-    adapters[path] = _call(rule, path, rng, kernel=flat[path])
+    adapters[path] = _at_kernel(rule, path, rng, flat[path])
   for rule in rules:
     if rule.get("name") in SITES:
       possible = SITES[rule["name"]](flat)
@@ -69,6 +81,36 @@ def attach(
         if path not in adapters:
           adapters |= _call(rule, path, rng, params=flat, tokenizer=tokenizer)
   return tree.unflatten(adapters)
+
+
+def tasks(rules: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+  """The names that `each_task` has in all rules that have it, which are those of the slots.
+
+  Raises:
+    ValueError: rules have different names, or a name is twice there or could name no directory.
+  """
+  found = {tuple(rule["each_task"]) for rule in rules if "each_task" in rule}
+  if len(found) > 1:
+    told = " and ".join(str(list(names)) for names in sorted(found))
+    raise ValueError(f"rules have adapters for each_task of {told}; a run has one list of tasks")
+  names = found.pop() if found else ()
+  if len(set(names)) != len(names):
+    raise ValueError(f"each_task names a task twice: {', '.join(names)}")
+  for name in names:
+    if not re.fullmatch(r"\w[\w.-]*", name):
+      raise ValueError(f"each_task names {name!r}, of which no directory can be made")
+  return names
+
+
+def _at_kernel(rule, path, rng, kernel):
+  if "each_task" not in rule:
+    return _call(rule, path, rng, kernel=kernel)
+  own = {key: value for key, value in rule.items() if key != "each_task"}
+  if own.get("name") != "lora" or own.get("start"):
+    raise ValueError(f"each_task is for plain lora, not for {dict(own)}")
+  banked.require_place(path)
+  keys = [jax.random.fold_in(rng, zlib.crc32(name.encode())) for name in tasks([rule])]
+  return banked.together([_call(own, path, key, kernel=kernel) for key in keys])
 
 
 def _target(rule: Mapping[str, Any]) -> str:
@@ -85,33 +127,3 @@ def _call(rule, path, rng, **extra):
   section = {key: value for key, value in rule.items() if key != "target"}
   key = jax.random.fold_in(rng, zlib.crc32(path.encode()))
   return config.call({**METHODS, **AT_SITES}, section, path=path, rng=key, **extra)
-
-
-def merge(params: Tree, adapters: Tree) -> Tree:
-  """`params` with every adapter folded into its kernel, and the bias beside it.
-
-  Raises:
-    ValueError: an adapter's method cannot be merged, or its site is not in `params`, or is a table
-      that is the head, too, which the adapter leaves as it is.
-  """
-  require_mergeable(adapters)
-  flat = tree.flatten(params)
-  for path, adapter in sites(adapters):
-    if path not in flat:
-      raise ValueError(f"adapter at {path!r} has no parameter{tree.nearest(path, flat)}")
-    if path == embedding.PATH and "lm_head/kernel" not in flat:
-      raise ValueError(f"{path!r} is the head, too: what changes it as a table cannot be merged")
-    flat[path] = adapter.merge(flat[path])
-    bias = f"{path.rpartition('/')[0]}/bias"
-    if bias in flat:
-      flat[bias] = adapter.merge_bias(flat[bias])
-  return tree.unflatten(flat)
-
-
-def require_mergeable(adapters: Tree) -> None:
-  """Raises ValueError if there is an adapter whose method is no change of a kernel."""
-  for path, adapter in sites(adapters):
-    if type(adapter).merge is Adapter.merge:
-      raise ValueError(
-        f"the {type(adapter).__name__} at {path!r} is no change of a kernel and cannot be merged"
-      )

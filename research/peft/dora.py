@@ -29,7 +29,6 @@ class DoRA(Adapter):
   """
 
   constants: ClassVar[frozenset[str]] = frozenset({"scale", "squares"})
-  frozen_kernel: ClassVar[bool] = True
 
   a: jax.Array  # [..., in, R]
   b: jax.Array  # [..., R, out]
@@ -45,6 +44,16 @@ class DoRA(Adapter):
     adapted = value + lora.low_rank(x_low, self.a, self.b, self.scale)
     gain = jnp.where(self.scale == 0, 1.0, self.magnitude / self._norms(kernel))
     return scaled(adapted, gain, x.dtype)
+
+  @property
+  def frozen_kernel(self) -> bool:
+    """See `Adapter.frozen_kernel`."""
+    return True
+
+  @property
+  def reads_kernel(self) -> bool:
+    """See `Adapter.reads_kernel`."""
+    return True
 
   def _norms(self, kernel: jax.Array | Transposed) -> jax.Array:
     """`n [out]`, by |w|^2 + 2 s <w, a b> + s^2 |a b|^2: no matrix of the kernel's size is made."""

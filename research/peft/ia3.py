@@ -46,6 +46,11 @@ class IA3(Adapter):
       return bias
     return (bias.astype(jnp.float32) * self._effective()).astype(bias.dtype)
 
+  @property
+  def reads_kernel(self) -> bool:
+    """See `Adapter.reads_kernel`."""
+    return self.feedforward
+
   def _effective(self):
     return jnp.where(self.live[..., None] > 0, self.scale, 1.0)
 

@@ -41,9 +41,9 @@ class LoRA(Adapter):
   freeze_a: bool = struct.field(pytree_node=False, default=False)
   residual: bool = struct.field(pytree_node=False, default=False)
 
-  def trains(self, field: str) -> bool:
+  def trains(self, leaf: str) -> bool:
     """See `Adapter.trains`."""
-    return super().trains(field) and not (field == "a" and self.freeze_a)
+    return super().trains(leaf) and not (leaf == "a" and self.freeze_a)
 
   def __call__(self, value, *, x, rng=None, sizes=None, **_):
     """`value [..., out]` float32, `x [..., in]` -> float32 `[..., out]`.

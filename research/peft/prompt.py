@@ -30,11 +30,12 @@ class Prompt(Adapter):
   embedding: jax.Array  # [T, D]
 
   def __call__(self, value, *, ids, **_):
-    """`value [B, S, D]` of `ids [B, S]` -> with these embeddings where ids are negative."""
+    """`value [B, S, D]` of `ids [B, S]` -> with these embeddings where ids are its own."""
     # A product, since its derivative is one, too; that of a lookup scatters every token.
     which = jax.nn.one_hot(-1 - ids, self.virtual_tokens, dtype=jnp.float32)  # [B, S, T]
     own = matmul(which, self.embedding.astype(jnp.float32), (ids.ndim, 0))
-    return jnp.where((ids < 0)[..., None], own.astype(value.dtype), value)
+    mine = (ids < 0) & (ids >= -self.virtual_tokens)
+    return jnp.where(mine[..., None], own.astype(value.dtype), value)
 
   @property
   def virtual_tokens(self) -> int:

@@ -22,7 +22,7 @@ from research.peft.dora import DoRA
 from research.peft.embedding import EmbeddingLoRA
 from research.peft.ia3 import IA3
 from research.peft.interchange import adapterhub, bottleneck, ia3, lora, prefix, prompt, vera
-from research.peft.interchange.modules import Modules
+from research.peft.interchange.modules import CONFIG, FILE, Modules
 from research.peft.lora import LoRA
 from research.peft.p_tuning import EncodedPrompt, PromptEncoder
 from research.peft.prefix import Offset, Prefix, ProjectedPrefix
@@ -59,7 +59,6 @@ _OBSTACLES: dict[str, Callable[[Tree, Modules], str | None]] = {
   "LORA": lora.obstacle,
   "VERA": vera.obstacle,
 }
-_FILE = "adapter_model.safetensors"
 
 
 def obstacle(adapters: Tree, modules: Modules) -> str | None:
@@ -108,7 +107,7 @@ def save(
     file = adapterhub.FILE
     config, tensors = adapterhub.write(adapters, modules)
   else:
-    file = _FILE
+    file = FILE
     config, tensors = FORMATS[kind].write(adapters, modules)
     config |= {
       "peft_type": kind,
@@ -120,7 +119,7 @@ def save(
   directory.mkdir(parents=True, exist_ok=True)
   safetensors.write(directory / file, tensors, {"format": "pt"})
   text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-  (directory / "adapter_config.json").write_text(text)
+  (directory / CONFIG).write_text(text)
 
 
 def load(directory: str | Path, params: Tree, modules: Modules) -> Tree:
@@ -132,9 +131,9 @@ def load(directory: str | Path, params: Tree, modules: Modules) -> Tree:
       `params` or does not fit.
   """
   directory = Path(directory)
-  file = directory / "adapter_config.json"
+  file = directory / CONFIG
   if not file.exists():
-    raise FileNotFoundError(f"{directory} holds no adapter_config.json")
+    raise FileNotFoundError(f"{directory} holds no {CONFIG}")
   config = json.loads(file.read_text())
   if adapterhub.is_one(config):
     tensors = dict(safetensors.read(directory / adapterhub.FILE))
@@ -145,5 +144,5 @@ def load(directory: str | Path, params: Tree, modules: Modules) -> Tree:
       f"peft_type {kind!r} is not supported{tree.nearest(str(kind), FORMATS)}; there are"
       f" {', '.join(FORMATS)}"
     )
-  tensors = dict(safetensors.read(directory / _FILE))
+  tensors = dict(safetensors.read(directory / FILE))
   return FORMATS[kind].read(config, tensors, params, modules)

@@ -1,4 +1,4 @@
-"""Where our kernels lie in a checkpoint, as PEFT names its modules."""
+"""Where our kernels lie in a checkpoint, as PEFT names its modules, and how it names its files."""
 
 from collections.abc import Mapping
 
@@ -7,4 +7,6 @@ from collections.abc import Mapping
 Part = tuple[int, int, int]
 Modules = Mapping[str, tuple[str, Part]]
 
+CONFIG = "adapter_config.json"
+FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every tensor's name at a module
