@@ -18,5 +18,5 @@ def keep_compiled(setting: str = "") -> None:
   if setting == "off":
     return
   kept = Path(setting).expanduser() if setting else directory() / "jax"
-  jax.config.update("jax_compilation_cache_dir", str(kept))
+  jax.config.update("jax_compilation_cache_dir", str(kept.absolute()))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
