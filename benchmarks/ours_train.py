@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import config as settings
 from benchmarks import worker, workloads
-from research import objectives
+from research import objectives, peft
 from research.core import compile as compile_lib
 from research.core import config as config_lib
 from research.core import sharding, tree
@@ -45,7 +45,9 @@ class Training:
     mesh = sharding.make_mesh(config.mesh)
     trainable, frozen = tree.partition(learner.variables, learner.trains)
     model, self._frozen = step_lib.arrange(learner.model, trainable, frozen, mesh)
-    optimizer, schedule = optim.build(config.optimizer, trainable, config.train.steps)
+    steps = config.train.steps
+    around = peft.allocation(trainable, steps)
+    optimizer, schedule = optim.build(config.optimizer, trainable, steps, around)
     step = step_lib.make_step(
       model,
       objectives.build(config.objective),

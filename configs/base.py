@@ -48,8 +48,8 @@ def get_config() -> ConfigDict:
   config.model.head = ConfigDict()
 
   # Rules {"target": path regex, "name": method, ...}; a parameter takes the first that matches.
-  # research.peft has the methods, with their arguments: at kernels lora, dora, vera, ia3, and
-  # embedding_lora; elsewhere prefix, prompt, p_tuning and bottleneck, which need no target.
+  # research.peft has the methods, with their arguments: at kernels lora, dora, vera, ia3, adalora
+  # and embedding_lora; elsewhere prefix, prompt, p_tuning and bottleneck, which need no target.
   config.adapters = ()
   # What the optimizer changes: "adapters", "all", or regexes of parameters' paths (".*/bias").
   config.trainable = ("adapters",)

@@ -1,5 +1,6 @@
 """Parameter-efficient methods: pytrees bound at a model's taps."""
 
+from research.peft.adalora import penalty
 from research.peft.adapter import (
   Adapter,
   materialize,
@@ -10,16 +11,19 @@ from research.peft.adapter import (
 )
 from research.peft.attach import attach, merge, require_mergeable
 from research.peft.interchange import load, obstacle, save
+from research.peft.ranks import allocation
 from research.peft.residual import plain, residual, starts
 
 __all__ = [
   "Adapter",
+  "allocation",
   "attach",
   "load",
   "materialize",
   "merge",
   "obstacle",
   "offset",
+  "penalty",
   "plain",
   "require_mergeable",
   "residual",

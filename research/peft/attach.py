@@ -7,13 +7,25 @@ from typing import Any
 import jax
 
 from research.core import config, tree
-from research.peft import bottleneck, dora, embedding, ia3, lora, p_tuning, prefix, prompt, vera
+from research.peft import (
+  adalora,
+  bottleneck,
+  dora,
+  embedding,
+  ia3,
+  lora,
+  p_tuning,
+  prefix,
+  prompt,
+  vera,
+)
 from research.peft.adapter import Adapter, sites
 
 Tree = Any
 
 # Methods that change the product of a kernel; `init(path, kernel, rng, ...) -> adapter`.
 METHODS: dict[str, Callable[..., Adapter]] = {
+  "adalora": adalora.init,
   "dora": dora.init,
   "embedding_lora": embedding.init,
   "ia3": ia3.init,

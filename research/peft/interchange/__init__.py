@@ -16,12 +16,23 @@ import jax
 
 from research.core import tree
 from research.io import safetensors
+from research.peft.adalora import AdaLoRA
 from research.peft.adapter import sites
 from research.peft.bottleneck import Bottleneck
 from research.peft.dora import DoRA
 from research.peft.embedding import EmbeddingLoRA
 from research.peft.ia3 import IA3
-from research.peft.interchange import adapterhub, bottleneck, ia3, lora, prefix, prompt, vera
+from research.peft.interchange import (
+  adalora,
+  adapterhub,
+  bottleneck,
+  ia3,
+  kernels,
+  lora,
+  prefix,
+  prompt,
+  vera,
+)
 from research.peft.interchange.modules import Modules
 from research.peft.lora import LoRA
 from research.peft.p_tuning import EncodedPrompt, PromptEncoder
@@ -32,6 +43,7 @@ from research.peft.vera import VeRA
 Tree = Any
 
 FORMATS: dict[str, ModuleType] = {  # by `peft_type`
+  "ADALORA": adalora,
   "BOTTLENECK": bottleneck,
   "IA3": ia3,
   "LORA": lora,
@@ -41,6 +53,7 @@ FORMATS: dict[str, ModuleType] = {  # by `peft_type`
   "VERA": vera,
 }
 _TYPES: dict[type, str] = {
+  AdaLoRA: "ADALORA",
   Bottleneck: "BOTTLENECK",
   DoRA: "LORA",
   EmbeddingLoRA: "LORA",
@@ -55,6 +68,7 @@ _TYPES: dict[type, str] = {
   VeRA: "VERA",
 }
 _OBSTACLES: dict[str, Callable[[Tree, Modules], str | None]] = {
+  "ADALORA": kernels.unplaced,
   "IA3": ia3.obstacle,
   "LORA": lora.obstacle,
   "VERA": vera.obstacle,
