@@ -13,6 +13,7 @@ import numpy as np
 
 from research import evals, models, objectives, peft
 from research.core import config as config_lib
+from research.core import tree
 from research.data import pipeline
 from research.evals import Evaluator, Result
 from research.loop import learner as learner_lib
@@ -74,7 +75,7 @@ def assemble(config: config_lib.Config) -> Problem:
   fresh, starts = learner.fresh, learner.starts  # for `export`, which must not keep the variables
   modules = families.find(model.config.family).modules(model.config)
   with config_lib.blaming("adapters"):
-    as_adapter = _leaves_as_adapter(config, learner, modules)
+    beside = _beside_adapters(learner, modules)
   virtual_tokens = len(peft.virtual_ids(variables["adapters"]))
   shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
   # An encoder-decoder's rows are pairs.
@@ -109,10 +110,11 @@ def assemble(config: config_lib.Config) -> Problem:
     evaluators += evals.build([section.take() for section in config.eval.evaluators])
 
   def export(directory: Path, variables: dict[str, Any]) -> None:
-    if as_adapter:
+    if beside is not None:
+      adapters = peft.plain(variables["adapters"], starts)
       peft.save(
         directory / "adapter",
-        peft.plain(variables["adapters"], starts),
+        peft.with_saved(adapters, variables["params"], beside),
         modules,
         base_model=config.model.source,
         task_type=model.config.task_type,
@@ -140,22 +142,29 @@ def assemble(config: config_lib.Config) -> Problem:
   )
 
 
-def _leaves_as_adapter(
-  config: config_lib.Config, learner: learner_lib.Learner, modules: Mapping[str, Any]
-) -> bool:
-  """Whether the run's result is an adapter; otherwise it is a model with adapters merged.
+def _beside_adapters(
+  learner: learner_lib.Learner, modules: Mapping[str, Any]
+) -> frozenset[str] | None:
+  """Parameters that leave in the files of the run's adapters; None if those leave in no files.
 
-  PEFT's files have no place for a LoRA of each expert, say: such adapters leave in their model.
+  PEFT's files have no place for a LoRA of each expert, say, or for a norm that was trained beside:
+  then the run's result is a model with adapters merged.
 
   Raises:
-    ValueError: adapters can neither be alone in their files nor be merged.
+    ValueError: adapters can neither be in files nor be merged.
   """
   adapters = peft.plain(learner.variables["adapters"], learner.starts)
-  alone = learner_lib.adapters_alone(config) and not learner.fresh
-  if alone and peft.obstacle(adapters, modules) is None:
-    return True
+  params = learner.variables["params"]
+  trained = frozenset(
+    path for path, leaf in tree.flatten(params).items() if learner.trains(f"params/{path}", leaf)
+  )
+  adapted = {path for path, _ in peft.sites(adapters)}
+  if adapted and not learner.fresh and not adapted & trained:
+    both = peft.with_saved(adapters, params, trained)
+    if peft.obstacle(both, modules) is None:
+      return trained
   peft.require_mergeable(adapters)
-  return False
+  return None
 
 
 def _check_positions(model: Any, adapters: Any, length: int) -> None:

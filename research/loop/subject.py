@@ -67,6 +67,7 @@ def with_adapter(subject: Subject, directory: Path) -> Subject:
   config = subject.model.config
   params = subject.variables["params"]
   adapters = peft.load(directory, params, families.find(config.family).modules(config))
+  params, adapters = peft.install(params, adapters)
   variables = {"params": params, "adapters": adapters}
   return dataclasses.replace(subject, name=str(directory), variables=variables)
 

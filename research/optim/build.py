@@ -16,7 +16,7 @@ from research.optim import schedules
 # Matrices decay; biases, gains, singular values, lookup tables, a prefix's keys and values and what
 # an objective learns do not. Paths are those of the trainable tree, with their collection in front.
 _DECAYED_UNLESS = re.compile(
-  r".*/((bias|scale)(_\w+)?|magnitude|lambda_[bd]|e|embedding|keys|values)|objective/.*"
+  r".*/((bias|scale)(_\w+)?|magnitude|lambda_[bd]|e|embedding|rows|keys|values)|objective/.*"
 )
 _LORA_B = re.compile(r"adapters/.*/kernel/b")
 

@@ -13,11 +13,13 @@ from research.peft.attach import attach, merge, require_mergeable
 from research.peft.interchange import load, obstacle, save
 from research.peft.ranks import allocation
 from research.peft.residual import plain, residual, starts
+from research.peft.saved import install, with_saved
 
 __all__ = [
   "Adapter",
   "allocation",
   "attach",
+  "install",
   "load",
   "materialize",
   "merge",
@@ -32,4 +34,5 @@ __all__ = [
   "starts",
   "trainable_paths",
   "virtual_ids",
+  "with_saved",
 ]

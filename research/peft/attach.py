@@ -17,6 +17,7 @@ from research.peft import (
   p_tuning,
   prefix,
   prompt,
+  tokens,
   vera,
 )
 from research.peft.adapter import Adapter, sites
@@ -40,12 +41,14 @@ SITES: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
   "prefix": prefix.sites,
   "prompt": prompt.sites,
   "p_tuning": prompt.sites,
+  "trainable_tokens": tokens.sites,
 }
 AT_SITES: dict[str, Callable[..., dict[str, Adapter]]] = {
   "bottleneck": bottleneck.init,
   "prefix": prefix.init,
   "prompt": prompt.init,
   "p_tuning": p_tuning.init,
+  "trainable_tokens": tokens.init,
 }
 
 
@@ -111,7 +114,7 @@ def merge(params: Tree, adapters: Tree) -> Tree:
   for path, adapter in sites(adapters):
     if path not in flat:
       raise ValueError(f"adapter at {path!r} has no parameter{tree.nearest(path, flat)}")
-    if path == embedding.PATH and "lm_head/kernel" not in flat:
+    if isinstance(adapter, embedding.EmbeddingLoRA) and "lm_head/kernel" not in flat:
       raise ValueError(f"{path!r} is the head, too: what changes it as a table cannot be merged")
     flat[path] = adapter.merge(flat[path])
     bias = f"{path.rpartition('/')[0]}/bias"

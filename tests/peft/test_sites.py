@@ -1,4 +1,4 @@
-"""Methods at prompts, at keys and values and after sub-layers: one test over all of them, and PEFT.
+"""Methods at prompts, tables, keys and values and after sub-layers: one test over all, and PEFT.
 
 Documents are of several lengths, so that what is packed, padded or cached would show.
 """
@@ -51,6 +51,8 @@ GPT2 = {
   "n_positions": 64,
 }
 LORA = {"target": "layers/.*_proj/kernel", "name": "lora", "rank": 2}
+ADALORA = {"target": "layers/.*_proj/kernel", "name": "adalora", "init_r": 3, "target_r": 2}
+ADALORA["orth_reg_weight"] = 0.0  # which is no part of the objective
 PREFIX = {"name": "prefix", "tokens": 5}
 AFTER_MLP = {"name": "bottleneck", "target": "layers/mlp_out", "size": 4}
 # Rules, and the family that they are tried on.
@@ -60,6 +62,7 @@ METHODS = {
   "projected prefix": ([PREFIX | {"projection": True, "hidden_size": 6}], "gpt2"),
   "p-tuning": ([{"name": "p_tuning", "tokens": 5, "hidden_size": 7}], "llama"),
   "prefix and lora": ([LORA, PREFIX], "llama"),
+  "adalora and tokens": ([ADALORA, {"name": "trainable_tokens", "tokens": [9, 2, 50]}], "gpt2"),
 }
 DOCUMENTS = [list(range(1, 8)), [9, 3, 9], list(range(40, 52)), [60, 2, 2, 58]]
 ROWS, LENGTH = 4, 40
