@@ -94,6 +94,8 @@ def assemble(config: config_lib.Config) -> Problem:
       rows_per_task=rows_per_task,
       **rows,
     )
+  with config_lib.blaming("adapters"):
+    variables["adapters"] = _begun(model, variables, batches)
   with config_lib.blaming("objective"):
     objective = objectives.build(config.objective, batches.tasks)
     if learnt := objectives.variables(objective):
@@ -140,6 +142,25 @@ def assemble(config: config_lib.Config) -> Problem:
     active=model.config.active,
     notes=[f"not in the checkpoint, new and trained: {', '.join(sorted(fresh))}"] if fresh else [],
   )
+
+
+def _begun(model: Any, variables: Any, batches: Batches) -> Any:
+  """The adapters, with those begun that begin by the run's first batches; the data stay there.
+
+  A run that goes on does the same again, from the same batches.
+  """
+  adapters = variables["adapters"]
+  pending = peft.waiting(adapters)
+  if not pending:
+    return adapters
+  if jax.process_count() > 1:
+    raise ValueError("EVA measures the batches of one process; there are several")
+  count = max(node.eva.batches for node in pending.values() if node.eva)
+  first = batches.get_state()
+  seen = (next(batches) for _ in range(count))
+  measured = models.moments(model, peft.materialize(variables), pending, seen)
+  batches.set_state(first)
+  return peft.begin(adapters, measured)
 
 
 def _beside_adapters(

@@ -10,6 +10,7 @@ from research.peft.adapter import (
   virtual_ids,
 )
 from research.peft.attach import attach, merge, require_mergeable
+from research.peft.eva import begin, waiting
 from research.peft.interchange import load, obstacle, save
 from research.peft.ranks import allocation
 from research.peft.residual import plain, residual, starts
@@ -19,6 +20,7 @@ __all__ = [
   "Adapter",
   "allocation",
   "attach",
+  "begin",
   "install",
   "load",
   "materialize",
@@ -34,5 +36,6 @@ __all__ = [
   "starts",
   "trainable_paths",
   "virtual_ids",
+  "waiting",
   "with_saved",
 ]
