@@ -52,8 +52,8 @@ class Moments:
       products=self.products + matmul(weighted, rows, (0, 0)),
     )
 
-  def covariances(self) -> np.ndarray:
-    """float64 `[..., n, n]`: of rows around their mean."""
-    count = np.asarray(self.count, np.float64)[..., None, None]
-    mean = np.asarray(self.total, np.float64)[..., None] / count
-    return np.asarray(self.products, np.float64) / count - mean * np.swapaxes(mean, -1, -2)
+  def covariance(self, layer: int) -> np.ndarray:
+    """float64 `[n, n]`: of the rows that one layer of a stack saw, around their mean."""
+    count = np.float64(self.count[layer])
+    mean = np.asarray(self.total[layer], np.float64) / count
+    return np.asarray(self.products[layer], np.float64) / count - np.outer(mean, mean)

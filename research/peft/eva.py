@@ -6,11 +6,12 @@ whose components explain the most of their variance.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 
 from research.core import tree
 from research.core.moments import Moments
@@ -18,6 +19,7 @@ from research.peft.adapter import is_adapter, sites
 from research.peft.lora import LoRA
 
 Tree = Any
+Components = tuple[np.ndarray, np.ndarray]  # `[n, k]`, and the share of the variance of each `[k]`
 
 
 def waiting(adapters: Tree) -> dict[str, LoRA]:
@@ -40,52 +42,53 @@ def begin(adapters: Tree, moments: Mapping[str, Moments]) -> Tree:
     ValueError: moments are lacking or of nothing.
   """
   pending = waiting(adapters)
-  components, shares = {}, {}
-  known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}  # projections of one input share them
-  for path in pending:
+  found: dict[str, list[Components]] = {}
+  known: dict[bytes, Components] = {}  # projections of one input share them
+  for path, node in pending.items():
     if path not in moments or not np.all(np.asarray(moments[path].count) > 0):
       raise ValueError(f"the LoRA at {path!r} begins by what it reads, and that was not measured")
-    each = []
-    for covariance in moments[path].covariances():
-      digest = hashlib.sha256(covariance.tobytes()).digest()
-      if digest not in known:
-        known[digest] = principal(covariance)
-      each.append(known[digest])
-    components[path] = [directions for directions, _ in each]
-    shares[path] = [explained for _, explained in each]
-  ranks = redistribute({path: (node.ranks, _most(node)) for path, node in pending.items()}, shares)
+    found[path] = []
+    for layer, most in enumerate(_most(node)):
+      covariance = moments[path].covariance(layer)
+      key = hashlib.sha256(covariance.tobytes() + bytes(most)).digest()
+      if key not in known:
+        known[key] = principal(covariance, most)
+      found[path].append(known[key])
+  ranks = redistribute(
+    {path: node.ranks for path, node in pending.items()},
+    {path: [shares for _, shares in each] for path, each in found.items()},
+  )
   flat = tree.flatten(adapters, is_leaf=is_adapter)
   for path, node in pending.items():
-    flat[path] = _begun(node, components[path], ranks[path])
+    flat[path] = _begun(node, [directions for directions, _ in found[path]], ranks[path])
   return tree.unflatten(flat)
 
 
-def principal(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """The principal components `[n, n]`, a column each, and the share of the variance of each `[n]`.
+def principal(covariance: np.ndarray, count: int) -> Components:
+  """The first principal components of a float64 `[n, n]`, the one that explains most first.
 
-  In falling order. The largest entry of a component is positive.
+  The largest entry of a component is positive.
   """
-  values, vectors = np.linalg.eigh(covariance)
+  size = len(covariance)
+  values, vectors = scipy.linalg.eigh(covariance, subset_by_index=(size - count, size - 1))
   values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
   largest = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], axis=0)
-  return vectors * np.sign(largest), values / values.sum()
+  return vectors * np.sign(largest), values / np.trace(covariance)
 
 
 def redistribute(
-  wanted: Mapping[str, tuple[tuple[int, ...], list[int]]], shares: Mapping[str, list[np.ndarray]]
+  ranks: Mapping[str, tuple[int, ...]], shares: Mapping[str, list[np.ndarray]]
 ) -> dict[str, tuple[int, ...]]:
   """As many ranks in all as there were, where components explain the most.
 
   Args:
-    wanted: by path, the ranks of the layers, and the most that each may get.
-    shares: by path and layer, of the variance, in falling order.
+    ranks: by path, of the layers.
+    shares: by path and layer, of the variance, in falling order, as many as a layer may get.
   """
-  budget = sum(sum(ranks) for ranks, _ in wanted.values())
-  each = [(path, i, most) for path, (_, limits) in wanted.items() for i, most in enumerate(limits)]
-  keys = [(path, i) for path, i, most in each for _ in range(most)]
-  explained = np.concatenate([shares[path][i][:most] for path, i, most in each])
-  counts = {path: [0] * len(ranks) for path, (ranks, _) in wanted.items()}
-  for index in np.argsort(-explained, kind="stable")[:budget]:
+  keys = [(path, i) for path, each in shares.items() for i, own in enumerate(each) for _ in own]
+  explained = np.concatenate([own for each in shares.values() for own in each])
+  counts = {path: [0] * len(each) for path, each in ranks.items()}
+  for index in np.argsort(-explained, kind="stable")[: sum(map(sum, ranks.values()))]:
     path, layer = keys[index]
     counts[path][layer] += 1
   return {path: tuple(each) for path, each in counts.items()}
@@ -96,7 +99,7 @@ def _most(node: LoRA) -> list[int]:
   return [min(round(rank * node.eva.rho), limit) for rank in node.ranks]  # type: ignore[union-attr]
 
 
-def _begun(node: LoRA, components: list[np.ndarray], ranks: tuple[int, ...]) -> LoRA:
+def _begun(node: LoRA, components: Sequence[np.ndarray], ranks: tuple[int, ...]) -> LoRA:
   width = max([1, *ranks])
   a = np.zeros((len(ranks), node.a.shape[-2], width), np.float32)
   for layer, rank in enumerate(ranks):
