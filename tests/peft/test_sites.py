@@ -361,6 +361,23 @@ def test_peft_both_ways(bases, apply, tmp_path, family, name):
   assert kinds[name] in {type(adapter) for _, adapter in peft.sites(again)}
 
 
+def test_the_loss_after_virtual_tokens_is_that_of_peft(bases, tmp_path):
+  """Which counts the first real token, that the last virtual one predicts."""
+  directory, model, params = bases["llama"]
+  adapters = _trained(peft.attach([{"name": "prompt", "tokens": 5}], params, KEY))
+  peft.save(tmp_path, adapters, _modules(model))
+  base = transformers.AutoModelForCausalLM.from_pretrained(directory)
+  theirs = hf_peft.PeftModel.from_pretrained(base, tmp_path).eval()
+  tokens = torch.tensor(TOKENS.astype(np.int64))
+  batch = _batch(TOKENS, adapters, 2)
+  assert batch["weights"].sum() == TOKENS.size
+  variables = {"params": params, "adapters": adapters}
+  loss = jax.jit(lambda v: _loss(model.clone(unroll=1), v, batch))(variables)
+  with torch.no_grad():
+    expected = theirs(tokens, labels=tokens).loss.item()
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
   ("change", "message"),
   [
