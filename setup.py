@@ -15,6 +15,7 @@ CORE = [
   "optax>=0.2.4",
   "orbax-checkpoint>=0.11",
   "safetensors>=0.5",
+  "scipy>=1.13",
   "tensorboardX>=2.6",
   "tensorflow-datasets>=4.9.7",
   "tokenizers>=0.21",

@@ -46,7 +46,9 @@ class Training:
     mesh = sharding.make_mesh(config.mesh)
     trainable, frozen = tree.partition(learner.variables, learner.trains)
     model, self._frozen = step_lib.arrange(learner.model, trainable, frozen, mesh)
-    optimizer, schedule = optim.build(config.optimizer, trainable, config.train.steps)
+    steps = config.train.steps
+    around = peft.allocation(trainable, steps)
+    optimizer, schedule = optim.build(config.optimizer, trainable, steps, around)
     step = step_lib.make_step(
       model,
       objectives.build(config.objective),

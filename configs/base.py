@@ -48,11 +48,13 @@ def get_config() -> ConfigDict:
   config.model.head = ConfigDict()
 
   # Rules {"target": path regex, "name": method, ...}; a parameter takes the first that matches.
-  # research.peft has the methods, with their arguments: at kernels lora, dora, vera, ia3, and
-  # embedding_lora; elsewhere prefix, prompt, p_tuning and bottleneck, which need no target. With
-  # "each_task": ("math", "chat") in a rule of lora, each of a mixture's tasks has its own.
+  # research.peft has the methods, with their arguments: at kernels lora, dora, vera, ia3, adalora
+  # and embedding_lora; elsewhere prefix, prompt, p_tuning, bottleneck and trainable_tokens, which
+  # need no target. With "each_task": ("math", "chat") in a rule of lora, each of a mixture's tasks
+  # has its own.
   config.adapters = ()
-  # What the optimizer changes: "adapters", "all", or regexes of parameters' paths (".*/bias").
+  # What the optimizer changes: "adapters", "all", or regexes of parameters' paths (".*/bias"), also
+  # beside "adapters".
   config.trainable = ("adapters",)
 
   # One of research.objectives, with its arguments: {"name": "causal", "weighting": {"name":

@@ -31,6 +31,7 @@ LORA = {
   "alpha": 8,
   "rank_pattern": {"layers/1/.*": 2},
 }
+ADALORA = {"name": "adalora", "target": "layers/attention/[qk]_proj/kernel"}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,17 @@ def test_a_table_of_modules(world, run):
   assert lines[-1] == ["all", "720", "2,880"]
 
 
+def test_a_whole_module_and_tokens_beside(world, run):
+  root, _, params = world
+  adapters = peft.attach([LORA, {"name": "trainable_tokens", "tokens": [3]}], params, KEY)
+  adapters = peft.with_saved(adapters, params, ["lm_head/kernel"])
+  peft.save(root / "beside", adapters, families.find("llama").modules(models.build(LLAMA).config))
+  code, (found,) = _records(run, "beside", f"--model={root / 'base'}")
+  assert (code, found["unplaced"], found["fits"]) == (0, [], True)
+  sizes = {family["module"]: family["parameters"] for family in found["families"]}
+  assert (sizes["lm_head"], sizes["model.embed_tokens"]) == (31 * 16, 16)
+
+
 def _count(adapters):
   """All that is trained, without the zeros that hold ranks below their stack's."""
   total = 0
@@ -94,6 +106,8 @@ def _count(adapters):
 
 
 METHODS = {
+  "ADALORA": ({**ADALORA, "init_r": 4, "target_r": 2}, "init_r", 4),
+  "TRAINABLE_TOKENS": ({"name": "trainable_tokens", "tokens": [3, 5]}, "token_indices", [3, 5]),
   "LORA": (LORA, "r", 4),
   "DORA": ({**LORA, "name": "dora"}, "lora_alpha", 8),
   "IA3": ({"target": ".*(k|v|down)_proj/kernel", "name": "ia3"}, "feedforward_modules", None),

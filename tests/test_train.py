@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from research import models, peft, train
 from research.data.tokenizer import Tokenizer
 from research.evals import Result
+from research.loop import subject as subject_lib
 from research.models import families
 
 ROOT = Path(__file__).parent.parent
@@ -231,6 +232,44 @@ def test_an_adapter_that_began_as_a_part_of_the_base_goes_on_from_the_same_base(
   # For the base as it was: what was learnt, in twice the rank.
   config = json.loads((directory / "adapter" / "adapter_config.json").read_text())
   assert config["r"] == 4 and config["init_lora_weights"] is True
+
+
+def test_a_run_that_begins_by_its_data_and_trains_a_module_goes_on_to_the_same_bits(world, command):
+  """EVA's directions are of the first batches, whenever the run starts; the table is saved, too."""
+  text = CONFIG.replace('"rank": 2, "alpha": 4', '"rank": 2, "start": "eva", "batches": 2')
+  (world / "eva.py").write_text(
+    text.replace(".model.unroll = 1", '.trainable = ("adapters", "embed/.*")')
+  )
+  arguments = (
+    "--config=eva.py",
+    "--config.directory=eva",
+    "--config.model.unroll=1",
+    "--config.train.steps=4",
+    "--config.checkpoint.every_steps=2",
+    "--config.data.eval={}",
+    "--config.log.tensorboard=false",
+  )
+  directory = world / "eva"
+  assert command(*arguments)[0] == 0
+  file = directory / "adapter" / "adapter_model.safetensors"
+  whole, lines = load_file(file), _lines(directory)
+  (directory / "results.json").unlink()
+  shutil.rmtree(directory / "adapter")
+  shutil.rmtree(directory / "checkpoints" / "4")
+  code, _, err = command(*arguments)
+  assert code == 0 and "going on from step 2 of 4" in err
+  assert _lines(directory) == lines
+  again = load_file(file)
+  for name, tensor in whole.items():
+    np.testing.assert_array_equal(again[name], tensor, err_msg=name)
+  ranks = {name: len(a) for name, a in whole.items() if "lora_A" in name}
+  assert sum(ranks.values()) == 28 and len(set(ranks.values())) > 1
+  # The table that is the head has moved, and is what the result is loaded with.
+  subject = subject_lib.load_run(directory, "float32")
+  table = whole["base_model.model.model.embed_tokens.weight"]
+  np.testing.assert_array_equal(subject.variables["params"]["embed"]["embedding"], table)
+  before = models.load(world / "model")[1]["embed"]["embedding"]
+  assert np.abs(table - before).max() > 1e-3
 
 
 def test_everything_can_train_and_is_saved_whole(world, command):

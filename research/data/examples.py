@@ -29,7 +29,7 @@ class Example:
   Attributes:
     tokens: int32.
     weights_mask: bool, whether the token is learnt when it is the next one. The first
-      token of a document is nobody's next, so its entry has no effect.
+      token of a document is nobody's next, so that its entry counts after virtual tokens alone.
     prefix: so many of the first tokens see each other both ways.
     task: the number of its part of a mixture.
     labels: int32, what is predicted at each token in place of the next one; `weights_mask` then
@@ -65,11 +65,14 @@ class Example:
     )
 
   def led_by(self, virtual_tokens: int) -> Example:
-    """With virtual tokens, of ids -1, -2, ..., in front. The same tokens are learnt as without."""
+    """With virtual tokens, of ids -1, -2, ..., in front.
+
+    The same tokens are learnt as without, and the first, which the last virtual token predicts.
+    """
     if not virtual_tokens:
       return self
     ids = -1 - np.arange(virtual_tokens, dtype=self.tokens.dtype)
-    learnt = np.concatenate([np.zeros(virtual_tokens + 1, bool), self.weights_mask[1:]])
+    learnt = np.concatenate([np.zeros(virtual_tokens, bool), self.weights_mask])
     return dataclasses.replace(
       self,
       tokens=np.concatenate([ids, self.tokens]),

@@ -179,7 +179,7 @@ def train_batches(
     start_id: the token that an encoder-decoder's decoder begins with; rows then are pairs of a
       source and a target.
     virtual_tokens: how many, with ids -1, -2, ..., begin every document; they count in lengths,
-      and no token is learnt at them.
+      none of them is learnt, and the last one predicts the document's first token.
     shard_index, shard_count: this host takes rows `shard_index::shard_count` of each batch.
 
   Raises:

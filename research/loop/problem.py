@@ -13,6 +13,7 @@ import numpy as np
 
 from research import evals, models, objectives, peft
 from research.core import config as config_lib
+from research.core import tree
 from research.data import pipeline
 from research.evals import Evaluator, Result
 from research.loop import learner as learner_lib
@@ -75,7 +76,7 @@ def assemble(config: config_lib.Config) -> Problem:
   fresh, starts, tasks = learner.fresh, learner.starts, learner.tasks
   modules = families.find(model.config.family).modules(model.config)
   with config_lib.blaming("adapters"):
-    as_adapter = _leaves_as_adapter(config, learner, modules)
+    beside = _beside_adapters(learner, modules)
   virtual_tokens = len(peft.virtual_ids(variables["adapters"]))
   shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
   # An encoder-decoder's rows are pairs.
@@ -94,6 +95,8 @@ def assemble(config: config_lib.Config) -> Problem:
       rows_per_task=rows_per_task,
       **rows,
     )
+  with config_lib.blaming("adapters"):
+    variables["adapters"] = _begun(model, variables, batches)
   with config_lib.blaming("objective"):
     objective = objectives.build(config.objective, batches.tasks)
     if learnt := objectives.variables(objective):
@@ -116,11 +119,11 @@ def assemble(config: config_lib.Config) -> Problem:
     evaluators += evals.build([section.take() for section in config.eval.evaluators])
 
   def export(directory: Path, variables: dict[str, Any]) -> None:
-    if as_adapter:
+    if beside is not None:
       for name, adapters in _alone(variables["adapters"], starts, tasks).items():
         peft.save(
           directory / "adapter" / name,
-          adapters,
+          peft.with_saved(adapters, variables["params"], beside),
           modules,
           base_model=config.model.source,
           task_type=model.config.task_type,
@@ -148,25 +151,52 @@ def assemble(config: config_lib.Config) -> Problem:
   )
 
 
-def _leaves_as_adapter(
-  config: config_lib.Config, learner: learner_lib.Learner, modules: Mapping[str, Any]
-) -> bool:
-  """Whether the run's result is an adapter; otherwise it is a model with adapters merged.
+def _begun(model: Any, variables: Any, batches: Batches) -> Any:
+  """The adapters, with those begun that begin by the run's first batches; the data stay there.
 
-  PEFT's files have no place for a LoRA of each expert, say: such adapters leave in their model.
+  A run that goes on does the same again, from the same batches.
+  """
+  adapters = variables["adapters"]
+  pending = peft.waiting(adapters)
+  if not pending:
+    return adapters
+  if jax.process_count() > 1:
+    raise ValueError("EVA measures the batches of one process; there are several")
+  count = max(node.eva.batches for node in pending.values() if node.eva)
+  first = batches.get_state()
+  seen = (next(batches) for _ in range(count))
+  measured = models.moments(model, peft.materialize(variables), pending, seen)
+  batches.set_state(first)
+  return peft.begin(adapters, measured)
+
+
+def _beside_adapters(
+  learner: learner_lib.Learner, modules: Mapping[str, Any]
+) -> frozenset[str] | None:
+  """Parameters that leave in the files of the run's adapters; None if those leave in no files.
+
+  PEFT's files have no place for a LoRA of each expert, say, or for a norm that was trained beside:
+  then the run's result is a model with adapters merged.
 
   Raises:
-    ValueError: adapters can neither be alone in their files nor be merged.
+    ValueError: adapters can neither be in files nor be merged.
   """
   each = _alone(learner.variables["adapters"], learner.starts, learner.tasks)
-  reasons = [reason for one in each.values() if (reason := peft.obstacle(one, modules))]
-  if not learner_lib.adapters_alone(config) or learner.fresh:
-    reasons.append("more than adapters trains")
-  if reasons and learner.tasks:
-    raise ValueError(f"adapters of each_task leave in files of their own, and cannot: {reasons[0]}")
-  if reasons:
-    peft.require_mergeable(each[""])
-  return not reasons
+  params = learner.variables["params"]
+  trained = frozenset(
+    path for path, leaf in tree.flatten(params).items() if learner.trains(f"params/{path}", leaf)
+  )
+  adapted = {path for one in each.values() for path, _ in peft.sites(one)}
+  reason: str | None = "more than adapters trains"
+  if adapted and not learner.fresh and not adapted & trained and not (learner.tasks and trained):
+    files = [peft.with_saved(one, params, trained) for one in each.values()]
+    reason = next(filter(None, (peft.obstacle(one, modules) for one in files)), None)
+  if reason is None:
+    return trained
+  if learner.tasks:
+    raise ValueError(f"adapters of each_task leave in files of their own, and cannot: {reason}")
+  peft.require_mergeable(each[""])
+  return None
 
 
 def _alone(adapters: Any, starts: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:

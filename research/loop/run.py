@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 
+from research import peft
 from research.core import cache, sharding, tree
 from research.core import compile as compile_lib
 from research.core import config as config_lib
@@ -98,7 +99,9 @@ class _Trainer:
     with config_lib.blaming("mesh"):
       self._mesh = sharding.make_mesh(config.mesh)
     trainable, frozen = tree.partition(task.variables, task.trains)
-    optimizer, schedule = optim.build(config.optimizer, trainable, self._total_steps)
+    with config_lib.blaming("adapters"):
+      around = peft.allocation(trainable, self._total_steps)
+    optimizer, schedule = optim.build(config.optimizer, trainable, self._total_steps, around)
     shapes = state.abstract(trainable, optimizer)
     with config_lib.blaming("mesh"):
       shardings = sharding.shardings(self._mesh, shapes)

@@ -83,7 +83,8 @@ def make_step(
   taken at once or in `accumulate_steps` slices. An update whose loss or gradient is not finite is
   left out: parameters and moments stay as they are, and the counters of the state tell.
 
-  With `meta` the gradient is one of learning an initialization (`loop.meta`).
+  With `meta` the gradient is one of learning an initialization (`loop.meta`). What a method adds to
+  the mean loss, once a step (`peft.penalty`), is the metric `penalty` and in no other.
 
   `metrics` holds `sums` (name -> (sum, weight): the loss, the objective's metrics), `counts`
   (`tokens`, of them `useful_tokens` that are no padding, and `context`, the sum over those of the
@@ -117,6 +118,10 @@ def make_step(
     # A batch without a single target has zero loss and gradients, not 0 / 0.
     divisor = jnp.where(weight == 0, 1.0, weight)
     gradients = jax.tree.map(lambda g: g.astype(jnp.float32) / divisor, gradients)
+    penalty = peft.penalty(state.trainable)
+    if penalty is not None:
+      gradients = jax.tree.map(jnp.add, gradients, jax.grad(peft.penalty)(state.trainable))
+      sums = {**sums, "penalty": (penalty, jnp.ones(()))}
     squares = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradients)]
     nonfinite = ~jnp.isfinite(jnp.stack(squares))
     good = ~jnp.any(nonfinite) & jnp.isfinite(total)

@@ -67,15 +67,21 @@ def load_model(source: str, dtype: str) -> Subject:
 
 
 def with_adapter(subject: Subject, directory: Path) -> Subject:
-  """The base of `subject` with the adapter in `directory`."""
+  """The base of `subject` with the adapter in `directory`, and with the modules beside it."""
+  from research import peft
+
+  params, adapters = peft.install(subject.variables["params"], _adapters(subject, directory))
+  variables = {"params": params, "adapters": adapters}
+  return dataclasses.replace(subject, name=str(directory), variables=variables)
+
+
+def _adapters(subject: Subject, directory: Path) -> Any:
   from research import peft
   from research.models import families
 
   config = subject.model.config
-  params = subject.variables["params"]
-  adapters = peft.load(directory, params, families.find(config.family).modules(config))
-  variables = {"params": params, "adapters": adapters}
-  return dataclasses.replace(subject, name=str(directory), variables=variables)
+  modules = families.find(config.family).modules(config)
+  return peft.load(directory, subject.variables["params"], modules)
 
 
 def with_adapters(subject: Subject, given: Sequence[str]) -> Subject:
@@ -102,11 +108,7 @@ def with_adapters(subject: Subject, given: Sequence[str]) -> Subject:
 def _with_bank(subject: Subject, named: Mapping[str, Path]) -> Subject:
   from research import peft
 
-  trees = {
-    name: with_adapter(subject, directory).variables["adapters"]
-    for name, directory in named.items()
-  }
-  bank = peft.bank(trees)
+  bank = peft.bank({name: _adapters(subject, directory) for name, directory in named.items()})
   variables = {"params": subject.variables["params"], "adapters": bank.adapters}
   return dataclasses.replace(subject, variables=variables, bank=bank)
 

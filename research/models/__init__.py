@@ -8,6 +8,7 @@ from research.models.encoder_decoder import CrossCache, EncoderDecoder
 from research.models.encoder_decoder_config import EncoderDecoderConfig
 from research.models.initialize import initialize
 from research.models.load import build, load, save
+from research.models.observe import moments
 
 __all__ = [
   "Cache",
@@ -22,5 +23,6 @@ __all__ = [
   "embed",
   "initialize",
   "load",
+  "moments",
   "save",
 ]

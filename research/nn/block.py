@@ -11,7 +11,7 @@ from research.nn.attention import Attention
 from research.nn.mlp import MLP
 from research.nn.moe import ROUTING, MoE
 from research.nn.norm import Norm
-from research.nn.tap import tap
+from research.nn.tap import OBSERVERS, tap
 
 
 @struct.dataclass
@@ -139,7 +139,7 @@ def stack(config: Any, layers: int, *, remat: bool, unroll: int) -> nn.Module:
   """
   return nn.scan(
     nn.remat(Block, prevent_cse=False) if remat else Block,
-    variable_axes={"params": 0, "adapters": 0, ROUTING: 0},
+    variable_axes={"params": 0, "adapters": 0, ROUTING: 0, OBSERVERS: 0},
     split_rngs={"params": True, "dropout": True},
     in_axes=(nn.broadcast, 0, 0),
     length=layers,

@@ -22,12 +22,12 @@ class Embed(nn.Module):
 
   def __call__(self, ids: jax.Array) -> jax.Array:
     looked_up = jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
-    looked_up = tap(self, "embedding", looked_up, ids=ids)
+    looked_up = tap(self, "embedding", looked_up, ids=ids, table=self.embedding)
     return tap(self, "prompt", looked_up, ids=ids)
 
   def attend(self, x: jax.Array) -> jax.Array:
     """`[..., D]` -> float32 logits `[..., rows]` against the table's rows (tied head)."""
-    return _attend(x, self.embedding)
+    return tap(self, "embedding", _attend(x, self.embedding), x=x, table=self.embedding)
 
 
 @jax.custom_vjp

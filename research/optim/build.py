@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,21 +13,24 @@ from research.core import config as config_lib
 from research.core import tree
 from research.optim import schedules
 
-# Matrices decay; biases, gains, lookup tables, a prefix's keys and values and what an objective
-# learns do not. Paths are those of the trainable tree, with their collection in front.
+# Matrices decay; biases, gains, singular values, lookup tables, a prefix's keys and values and what
+# an objective learns do not. Paths are those of the trainable tree, with their collection in front.
 _DECAYED_UNLESS = re.compile(
-  r".*/((bias|scale)(_\w+)?|magnitude|lambda_[bd]|embedding|keys|values)|objective/.*"
+  r".*/((bias|scale)(_\w+)?|magnitude|lambda_[bd]|e|embedding|rows|keys|values)|objective/.*"
 )
 _LORA_B = re.compile(r"adapters/.*/kernel/b")
 
 
 def build(
-  section: config_lib.Config, trainable: Any, total_steps: int
+  section: config_lib.Config,
+  trainable: Any,
+  total_steps: int,
+  around: Callable[[optax.GradientTransformation], optax.GradientTransformation] | None = None,
 ) -> tuple[optax.GradientTransformation, schedules.Schedule]:
   """AdamW behind a clip of the global norm, and the schedule of its learning rate.
 
   The states of the parts are named `clip`, `adam`, `weight_decay` and `learning_rate`, and
-  `lora_plus` where there is a ratio.
+  `lora_plus` where there is a ratio; those after the clip are within `around` if that is given.
 
   Args:
     section: `learning_rate`, `schedule`, `b1`, `b2`, `eps`, `weight_decay`,
@@ -37,6 +40,8 @@ def build(
       section 4; 0: as all else).
     trainable: a tree of what trains, None elsewhere; leaves may be shapes.
     total_steps: the length of the run, in updates.
+    around: of a method that trains more than by gradients (`peft.allocation`): wraps all that comes
+      after the clip.
 
   Raises:
     ConfigError: the schedule or a rule cannot be, or there is a ratio and no `b` that trains.
@@ -49,8 +54,6 @@ def build(
       total_steps=total_steps,
     )
   parts: list[tuple[str, optax.GradientTransformation]] = []
-  if section.clip_norm:
-    parts.append(("clip", optax.clip_by_global_norm(section.clip_norm)))
   adam = optax.scale_by_adam(section.b1, section.b2, section.eps, mu_dtype=jnp.float32)
   parts.append(("adam", adam))
   mask = decay_mask(section.weight_decay_mask, trainable)
@@ -59,6 +62,10 @@ def build(
     mask = _lora_b(trainable)
     parts.append(("lora_plus", optax.masked(optax.scale(section.lora_plus_ratio), mask)))
   parts.append(("learning_rate", optax.scale_by_learning_rate(schedule)))
+  if around:
+    parts = [("around", around(optax.named_chain(*parts)))]
+  if section.clip_norm:
+    parts.insert(0, ("clip", optax.clip_by_global_norm(section.clip_norm)))
   return optax.named_chain(*parts), schedule
 
 

@@ -1,5 +1,6 @@
 """Parameter-efficient methods: pytrees bound at a model's taps."""
 
+from research.peft.adalora import penalty
 from research.peft.adapter import (
   Adapter,
   materialize,
@@ -13,24 +14,31 @@ from research.peft.bank import Bank, bank
 from research.peft.banked import Banked, banks, route, taken
 from research.peft.combine import combine
 from research.peft.compose import stacked
+from research.peft.eva import begin, waiting
 from research.peft.interchange import load, obstacle, save
 from research.peft.merge import covered, merge, require_mergeable, unmerge
+from research.peft.ranks import allocation
 from research.peft.residual import plain, residual, starts
+from research.peft.saved import install, with_saved
 
 __all__ = [
   "Adapter",
   "Bank",
   "Banked",
+  "allocation",
   "attach",
   "bank",
   "banks",
+  "begin",
   "combine",
   "covered",
+  "install",
   "load",
   "materialize",
   "merge",
   "obstacle",
   "offset",
+  "penalty",
   "plain",
   "require_mergeable",
   "residual",
@@ -44,4 +52,6 @@ __all__ = [
   "trainable_paths",
   "unmerge",
   "virtual_ids",
+  "waiting",
+  "with_saved",
 ]

@@ -54,6 +54,11 @@ class Adapter:
     """Whether it goes by the kernel as it is, and not by the product alone."""
     return False
 
+  @property
+  def spares_head(self) -> bool:
+    """Whether it changes a table where tokens are looked up, and not where it is the head, too."""
+    return False
+
   def materialize(self) -> Adapter:
     """What acts at the tap: of a method that trains something else, what it is made into."""
     return self

@@ -9,6 +9,7 @@ import jax
 
 from research.core import config, tree
 from research.peft import (
+  adalora,
   banked,
   bottleneck,
   dora,
@@ -18,6 +19,7 @@ from research.peft import (
   p_tuning,
   prefix,
   prompt,
+  tokens,
   vera,
 )
 from research.peft.adapter import Adapter
@@ -26,6 +28,7 @@ Tree = Any
 
 # Methods that change the product of a kernel; `init(path, kernel, rng, ...) -> adapter`.
 METHODS: dict[str, Callable[..., Adapter]] = {
+  "adalora": adalora.init,
   "dora": dora.init,
   "embedding_lora": embedding.init,
   "ia3": ia3.init,
@@ -40,12 +43,14 @@ SITES: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
   "prefix": prefix.sites,
   "prompt": prompt.sites,
   "p_tuning": prompt.sites,
+  "trainable_tokens": tokens.sites,
 }
 AT_SITES: dict[str, Callable[..., dict[str, Adapter]]] = {
   "bottleneck": bottleneck.init,
   "prefix": prefix.init,
   "prompt": prompt.init,
   "p_tuning": p_tuning.init,
+  "trainable_tokens": tokens.init,
 }
 
 

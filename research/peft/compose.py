@@ -71,6 +71,11 @@ class Stacked(Adapter):
     return self.parts[0].reads_kernel
 
   @property
+  def spares_head(self) -> bool:
+    """See `Adapter.spares_head`."""
+    return any(part.spares_head for part in self.parts)
+
+  @property
   def virtual_tokens(self) -> int:
     return sum(part.virtual_tokens for part in self.parts)
 

@@ -19,8 +19,15 @@ class EmbeddingLoRA(LoRA):
   A head that shares the table multiplies by it as it was.
   """
 
-  def __call__(self, value, *, ids, **_):
-    """`value [B, S, D]`, `ids [B, S]` -> `[B, S, D]` in the type of `value`."""
+  @property
+  def spares_head(self) -> bool:
+    """See `Adapter.spares_head`."""
+    return True
+
+  def __call__(self, value, *, ids=None, **_):
+    """`value [B, S, D]`, `ids [B, S]` -> `[B, S, D]` in its type; a head has no ids."""
+    if ids is None:
+      return value
     low = jnp.take(self.a, ids, axis=0).astype(value.dtype)
     return (value + self.scale * dot(low, self.b)).astype(value.dtype)
 

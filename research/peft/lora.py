@@ -1,5 +1,6 @@
 """LoRA: low-rank updates of projections (Hu et al. 2021, arXiv:2106.09685, eq. 3)."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -18,6 +19,18 @@ from research.peft.decompositions import STARTS
 from research.peft.kernel import EXPERTS, dropped, require_matrix, require_numbers
 
 
+@dataclasses.dataclass(frozen=True)
+class Eva:
+  """How a LoRA is to begin by what its projection reads (`research.peft.eva`).
+
+  rho: how many times its rank a matrix may get at most.
+  batches: of the training data, from the first, by which inputs are measured.
+  """
+
+  rho: float = 2.0
+  batches: int = 8
+
+
 @struct.dataclass
 class LoRA(Adapter):
   """`y + scale * (x a) b` at a projection's `kernel [..., in, out]`.
@@ -29,6 +42,7 @@ class LoRA(Adapter):
   freeze_a: `a` stays as it began (LoRA-FA: Zhang et al. 2023, arXiv:2308.03303), so that of a
     projection's inputs no more than `x a` need be kept for the gradients.
   residual: the first `scale * a b` is a part of the base, which `peft.residual` takes out of it.
+  eva: how `a` and ranks are still to begin; until then they are as without.
   """
 
   constants: ClassVar[frozenset[str]] = frozenset({"scale"})
@@ -40,6 +54,7 @@ class LoRA(Adapter):
   dropout: float = struct.field(pytree_node=False, default=0.0)
   freeze_a: bool = struct.field(pytree_node=False, default=False)
   residual: bool = struct.field(pytree_node=False, default=False)
+  eva: Eva | None = struct.field(pytree_node=False, default=None)
 
   def trains(self, leaf: str) -> bool:
     """See `Adapter.trains`."""
@@ -78,11 +93,14 @@ def init(
   alpha_pattern: Mapping[str, float] | None = None,
   freeze_a: bool = False,
   start: str = "",
+  rho: float | None = None,
+  batches: int | None = None,
 ) -> LoRA:
   """A LoRA that changes nothing yet: `a` Kaiming-uniform (gain of sqrt(5)), `b` zero.
 
   With a `start` it is a part of the base, "pissa" or "olora" (`research.peft.decompositions`), and
-  changes nothing once `peft.residual` has taken that out of the base.
+  changes nothing once `peft.residual` has taken that out of the base. The start "eva" is for a run
+  to make, by its first batches (`research.peft.eva`).
 
   Args:
     path: where `kernel` lies, as in `layers/attention/q_proj/kernel`.
@@ -95,10 +113,11 @@ def init(
       in them (`layers/3/attention/q_proj/kernel`), and the expert's
       (`layers/3/mlp/experts/0/up_proj/kernel`), to values that replace rank and alpha.
     freeze_a, start: see above.
+    rho, batches: of the start "eva", see `Eva`.
 
   Raises:
     ValueError: the leaf is no projection's kernel, a rank is below 1 or above what the matrix can
-      have, or `start` is unknown.
+      have, `start` is unknown, or there are arguments of another one.
   """
   require_matrix("LoRA", path, kernel, experts=True)
   *stack, features, out = kernel.shape
@@ -113,7 +132,8 @@ def init(
   scales = [
     s / (math.sqrt(r) if rank_stabilized else r) for r, s in zip(ranks, alphas, strict=True)
   ]
-  if start:
+  eva = _eva(path, kernel, start, rho, batches)
+  if start and not eva:
     a, b = _start(start, path, kernel, ranks, scales)
   else:
     a, b = _kaiming(kernel, ranks, rng)
@@ -124,8 +144,23 @@ def init(
     ranks=tuple(ranks),
     dropout=dropout,
     freeze_a=freeze_a,
-    residual=bool(start),
+    residual=bool(start) and not eva,
+    eva=eva,
   )
+
+
+def _eva(path, kernel, start, rho, batches):
+  told = {k: v for k, v in (("rho", rho), ("batches", batches)) if v is not None}
+  if start != "eva":
+    if told:
+      raise ValueError(f"{', '.join(told)} at {path!r}: for the start 'eva', not for {start!r}")
+    return None
+  eva = Eva(**told)
+  if eva.rho < 1 or eva.batches < 1:
+    raise ValueError(f"rho {eva.rho} and batches {eva.batches} of EVA start at 1")
+  if kernel.ndim != 3:
+    raise ValueError(f"EVA is for projections of layers, which {path!r} is not")
+  return eva
 
 
 def _kaiming(kernel, ranks, rng):
@@ -139,8 +174,8 @@ def _kaiming(kernel, ranks, rng):
 
 def _start(name, path, kernel, ranks, scales):
   if name not in STARTS:
-    near = tree.nearest(name, STARTS)
-    raise ValueError(f"start {name!r} is unknown{near}; there are {', '.join(STARTS)}")
+    near = tree.nearest(name, ("eva", *STARTS))
+    raise ValueError(f"start {name!r} is unknown{near}; there are eva, {', '.join(STARTS)}")
   require_numbers(name, path, kernel)
   *stack, features, out = kernel.shape
   a = np.zeros((len(ranks), features, max(ranks)), np.float32)

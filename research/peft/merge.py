@@ -6,7 +6,6 @@ from typing import Any
 import jax
 
 from research.core import tree
-from research.peft import embedding
 from research.peft.adapter import sites
 
 Tree = Any
@@ -40,10 +39,10 @@ def covered(params: Tree, adapters: Tree) -> dict[str, jax.Array]:
   require_mergeable(adapters)
   flat = tree.flatten(params)
   kept: dict[str, jax.Array] = {}
-  for path, _ in sites(adapters):
+  for path, adapter in sites(adapters):
     if path not in flat:
       raise ValueError(f"adapter at {path!r} has no parameter{tree.nearest(path, flat)}")
-    if path == embedding.PATH and "lm_head/kernel" not in flat:
+    if adapter.spares_head and "lm_head/kernel" not in flat:
       raise ValueError(f"{path!r} is the head, too: what changes it as a table cannot be merged")
     kept |= {name: flat[name] for name in (path, _bias(path)) if name in flat}
   return kept

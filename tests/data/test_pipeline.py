@@ -480,8 +480,8 @@ def test_rows_by_task_need_tasks_and_whole_groups():
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "none"])
-def test_virtual_tokens_lead_every_document_and_teach_nothing(packing):
-  """Beside them there is what a pipeline with so much shorter rows would give."""
+def test_virtual_tokens_lead_every_document_and_predict_its_first(packing):
+  """Beside that there is what a pipeline with so much shorter rows would give."""
   rows = {"source": {"name": "memory", "longest": 30}, "on_long_row": "truncate"}
   shape = {"batch_size": 4, "seed": 0, "shard_index": 0, "shard_count": 1}
   led = pipeline.train_batches(
@@ -505,7 +505,9 @@ def test_virtual_tokens_lead_every_document_and_teach_nothing(packing):
         assert (tokens[lead:] >= 0).all() and (targets >= 0).all()
         assert batch["positions"][r][here].tolist() == list(range(here.sum()))
         weights = batch["weights"][r][here]
-        assert not weights[:lead].any()
+        if lead:
+          assert weights[:lead].tolist() == [0, 0, 1] and targets[lead - 1] == tokens[lead]
+        weights, targets = weights[lead:], targets[lead:]
         found[tuple(tokens[lead:]), tuple(targets[weights > 0])] += 1
     return found
 

@@ -1,4 +1,4 @@
-"""DoRA, VeRA and IA3, with LoRA beside them: against PEFT, plain forms and every way to run."""
+"""DoRA, VeRA, IA3, AdaLoRA and LoRA: against PEFT, plain forms and in every way to run."""
 
 import json
 
@@ -86,6 +86,22 @@ CASES = {
     hf_peft.IA3Config(
       target_modules=["h.1.attn.c_proj", "h.1.attn.c_attn"],
       feedforward_modules=["h.1.attn.c_proj"],
+    ),
+  ),
+  "llama-adalora": (
+    {"target": ALL, "name": "adalora", "init_r": 6, "target_r": 2, "alpha": 5},
+    hf_peft.AdaLoraConfig(
+      init_r=6, target_r=2, lora_alpha=5, total_step=9, target_modules="all-linear"
+    ),
+    hf_peft.AdaLoraConfig(
+      init_r=3, total_step=9, target_modules=["q_proj", "down_proj"], layers_to_transform=[1]
+    ),
+  ),
+  "gpt2-adalora": (
+    {"target": ALL, "name": "adalora", "init_r": 4, "target_r": 2},
+    None,  # three adapters where PEFT has one
+    hf_peft.AdaLoraConfig(
+      init_r=3, total_step=9, target_modules=["c_attn", "c_fc"], layers_to_transform=[1]
     ),
   ),
 }
@@ -222,11 +238,16 @@ def test_ours_reads_peft(case, tmp_path, some):
 # A method a site, so that one program has them all.
 MIXED = [
   {"target": "embed/embedding", "name": "embedding_lora", "rank": 3},
-  {"target": "layers/attention/q_proj/kernel", "name": "dora", "rank": 4},
+  {
+    "target": "layers/attention/q_proj/kernel",
+    "name": "dora",
+    "rank": 4,
+    "rank_pattern": {"layers/0/.*": 2},
+  },
   {"target": "layers/attention/k_proj/kernel", "name": "vera", "rank": 8},
   {"target": "layers/attention/v_proj/kernel", "name": "ia3"},
   {"target": "layers/attention/o_proj/kernel", "name": "lora", "rank": 4, "freeze_a": True},
-  {"target": "layers/mlp/up_proj/kernel", "name": "dora", "rank_pattern": {"layers/0/.*": 2}},
+  {"target": "layers/mlp/up_proj/kernel", "name": "adalora", "init_r": 4, "target_r": 2},
   {"target": "layers/mlp/down_proj/kernel", "name": "ia3"},
 ]
 
@@ -248,6 +269,8 @@ def _plainly(params, adapters):
     match type(v).__name__:
       case "LoRA":
         flat[path] = kernel + v.scale[:, None, None] * v.a @ v.b
+      case "AdaLoRA":
+        flat[path] = kernel + v.scale[:, None, None] * (v.a * v.e[:, None, :]) @ v.b
       case "DoRA":
         new = kernel + v.scale[:, None, None] * v.a @ v.b
         norm = jax.lax.stop_gradient(jnp.linalg.norm(new, axis=1, keepdims=True))
@@ -297,6 +320,7 @@ def test_functions_and_gradients_are_those_of_the_definitions(mixed):
   assert {p.rsplit("/", 1)[1] for p in trains if "k_proj" in p} == {"lambda_b", "lambda_d"}
   assert {p.rsplit("/", 1)[1] for p in trains if "o_proj" in p} == {"b"}
   assert {p.rsplit("/", 1)[1] for p in trains if "v_proj" in p} == {"scale"}
+  assert {p.rsplit("/", 1)[1] for p in trains if "up_proj" in p} == {"a", "b", "e"}
 
 
 def test_merged_it_is_the_same_function(bases, mixed):
@@ -374,7 +398,7 @@ def test_a_column_of_zeros_has_no_direction():
   assert np.isfinite(out).all()
 
 
-@pytest.mark.parametrize("name", ["lora", "dora", "vera", "ia3"])
+@pytest.mark.parametrize("name", ["lora", "dora", "vera", "ia3", "adalora"])
 def test_sites_that_cannot_be(bases, name):
   _, _, params, _ = bases["gpt2"]
   with pytest.raises(ValueError, match=r"needs a matrix, .*'layers/mlp_norm/scale' \(2, 32\)"):
@@ -400,7 +424,7 @@ def test_what_begins_from_numbers_needs_them(bases):
   ("rules", "told"),
   [
     (MIXED, "adapters of one method; these are"),
-    ([MIXED[4], MIXED[5]], "LoRA, as at .*o_proj.*, or DoRA, as at .*up_proj.*, not both"),
+    ([MIXED[4], MIXED[1]], "LoRA, as at .*o_proj.*, or DoRA, as at .*q_proj.*, not both"),
     ([MIXED[1]], "DoRA at all of 'transformer.h.{}.attn.c_attn' or none"),
     ([MIXED[2]], "one VeRA for all of 'transformer.h.{}.attn.c_attn'"),
     ([MIXED[3] | {"feedforward": True}], "one vector of inputs for all of"),

@@ -1,4 +1,4 @@
-"""Methods at prompts, at keys and values and after sub-layers: one test over all of them, and PEFT.
+"""Methods at prompts, tables, keys and values and after sub-layers: one test over all, and PEFT.
 
 Documents are of several lengths, so that what is packed, padded or cached would show.
 """
@@ -51,6 +51,8 @@ GPT2 = {
   "n_positions": 64,
 }
 LORA = {"target": "layers/.*_proj/kernel", "name": "lora", "rank": 2}
+ADALORA = {"target": "layers/.*_proj/kernel", "name": "adalora", "init_r": 3, "target_r": 2}
+ADALORA["orth_reg_weight"] = 0.0  # which is no part of the objective
 PREFIX = {"name": "prefix", "tokens": 5}
 AFTER_MLP = {"name": "bottleneck", "target": "layers/mlp_out", "size": 4}
 # Rules, and the family that they are tried on.
@@ -60,6 +62,7 @@ METHODS = {
   "projected prefix": ([PREFIX | {"projection": True, "hidden_size": 6}], "gpt2"),
   "p-tuning": ([{"name": "p_tuning", "tokens": 5, "hidden_size": 7}], "llama"),
   "prefix and lora": ([LORA, PREFIX], "llama"),
+  "adalora and tokens": ([ADALORA, {"name": "trainable_tokens", "tokens": [9, 2, 50]}], "gpt2"),
 }
 DOCUMENTS = [list(range(1, 8)), [9, 3, 9], list(range(40, 52)), [60, 2, 2, 58]]
 ROWS, LENGTH = 4, 40
@@ -356,6 +359,23 @@ def test_peft_both_ways(bases, apply, tmp_path, family, name):
     "p-tuning": EncodedPrompt,
   }
   assert kinds[name] in {type(adapter) for _, adapter in peft.sites(again)}
+
+
+def test_the_loss_after_virtual_tokens_is_that_of_peft(bases, tmp_path):
+  """Which counts the first real token, that the last virtual one predicts."""
+  directory, model, params = bases["llama"]
+  adapters = _trained(peft.attach([{"name": "prompt", "tokens": 5}], params, KEY))
+  peft.save(tmp_path, adapters, _modules(model))
+  base = transformers.AutoModelForCausalLM.from_pretrained(directory)
+  theirs = hf_peft.PeftModel.from_pretrained(base, tmp_path).eval()
+  tokens = torch.tensor(TOKENS.astype(np.int64))
+  batch = _batch(TOKENS, adapters, 2)
+  assert batch["weights"].sum() == TOKENS.size
+  variables = {"params": params, "adapters": adapters}
+  loss = jax.jit(lambda v: _loss(model.clone(unroll=1), v, batch))(variables)
+  with torch.no_grad():
+    expected = theirs(tokens, labels=tokens).loss.item()
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 Each method's part of it is a module with `write(adapters, modules) -> (config, tensors)` and
 `read(config, tensors, params, modules) -> adapters`, and where PEFT has less of a method than we do
 with `obstacle(adapters, modules)`, why adapters of it cannot be written. Bottlenecks, which PEFT
-has not, are in AdapterHub's files where that has them.
+has not, are in AdapterHub's files where that has them. What was trained whole beside adapters, and
+trainable tokens, are in `beside`.
 """
 
 import json
@@ -16,12 +17,24 @@ import jax
 
 from research.core import tree
 from research.io import safetensors
+from research.peft.adalora import AdaLoRA
 from research.peft.adapter import sites
 from research.peft.bottleneck import Bottleneck
 from research.peft.dora import DoRA
 from research.peft.embedding import EmbeddingLoRA
 from research.peft.ia3 import IA3
-from research.peft.interchange import adapterhub, bottleneck, ia3, lora, prefix, prompt, vera
+from research.peft.interchange import (
+  adalora,
+  adapterhub,
+  beside,
+  bottleneck,
+  ia3,
+  kernels,
+  lora,
+  prefix,
+  prompt,
+  vera,
+)
 from research.peft.interchange.modules import CONFIG, FILE, Modules
 from research.peft.lora import LoRA
 from research.peft.p_tuning import EncodedPrompt, PromptEncoder
@@ -32,6 +45,7 @@ from research.peft.vera import VeRA
 Tree = Any
 
 FORMATS: dict[str, ModuleType] = {  # by `peft_type`
+  "ADALORA": adalora,
   "BOTTLENECK": bottleneck,
   "IA3": ia3,
   "LORA": lora,
@@ -41,6 +55,7 @@ FORMATS: dict[str, ModuleType] = {  # by `peft_type`
   "VERA": vera,
 }
 _TYPES: dict[type, str] = {
+  AdaLoRA: "ADALORA",
   Bottleneck: "BOTTLENECK",
   DoRA: "LORA",
   EmbeddingLoRA: "LORA",
@@ -55,10 +70,12 @@ _TYPES: dict[type, str] = {
   VeRA: "VERA",
 }
 _OBSTACLES: dict[str, Callable[[Tree, Modules], str | None]] = {
+  "ADALORA": kernels.unplaced,
   "IA3": ia3.obstacle,
   "LORA": lora.obstacle,
   "VERA": vera.obstacle,
 }
+_TOKENS = beside.TOKENS  # a kind without adapters at kernels
 
 
 def obstacle(adapters: Tree, modules: Modules) -> str | None:
@@ -67,15 +84,18 @@ def obstacle(adapters: Tree, modules: Modules) -> str | None:
   It depends on sites and methods, not on what was learnt: a run can know it before it begins.
   """
   kinds: dict[str, str] = {}  # peft_type -> a path where it is
-  for path, adapter in sites(adapters):
+  main, others = beside.split(adapters)
+  for path, adapter in sites(main):
     if type(adapter) not in _TYPES:
       return f"PEFT's files have no place for the {type(adapter).__name__} at {path!r}"
     kinds[_TYPES[type(adapter)]] = path
-  if len(kinds) != 1:
+  if len(kinds) > 1 or not (kinds or others):
     found = " and ".join(f"{kind} at {path!r}" for kind, path in kinds.items()) or "none"
     return f"PEFT's files hold adapters of one method; these are {found}"
-  (kind,) = kinds
-  return _OBSTACLES[kind](adapters, modules) if kind in _OBSTACLES else None
+  kind = next(iter(kinds), None)
+  if others and (reason := beside.obstacle(others, modules, kind)):
+    return reason
+  return _OBSTACLES[kind](main, modules) if kind in _OBSTACLES else None
 
 
 def save(
@@ -86,11 +106,11 @@ def save(
   base_model: str | None = None,
   task_type: str | None = "CAUSAL_LM",
 ) -> None:
-  """Writes adapters of one method as PEFT does, in float32.
+  """Writes adapters of one method as PEFT does, in float32, and what was trained beside them.
 
   Args:
     directory: made if need be; the two files in it are replaced.
-    adapters: from `attach` or `load`.
+    adapters: from `attach`, `load` or `with_saved`.
     modules: `research.models.families` tells it for a model.
     base_model: what to write as `base_model_name_or_path`.
     task_type: by which PEFT chooses a class of model, None for its plain one.
@@ -101,14 +121,16 @@ def save(
   """
   if reason := obstacle(adapters, modules):
     raise ValueError(reason)
-  adapters = jax.device_get(adapters)
-  kind = _TYPES[type(next(adapter for _, adapter in sites(adapters)))]
-  if kind == "BOTTLENECK" and adapterhub.has_place(adapters, modules):
+  main, others = beside.split(jax.device_get(adapters))
+  kind = next((_TYPES[type(adapter)] for _, adapter in sites(main)), _TOKENS)
+  if kind == "BOTTLENECK" and adapterhub.has_place(main, modules):
     file = adapterhub.FILE
-    config, tensors = adapterhub.write(adapters, modules)
+    config, tensors = adapterhub.write(main, modules)
   else:
     file = FILE
-    config, tensors = FORMATS[kind].write(adapters, modules)
+    config, tensors = FORMATS[kind].write(main, modules) if main else ({}, {})
+    more, others_tensors = beside.write(others, modules, alone=not main)
+    config, tensors = config | more, tensors | others_tensors
     config |= {
       "peft_type": kind,
       "task_type": task_type,
@@ -125,6 +147,8 @@ def save(
 def load(directory: str | Path, params: Tree, modules: Modules) -> Tree:
   """Reads an adapter that PEFT or `save` wrote, for the base `params`.
 
+  Parameters that were trained whole are `Saved` nodes, which `install` puts in their place.
+
   Raises:
     FileNotFoundError: a file is missing.
     ValueError: the config asks for what we cannot honour, or a tensor has no place in
@@ -139,10 +163,17 @@ def load(directory: str | Path, params: Tree, modules: Modules) -> Tree:
     tensors = dict(safetensors.read(directory / adapterhub.FILE))
     return adapterhub.read(config, tensors, params, modules)
   kind = config.get("peft_type")
-  if kind not in FORMATS:
+  if kind not in (*FORMATS, _TOKENS):
     raise ValueError(
       f"peft_type {kind!r} is not supported{tree.nearest(str(kind), FORMATS)}; there are"
-      f" {', '.join(FORMATS)}"
+      f" {', '.join((*FORMATS, _TOKENS))}"
     )
   tensors = dict(safetensors.read(directory / FILE))
-  return FORMATS[kind].read(config, tensors, params, modules)
+  others: Tree = {}
+  if kind in beside.KINDS:
+    config, tensors, others = beside.take(config, tensors, params, modules)
+  if kind == _TOKENS:
+    kernels.require_empty(tensors, "trainable tokens'")
+    return others
+  main = FORMATS[kind].read(config, tensors, params, modules)
+  return tree.unflatten({**dict(sites(main)), **dict(sites(others))})

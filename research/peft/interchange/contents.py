@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from research.io import safetensors
-from research.peft.interchange import adapterhub
+from research.peft.interchange import adapterhub, beside
 from research.peft.interchange.modules import CONFIG, FILE, PREFIX
 
 # By `peft_type`: how names of tensors that are of a module end, and those of the whole model.
 _AT_MODULES: dict[str, tuple[str, ...]] = {
+  "ADALORA": ("lora_A", "lora_E", "lora_B"),
   "IA3": ("ia3_l",),
   "LORA": (
     "lora_A.weight",
@@ -24,7 +25,9 @@ _AT_MODULES: dict[str, tuple[str, ...]] = {
     "lora_embedding_A",
     "lora_embedding_B",
     "base_layer.weight",
+    f"token_adapter.{beside.DELTA}",
   ),
+  beside.TOKENS: (beside.DELTA,),
   "VERA": ("vera_lambda_d", "vera_lambda_b"),
 }
 _WHOLE: dict[str, tuple[str, ...]] = {
@@ -38,6 +41,8 @@ _ADAPTERHUB = r"(?P<module>.+\.\w+_adapters)\.adapters\.[^.]+\.(?P<end>.+)"
 # Keys of a config that tell of the method and its size, in the order in which they are told.
 _SETTINGS = (
   "r",
+  "init_r",
+  "target_r",
   "lora_alpha",
   "rank_pattern",
   "alpha_pattern",
@@ -49,6 +54,8 @@ _SETTINGS = (
   "num_virtual_tokens",
   "encoder_reparameterization_type",
   "modules_to_save",
+  "trainable_token_indices",
+  "token_indices",
   "sites",
   "reduction_factor",
   "non_linearity",
@@ -147,8 +154,9 @@ def inspect(directory: str | Path) -> Contents:
     kind, method = str(config.get("peft_type")), config
   placed: dict[str, list[tuple[int | None, str, str]]] = {}  # module -> layer, end, name
   unplaced = []
+  saved = [*(config.get("modules_to_save") or []), *(["lm_head"] if _is_tied(config) else [])]
   for name in tensors:
-    place = _place(kind, name)
+    place = _place(kind, name) or _saved(saved, name)
     if place is None:
       unplaced.append(name)
     else:
@@ -174,6 +182,18 @@ def _place(kind: str, name: str) -> tuple[str, int | None, str] | None:
     if name.endswith(f".{end}"):
       return _numbered(name.removeprefix(PREFIX).removesuffix(f".{end}"), end)
   return None
+
+
+def _is_tied(config: Mapping[str, Any]) -> bool:
+  """Whether a table that was trained whole is in the file as the head, too."""
+  return bool(config.get("ensure_weight_tying"))
+
+
+def _saved(modules: Sequence[str], name: str) -> tuple[str, int | None, str] | None:
+  """The same of a tensor of a module that was trained whole."""
+  module, _, end = name.removeprefix(PREFIX).rpartition(".")
+  known = any(module == own or module.endswith(f".{own}") for own in modules)
+  return _numbered(module, end) if known else None
 
 
 def _numbered(module: str, end: str) -> tuple[str, int | None, str]:

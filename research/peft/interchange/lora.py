@@ -26,12 +26,12 @@ from research.peft.adapter import sites
 from research.peft.dora import DoRA
 from research.peft.embedding import EmbeddingLoRA
 from research.peft.interchange import kernels
-from research.peft.interchange.modules import PREFIX, Modules
+from research.peft.interchange.modules import PREFIX, Modules, Part
 from research.peft.lora import LoRA
 
 Tree = Any
 # Keys that change what the adapter computes and the values with which they change nothing.
-_NEUTRAL: dict[str, tuple[Any, ...]] = kernels.NEUTRAL | {
+NEUTRAL: dict[str, tuple[Any, ...]] = kernels.NEUTRAL | {
   "alora_invocation_tokens": (None,),
   "arrow_config": (None,),
   "ensure_weight_tying": (False, None),
@@ -73,7 +73,7 @@ def write(adapters: Tree, modules: Modules) -> tuple[dict[str, Any], dict[str, n
   for module, group in grouped.items():
     shapes[module] = {}
     for layer in range(_layers(group)):
-      a, b, scale = _fuse({part: _factors(adapter, layer) for part, adapter in group.items()})
+      a, b, scale = fuse({part: _factors(adapter, layer) for part, adapter in group.items()})
       if not len(a):
         continue
       name = f"{PREFIX}{module.format(layer)}"
@@ -164,8 +164,13 @@ def _norms(adapter: DoRA, layer: int):
   return kernels.layer_of(adapter.magnitude, adapter.scale.ndim, layer)
 
 
-def _fuse(factors):
-  """One `(A, B, scale)` for a module of which each of `factors` holds a part, its key."""
+def fuse(
+  factors: Mapping[Part, tuple[np.ndarray, np.ndarray, float]],
+) -> tuple[np.ndarray, np.ndarray, float]:
+  """One `(A, B, scale)` for a module of which each of `factors` holds a part, its key.
+
+  `A [r, in]` and `B [out, r]` of the parts are stacked block-diagonally unless they share one `A`.
+  """
   held = list(factors.values())
   start, stop, total = next(iter(factors))
   if stop - start == total:
@@ -211,7 +216,7 @@ def _config(shapes, modules, grouped):
 
 
 def _check(config):
-  kernels.require_neutral(config, _NEUTRAL)
+  kernels.require_neutral(config, NEUTRAL)
   init = config.get("init_lora_weights", True)
   if isinstance(init, str) and init.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
     raise ValueError(

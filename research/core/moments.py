@@ -1,0 +1,59 @@
+"""First and second moments of the rows that a projection reads: what calibration goes by.
+
+B batch, S sequence, n features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from research.core.products import matmul
+
+
+@struct.dataclass
+class Moments:
+  """Sums over the rows `x [..., n]` that were seen; an observer (`research.nn.tap`).
+
+  weights: of the rows to come, 0 where one is to be left out.
+  count: the sum of weights so far.
+  total: the weighted sum of rows.
+  products: the weighted sum of `x^T x`.
+  """
+
+  weights: jax.Array  # [..., B, S]
+  count: jax.Array  # [...]
+  total: jax.Array  # [..., n]
+  products: jax.Array  # [..., n, n]
+
+  @classmethod
+  def none(cls, stack: tuple[int, ...], features: int) -> Moments:
+    """Of nothing yet, for a kernel `[*stack, features, out]`; `weights` are still to be given."""
+    shapes: tuple[tuple[int, ...], ...] = ((0, 0), (), (features,), (features, features))
+    return cls(*(jnp.zeros((*stack, *shape), jnp.float32) for shape in shapes))
+
+  def expecting(self, weights: Any) -> Moments:
+    """The same, ready for rows of these weights `[B, S]`."""
+    stack = self.count.shape
+    return self.replace(weights=jnp.broadcast_to(weights, (*stack, *weights.shape)))  # type: ignore[attr-defined]
+
+  def observe(self, *, x: jax.Array, **_: Any) -> Moments:
+    """With `x [B, S, n]` seen, in float32."""
+    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    weights = self.weights.reshape(-1).astype(jnp.float32)
+    weighted = rows * weights[:, None]
+    return self.replace(  # type: ignore[attr-defined]
+      count=self.count + weights.sum(),
+      total=self.total + weighted.sum(axis=0),
+      products=self.products + matmul(weighted, rows, (0, 0)),
+    )
+
+  def covariance(self, layer: int) -> np.ndarray:
+    """float64 `[n, n]`: of the rows that one layer of a stack saw, around their mean."""
+    count = np.float64(self.count[layer])
+    mean = np.asarray(self.total[layer], np.float64) / count
+    return np.asarray(self.products[layer], np.float64) / count - np.outer(mean, mean)
