@@ -46,7 +46,7 @@ def world(tmp_path_factory, byte_tokenizer):
   """model/, adapter/, run/, model/ as a run's whole result in whole/, data and a config."""
   root = tmp_path_factory.mktemp("evaluate")
   model = models.build(LLAMA)
-  params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
   models.save(root / "model", model, params, byte_tokenizer)
 
   rules = [{"target": ".*q_proj/kernel", "name": "lora", "rank": 2, "alpha": 64}]

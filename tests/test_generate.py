@@ -24,7 +24,7 @@ LLAMA = {
 def directory(tmp_path_factory, byte_tokenizer):
   root = tmp_path_factory.mktemp("generate")
   model = models.build(LLAMA)
-  params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
   params = jax.tree.map(lambda x: x * 8, params)  # far from uniform: greedy ties are rare
   models.save(root, model, params, byte_tokenizer)
   return root

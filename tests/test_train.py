@@ -77,7 +77,7 @@ def world(tmp_path_factory):
   backend.add_special_tokens(["<bos>", "<eos>"])
   tokenizer = Tokenizer(backend, {"bos_token": "<bos>", "eos_token": "<eos>"}, ())
   model = models.build(LLAMA)
-  params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
   models.save(root / "model", model, params, tokenizer)
   rows = [{"prompt": f"{i} and one is", "completion": f" {i + 1}."} for i in range(60)]
   (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -53,7 +53,7 @@ def world(tmp_path_factory, wordpiece):
   """model/, rows.jsonl, texts.jsonl, pairs.jsonl and config.py."""
   root = tmp_path_factory.mktemp("train")
   model = models.build(BERT)
-  params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
   models.save(root / "model", model, params, wordpiece)
   words, moods = ("the cat", "the dog", "cats", "the dog runs ,"), ("sad", "glad")
   texts = [(f"{who} {moods[i]}", i) for who in words for i in (0, 1)]

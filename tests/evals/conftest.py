@@ -57,5 +57,5 @@ def model(tokenizer) -> Decoder:
 @pytest.fixture(scope="session")
 def variables(model):
   """Parameters large enough that positions and context matter."""
-  drawn = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+  drawn = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
   return jax.tree.map(lambda leaf: leaf * (1 if leaf.ndim < 2 else 12), drawn)

@@ -62,7 +62,7 @@ def subject(tmp_path_factory, byte_tokenizer):
   """A directory, and the model, variables and tokenizer in it."""
   directory = tmp_path_factory.mktemp("harness_model")
   model = models.build(LLAMA)
-  params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
   params = jax.tree.map(lambda x: x * 5 if x.ndim > 1 else x, params)
   models.save(directory, model, params, byte_tokenizer)
   return directory, (model, {"params": params}, byte_tokenizer)

@@ -24,7 +24,7 @@ LLAMA = {
 def toy():
   """`(model, variables)` in float32."""
   model = models.build(LLAMA)
-  params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
   # Weights five times as large: the most probable token stands out by far more than rounding.
   return model, {"params": jax.tree.map(lambda x: x * 5 if x.ndim > 1 else x, params)}
 

@@ -31,7 +31,7 @@ def led():
     {"model_type": "gpt2", "vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4,
      "n_positions": 27}
   )  # fmt: skip
-  params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
   params = jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, params)
   rules = [{"name": "prompt", "tokens": 4}, {"name": "prefix", "tokens": 3}]
   return model, {"params": params, "adapters": peft.attach(rules, params, jax.random.key(1))}

@@ -58,7 +58,7 @@ def test_learned_positions():
     {"model_type": "gpt2", "vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4,
      "n_positions": 64}
   )  # fmt: skip
-  params = model.init(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
+  params = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
   variables = {"params": jax.tree.map(lambda x: x * 5, params)}
   prompts = [[1, 2, 3], [4] * 9]
   found = generate(model, variables, prompts, max_new_tokens=8, eos_ids=())

@@ -26,7 +26,7 @@ batch = {
   "weights": jax.random.uniform(jax.random.key(2), (8, 16)),
   "segments": jnp.ones((8, 16), jnp.int32),
   "positions": jnp.broadcast_to(jnp.arange(16), (8, 16))}
-params = model.init(jax.random.key(0), batch["tokens"])["params"]
+params = jax.jit(model.init)(jax.random.key(0), batch["tokens"])["params"]
 rule = {"target": "layers/.*_proj/kernel", "name": "lora", "rank": 2}
 adapters = peft.attach([rule], params, jax.random.key(3))
 variables = {"params": params, "adapters": adapters}

@@ -110,7 +110,7 @@ def test_alibi_in_generation(mpt):
 
 def test_sinusoids_are_a_table_that_nobody_learns(tmp_path):
   learned = models.build({**SHAPE, "positions": "learned"}, unroll=1)
-  params = learned.init(jax.random.key(0), TOKENS)["params"]
+  params = jax.jit(learned.init)(jax.random.key(0), TOKENS)["params"]
   i = np.arange(WIDTH) // 2 * 2
   angles = np.arange(32)[:, None] / 10_000 ** (i / WIDTH)
   table = np.where(np.arange(WIDTH) % 2 == 0, np.sin(angles), np.cos(angles))

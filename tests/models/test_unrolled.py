@@ -15,7 +15,7 @@ CONFIGS = {
     "vocab_size": 61,
     "hidden_size": 32,
     "intermediate_size": 48,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
@@ -24,7 +24,7 @@ CONFIGS = {
     "model_type": "gpt2",
     "vocab_size": 61,
     "n_embd": 32,
-    "n_layer": 3,
+    "n_layer": 2,
     "n_head": 4,
     "n_positions": 64,
   },
@@ -33,7 +33,7 @@ CONFIGS = {
     "vocab_size": 61,
     "hidden_size": 32,
     "intermediate_size": 48,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 12,
@@ -45,11 +45,11 @@ CONFIGS = {
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 61, (3, 9)), jnp.int32)
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=CONFIGS, scope="module")
 def stacked(request):
-  """A model and its variables, with adapters."""
-  model = models.build(CONFIGS[request.param])
-  params = model.init(jax.random.key(0), TOKENS)["params"]
+  """A model, as a loop over its layers, and its variables, with adapters."""
+  model = models.build(CONFIGS[request.param]).clone(unroll=1)
+  params = jax.jit(model.init)(jax.random.key(0), TOKENS)["params"]
   params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params)
   rules = [{"target": "layers/.*/kernel", "name": "lora", "rank": 2}]
   adapters = jax.tree.map(lambda x: x + 0.1, peft.attach(rules, params, jax.random.key(2)))
@@ -85,7 +85,7 @@ def test_same_logits(stacked):
 
 def test_bfloat16_kernels_are_transposed_and_the_logits_alike(stacked):
   model, variables = stacked
-  model = models.Decoder(model.config, jnp.bfloat16)
+  model = model.clone(dtype=jnp.bfloat16)
   params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables["params"])
   flat, split = unroll(model, {"params": params})
   assert isinstance(split["params"]["layers"]["mlp"]["up_proj"]["kernel"].each[0], Transposed)

@@ -34,7 +34,7 @@ def _batch(seed=0):
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def model_and_variables(request):
   model = models.build(SHAPE | {"tie_word_embeddings": request.param})
-  variables = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+  variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
   variables = jax.tree.map(
     lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), variables
   )

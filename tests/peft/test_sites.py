@@ -495,7 +495,7 @@ def test_rules_that_cannot_be(bases):
 def test_other_models_take_bottlenecks_alone(config, kind):
   model = models.build(config)
   tokens = jnp.zeros((1, 3), jnp.int32)
-  params = model.init(KEY, tokens)["params"]
+  params = jax.jit(model.init)(KEY, tokens)["params"]
   for name in ("prefix", "prompt", "p_tuning"):
     with pytest.raises(ValueError, match=f"is for decoders, and this model is {kind}$"):
       peft.attach([{"name": name}], params, KEY)
