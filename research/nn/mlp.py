@@ -1,14 +1,42 @@
 """Feed-forward sub-layers: plain, and gated (SwiGLU, Shazeer 2020)."""
 
+import math
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from research.nn.linear import Linear
 
-ACTIVATIONS = {
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+  """`x Phi(x)` in float32, to the type of `x`, which is all it keeps (arXiv:1606.08415, eq. 1)."""
+  wide = x.astype(jnp.float32)
+  return (wide * _phi(wide)).astype(x.dtype)
+
+
+def _phi(x):
+  """The normal distribution function."""
+  return 0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5))
+
+
+def _gelu_forward(x):
+  return gelu(x), x
+
+
+def _gelu_backward(x, g):
+  wide = x.astype(jnp.float32)
+  density = jnp.exp(-0.5 * wide * wide) / math.sqrt(2 * math.pi)
+  return (((_phi(wide) + wide * density) * g.astype(jnp.float32)).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "silu": jax.nn.silu,
-  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "gelu": gelu,
   "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
   "relu": jax.nn.relu,
 }

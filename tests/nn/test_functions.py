@@ -10,7 +10,7 @@ from research.nn import mask
 from research.nn.attention import attend
 from research.nn.embed import _attend as attend_table
 from research.nn.incremental import attend_one
-from research.nn.mlp import swiglu
+from research.nn.mlp import gelu, swiglu
 from research.nn.norm import layer_norm, rms_norm
 
 KEY = jax.random.key(0)
@@ -62,6 +62,7 @@ CASES = {
     ),
     (_random(2, 3, 8), _random(8, seed=1), _random(8, seed=2)),
   ),
+  "gelu": (gelu, lambda x: jax.nn.gelu(x, approximate=False), (4 * _random(3, 8),)),
   "swiglu": (swiglu, lambda g, u: jax.nn.silu(g) * u, (_random(3, 8), _random(3, 8, seed=1))),
   "attention": (
     lambda q, k, v: attend(q, k, v, _visible()),
