@@ -76,7 +76,10 @@ class Recorder:
       FloatingPointError: gradients were not finite for `max_nonfinite_steps` updates in a row.
     """
     self._pending.append((step, metrics))
-    if len(self._pending) > 1:
+    # A step that was not waited for is recorded while the next one runs. One that is done, as all
+    # are where programs run on the calling thread, is recorded now: its time would else be told of
+    # its neighbor.
+    while len(self._pending) > 1 or (self._pending and _is_done(self._pending[0][1])):
       self._record(*self._pending.popleft())
 
   def drain(self) -> None:
@@ -163,3 +166,7 @@ def _mean(total: float, weight: float) -> float:
 
 def _means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
   return {name: _mean(*pair) for name, pair in sums.items()}
+
+
+def _is_done(metrics: Any) -> bool:
+  return all(leaf.is_ready() for leaf in jax.tree.leaves(metrics) if isinstance(leaf, jax.Array))

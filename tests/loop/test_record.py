@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from research.io import metrics as metrics_lib
+from research.loop import record
 from research.loop.record import Recorder
 
 
@@ -54,13 +55,19 @@ def _lines(tmp_path):
   return metrics_lib.read_json_lines(tmp_path / "metrics.jsonl")
 
 
-def test_every_step_is_a_line_and_the_last_one_waits(tmp_path, recorder):
+@pytest.mark.parametrize("beside", [False, True])
+def test_every_step_is_a_line_with_its_own_time(tmp_path, recorder, monkeypatch, beside):
+  """Of steps that are done when they are told of, or that run beside what follows."""
+  monkeypatch.setattr(record, "_is_done", lambda metrics: not beside)
   recorder = recorder()
   for step in range(1, 4):
     recorder.begin()
+    if not beside:
+      time.sleep(0.01)
     recorder.push(step, _metrics(step, 4.0))
-    assert [line["step"] for line in _lines(tmp_path)] == list(range(1, step))
-    time.sleep(0.01)
+    assert [line["step"] for line in _lines(tmp_path)] == list(range(1, step + (not beside)))
+    if beside:
+      time.sleep(0.01)
   recorder.drain()
   lines = _lines(tmp_path)
   assert [line["loss"] for line in lines] == [1, 2, 3]
@@ -101,10 +108,10 @@ def test_a_run_of_bad_gradients_ends_with_the_parameter_s_path(tmp_path, recorde
   recorder = recorder()
   recorder.push(1, _metrics(1.0, 1.0, skipped_in_row=1, nonfinite=(False, True)))
   recorder.push(2, _metrics(np.nan, 1.0, skipped_in_row=2))
-  recorder.push(3, _metrics(np.nan, 1.0, skipped_in_row=3, nonfinite=(True, True)))
   with pytest.raises(
     FloatingPointError, match="gradient of params/a and of 1 more .* step 3.* 3 st"
   ):
+    recorder.push(3, _metrics(np.nan, 1.0, skipped_in_row=3, nonfinite=(True, True)))
     recorder.drain()
   told = capsys.readouterr().err
   assert "step 1: the gradient of params/b is not finite; update skipped (1 in a row)" in told
