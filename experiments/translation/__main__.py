@@ -11,8 +11,9 @@ from pathlib import Path
 from experiments.translation import config as config_lib
 from research import prepare, train
 
-HELD_OUT = 400
-VOCABULARY = 4000
+HELD_OUT = 300
+LONGEST = 20  # words of a sentence
+VOCABULARY = 2000
 
 
 def main() -> int:
@@ -39,12 +40,15 @@ def main() -> int:
 
 
 def write_rows(source: Path, target: Path, directory: Path) -> None:
-  """Rows to train on and, of every k-th pair, to hold out; pairs that occur twice occur once."""
+  """Rows to train on and, of every k-th pair, to hold out.
+
+  Pairs that occur twice occur once, and those with a longer sentence than `LONGEST` not at all.
+  """
   pairs = zip(*(file.read_text().splitlines() for file in (source, target)), strict=True)
   rows = [
     {"prompt": html.unescape(a).strip(), "completion": html.unescape(b).strip()}
     for a, b in dict.fromkeys(pairs)
-    if a.strip() and b.strip()
+    if 0 < len(a.split()) <= LONGEST and 0 < len(b.split()) <= LONGEST
   ]
   every = len(rows) // HELD_OUT
   held_out = rows[::every][:HELD_OUT]

@@ -30,8 +30,8 @@ def get_config(directory: str = DIRECTORY):
 
   held_out = {"name": "jsonl", "path": f"{directory}/held_out.jsonl"}
   config.data.train.source = {"name": "jsonl", "path": f"{directory}/train.jsonl"}
-  config.data.train.length = 256
-  config.data.train.target_length = 256
+  config.data.train.length = 128
+  config.data.train.target_length = 128
   config.data.train.on_long_row = "drop"
   config.data.eval = config.data.train.copy_and_resolve_references()
   config.data.eval.source = held_out
@@ -39,12 +39,12 @@ def get_config(directory: str = DIRECTORY):
   config.optimizer.learning_rate = 1e-3
   config.optimizer.b2 = 0.98
   config.optimizer.schedule = {"name": "warmup_cosine", "warmup_fraction": 0.1}
-  config.train.steps = 1000
+  config.train.steps = 1500
   config.train.batch_size = 8
 
-  config.eval.every_steps = 200
+  config.eval.every_steps = 250
   config.eval.evaluators = (
-    {"name": "bleu", "data": held_out, "max_new_tokens": 96, "batch_size": 64},
+    {"name": "bleu", "data": held_out, "max_new_tokens": 48, "batch_size": 64},
   )
   config.checkpoint.every_steps = 100
   config.log.every_steps = 20
