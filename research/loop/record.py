@@ -169,4 +169,5 @@ def _means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
 
 
 def _is_done(metrics: Any) -> bool:
-  return all(leaf.is_ready() for leaf in jax.tree.leaves(metrics) if isinstance(leaf, jax.Array))
+  # What is no array of JAX has no such method, and is done.
+  return all(getattr(leaf, "is_ready", lambda: True)() for leaf in jax.tree.leaves(metrics))
