@@ -378,6 +378,8 @@ def _row_adapters(rows: Sequence[Mapping[str, Any]], writer: _Writer) -> list[st
   """The name of each row's adapter: its own, or that of --use."""
   names = [row.get("adapter") or writer.args.use for row in rows]
   for index, name in enumerate(names):
+    if name is not None and writer.subject.bank is None:
+      raise ValueError(f"row {index} names the adapter {name!r}: give it as --adapter {name}=DIR")
     try:
       writer.which([name])
     except ValueError as error:

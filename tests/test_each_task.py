@@ -176,6 +176,10 @@ def test_what_takes_one_adapter_says_so(world, trained, capsys):
   flags = ["--input=in.jsonl", "--output=no.jsonl", "--continuous", *SAME]
   assert generate.main([*NAMED, *flags]) == 2
   assert "--continuous writes by one adapter" in capsys.readouterr().err
+  (world / "named.jsonl").write_text('{"prompt": "hello"}\n{"prompt": "a", "adapter": "up"}\n')
+  flags = ["--input=named.jsonl", "--output=no.jsonl", *SAME]
+  assert generate.main(["--model=model", "--adapter=run/adapter/up", *flags]) == 2
+  assert "row 1 names the adapter 'up': give it as --adapter up=DIR" in capsys.readouterr().err
   assert evaluate.main(["--run=run", "--perplexity=config.py"]) == 2
   assert "run has several adapters, down, up: give one" in capsys.readouterr().err
 

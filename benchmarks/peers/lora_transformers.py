@@ -11,6 +11,7 @@ from benchmarks import worker, workloads
 
 
 def main() -> None:
+  """Trains on one batch again and again and prints the figures as a line of JSON."""
   parser = worker.parser(__doc__)
   parser.add_argument("--compile", action="store_true", help="run the loss under torch.compile")
   parser.add_argument("--dora", action="store_true", help="DoRA in place of LoRA")

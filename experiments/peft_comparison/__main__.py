@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.peft_comparison.config import METHODS, VALIDATION
-from experiments.peft_comparison.run import BASE, FOUND
+from experiments.peft_comparison.run import FOUND
 from research.evals import bootstrap
 
 TEXT_BYTES = 60_000  # of unrelated text, of which the loss is told before and after
@@ -35,13 +35,14 @@ def main() -> int:
   directory.mkdir(parents=True, exist_ok=True)
   text = directory / "text.txt"
   text.write_bytes(args.text.read_bytes()[:TEXT_BYTES].decode(errors="ignore").encode())
+  base = measured(directory / "base", text)
   rows = []
   for name in args.methods:
-    tried = {rate: found(directory, text, args, name, rate, 0) for rate in METHODS[name].rates}
+    tried = {rate: trained(directory, text, args, name, rate, 0) for rate in METHODS[name].rates}
     best = max(tried, key=lambda rate: accuracy(tried[rate], test=False))
     runs = [tried[best]]
-    runs += [found(directory, text, args, name, best, seed) for seed in range(1, args.seeds)]
-    rows.append(figures(name, best, runs, json.loads((directory / BASE).read_text())))
+    runs += [trained(directory, text, args, name, best, seed) for seed in range(1, args.seeds)]
+    rows.append(figures(name, best, runs, base))
     (directory / "table.md").write_text(table(rows))
     (directory / "figures.json").write_text(json.dumps(rows, indent=2))
     plot(rows, directory / "plot.png")
@@ -49,17 +50,22 @@ def main() -> int:
   return 0
 
 
-def found(
+def trained(
   directory: Path, text: Path, args: argparse.Namespace, name: str, rate: float, seed: int
 ) -> dict[str, Any]:
-  """What the run of a method, rate and seed found, of which it is started if it is not complete."""
+  """What the run of a method, rate and seed found."""
   run = directory / f"{name.replace(' ', '_')}_{rate:g}_{seed}"
-  if not (run / FOUND).exists():
-    print(f"{name}, rate {rate:g}, seed {seed}", flush=True)
-    command = [sys.executable, "-m", "experiments.peft_comparison.run", f"--method={name}"]
-    command += [f"--rate={rate}", f"--seed={seed}", f"--steps={args.steps}"]
-    subprocess.run([*command, f"--directory={run}", f"--text={text}"], check=True)
-  return json.loads((run / FOUND).read_text()) | json.loads((run / "results.json").read_text())
+  flags = [f"--method={name}", f"--rate={rate}", f"--seed={seed}", f"--steps={args.steps}"]
+  return measured(run, text, *flags) | json.loads((run / "results.json").read_text())
+
+
+def measured(directory: Path, text: Path, *flags: str) -> dict[str, Any]:
+  """What the run in `directory` found; it is started, or goes on, if it is not complete."""
+  if not (directory / FOUND).exists():
+    print(directory, flush=True)
+    command = [sys.executable, "-m", "experiments.peft_comparison.run", *flags]
+    subprocess.run([*command, f"--directory={directory}", f"--text={text}"], check=True)
+  return json.loads((directory / FOUND).read_text())
 
 
 def accuracy(run: dict[str, Any], *, test: bool) -> float:

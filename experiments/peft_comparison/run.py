@@ -1,7 +1,6 @@
 """One run in a process of its own, so that its memory is its own: trains, then evaluates.
 
-`python -m experiments.peft_comparison` starts it; what it finds is DIRECTORY/found.json, and beside
-the directory base.json, of the model as it was.
+`python -m experiments.peft_comparison` starts it; what it finds is DIRECTORY/found.json.
 """
 
 from __future__ import annotations
@@ -12,18 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from configs import quickstart
 from experiments.peft_comparison import config as config_lib
 from research import evals
-from research.core import memory
+from research.core import cache, memory
 from research.core.config import Config
 from research.evals import Evaluator
 from research.io.checkpoint import write_json
 from research.io.metrics import read_json_lines
+from research.loop import subject
 from research.loop.callbacks import Callback, Context
 from research.loop.run import run
 
 FOUND = "found.json"
-BASE = "base.json"  # beside the runs
 
 
 class Measure(Callback):
@@ -31,12 +31,6 @@ class Measure(Callback):
 
   def __init__(self, evaluators: Sequence[Evaluator]):
     self._evaluators = evaluators
-
-  def on_start(self, context: Context) -> None:
-    """Measures the model as it is, for all runs beside this one, if none has yet."""
-    file = context.directory.parent / BASE
-    if not file.exists():
-      write_json(file, self._results(context))
 
   def on_end(self, context: Context) -> None:
     """Writes all figures to `FOUND`."""
@@ -50,29 +44,44 @@ class Measure(Callback):
       "adapter_bytes": weights.stat().st_size if weights.exists() else None,
       "losses": [line["loss"] for line in lines if "loss" in line],
     }
-    write_json(context.directory / FOUND, found | self._results(context))
+    task = context.problem
+    found |= results(self._evaluators, task.model, context.variables, task.tokenizer)
+    write_json(context.directory / FOUND, found)
 
-  def _results(self, context: Context) -> dict[str, Any]:
-    task, variables = context.problem, context.variables
-    results = [measure(task.model, variables, task.tokenizer) for measure in self._evaluators]
-    return {result.name: result.to_json() for result in results}
+
+def results(
+  evaluators: Sequence[Evaluator], model: Any, variables: Any, tokenizer: Any
+) -> dict[str, Any]:
+  """What each evaluator finds, by its name."""
+  measured = [evaluator(model, variables, tokenizer) for evaluator in evaluators]
+  return {result.name: result.to_json() for result in measured}
 
 
 def main() -> None:
+  """Runs what the flags say; without a method the model as it is is measured."""
   parser = argparse.ArgumentParser(prog="python -m experiments.peft_comparison.run")
-  parser.add_argument("--method", required=True, choices=config_lib.METHODS)
-  parser.add_argument("--rate", required=True, type=float)
-  parser.add_argument("--seed", required=True, type=int)
-  parser.add_argument("--steps", required=True, type=int)
+  parser.add_argument("--method", choices=config_lib.METHODS, help="without one, the base")
+  parser.add_argument("--rate", type=float, default=0.0)
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--steps", type=int, default=0)
   parser.add_argument("--directory", required=True, type=Path)
   parser.add_argument("--text", required=True, help="a file of unrelated text")
   args = parser.parse_args()
-  made = config_lib.get_config(args.method, args.rate, args.seed, str(args.directory), args.steps)
   sections = [
     config_lib.problems(),
     {"name": "perplexity", "data": {"name": "text", "path": args.text}, "label": "text"},
   ]
-  run(Config(made.to_dict()), callbacks=[Measure(evals.build(sections))])
+  evaluators = evals.build(sections)
+  if args.method is None:
+    cache.keep_compiled()
+    base = quickstart.get_config().model
+    found = subject.load_model(base.source, base.dtype)
+    args.directory.mkdir(parents=True, exist_ok=True)
+    told = results(evaluators, found.model, found.variables, found.tokenizer)
+    write_json(args.directory / FOUND, told)
+    return
+  made = config_lib.get_config(args.method, args.rate, args.seed, str(args.directory), args.steps)
+  run(Config(made.to_dict()), callbacks=[Measure(evaluators)])
 
 
 if __name__ == "__main__":

@@ -72,8 +72,7 @@ def assemble(config: config_lib.Config) -> Problem:
   """
   learner = learner_lib.build(config)
   model, tokenizer, variables = learner.model, learner.tokenizer, learner.variables
-  # For `export`, which must not keep the variables.
-  fresh, starts, tasks = learner.fresh, learner.starts, learner.tasks
+  fresh = learner.fresh
   modules = families.find(model.config.family).modules(model.config)
   with config_lib.blaming("adapters"):
     beside = _beside_adapters(learner, modules)
@@ -102,39 +101,19 @@ def assemble(config: config_lib.Config) -> Problem:
     if learnt := objectives.variables(objective):
       variables["objective"] = learnt
     objectives.require_model(config.objective.name, model)
-  if tasks:
-    with config_lib.blaming("adapters"):
-      objective = objectives.by_task(objective, tasks, batches.tasks)
-      _check_tasks(config, tasks, batches.tasks, pairs)
+  with config_lib.blaming("adapters"):
+    objective = _routed(objective, learner.tasks, batches.tasks)
+    _check_tasks(config, learner.tasks, batches.tasks, pairs)
   evaluators: list[Evaluator] = []
   if config.data.eval:
     with config_lib.blaming("data.eval"):
       _check_positions(model, variables["adapters"], config.data.eval.length)
       held_out = pipeline.eval_batches(config.data.eval, tokenizer, batch_size=batch_size, **rows)
       loss = objectives.build(config.objective, held_out.tasks)
-      if tasks:
-        loss = objectives.by_task(loss, tasks, held_out.tasks)
+      loss = _routed(loss, learner.tasks, held_out.tasks)
     evaluators.append(held_out_loss(loss, held_out))
   with config_lib.blaming("eval.evaluators"):
     evaluators += evals.build([section.take() for section in config.eval.evaluators])
-
-  def export(directory: Path, variables: dict[str, Any]) -> None:
-    if beside is not None:
-      for name, adapters in _alone(variables["adapters"], starts, tasks).items():
-        peft.save(
-          directory / "adapter" / name,
-          peft.with_saved(adapters, variables["params"], beside),
-          modules,
-          base_model=config.model.source,
-          task_type=model.config.task_type,
-        )
-    else:
-      merged = variables["params"]
-      if variables["adapters"]:
-        # A frozen base has the activations' type, in which much of what was learnt would be lost.
-        merged = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), merged)
-        merged = peft.merge(merged, variables["adapters"])
-      models.save(directory / "model", model, merged, tokenizer)
 
   return Problem(
     model=model,
@@ -145,10 +124,51 @@ def assemble(config: config_lib.Config) -> Problem:
     batches=batches,
     evaluators=evaluators,
     forward_flops=model.config.flops_per_token,
-    export=export,
+    export=_exporter(config.model.source, learner, modules, beside),
     active=model.config.active,
     notes=[f"not in the checkpoint, new and trained: {', '.join(sorted(fresh))}"] if fresh else [],
   )
+
+
+def _exporter(
+  source: str,
+  learner: learner_lib.Learner,
+  modules: Mapping[str, Any],
+  beside: frozenset[str] | None,
+) -> Callable[[Path, dict[str, Any]], None]:
+  """`Problem.export`, for what `_beside_adapters` told of the run."""
+  # Not the learner, whose variables would be kept.
+  model, tokenizer, starts, tasks = (
+    learner.model,
+    learner.tokenizer,
+    learner.starts,
+    learner.tasks,
+  )
+
+  def export(directory: Path, variables: dict[str, Any]) -> None:
+    if beside is not None:
+      for name, adapters in _alone(variables["adapters"], starts, tasks).items():
+        peft.save(
+          directory / "adapter" / name,
+          peft.with_saved(adapters, variables["params"], beside),
+          modules,
+          base_model=source,
+          task_type=model.config.task_type,
+        )
+      return
+    merged = variables["params"]
+    if variables["adapters"]:
+      # A frozen base has the activations' type, in which much of what was learnt would be lost.
+      merged = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), merged)
+      merged = peft.merge(merged, variables["adapters"])
+    models.save(directory / "model", model, merged, tokenizer)
+
+  return export
+
+
+def _routed(loss: Objective, names: Sequence[str], tasks: Sequence[str]) -> Objective:
+  """`loss` with the adapter of each token's task, where tasks have their own."""
+  return objectives.by_task(loss, names, tasks) if names else loss
 
 
 def _begun(model: Any, variables: Any, batches: Batches) -> Any:
@@ -211,6 +231,8 @@ def _check_tasks(
   config: config_lib.Config, names: Sequence[str], tasks: Sequence[str], pairs: bool
 ) -> None:
   """Raises ValueError where adapters of each task cannot be trained or told apart."""
+  if not names:
+    return
   for name in names:
     if name not in tasks:
       raise ValueError(f"each_task has {name!r}, which is no task of the mixture: {list(tasks)}")

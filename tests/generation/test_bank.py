@@ -73,6 +73,14 @@ def test_beams(world):
   _require_same(write, world)
 
 
+def test_contrastive_search(world):
+  model = world[0]
+  write = lambda variables, prompts, **extra: generation.contrastive_search(  # noqa: E731
+    model, variables, prompts, penalty_alpha=0.6, top_k=3, **SAME, **extra
+  )
+  _require_same(write, world)
+
+
 def test_scores_and_choices(world):
   model, banked, which, alone = world
   completions = [[1, 2], [3], [4, 5, 6], [7], [8, 9]]

@@ -57,14 +57,9 @@ def write(adapters: Tree, modules: Modules) -> tuple[dict[str, Any], dict[str, n
       f"{name}.{_E}": [i < ranks[name] for i in range(init_r)] for name in (ranks if cut else ())
     }
     or None,
-    "target_modules": kernels.targets(held, modules),
+    **kernels.settings(held, grouped, modules),
     "lora_dropout": max(adapter.dropout for adapter in found.values()),
-    "fan_in_fan_out": kernels.fan_in_fan_out(grouped),
-    "bias": "none",
     "init_lora_weights": True,
-    "modules_to_save": None,
-    "layers_to_transform": None,
-    "layers_pattern": None,
   }
   return config, tensors
 

@@ -150,6 +150,23 @@ def targets(held: Mapping[str, Sequence[bool]], modules: Modules) -> list[str]:
   return sorted(found)
 
 
+def settings(
+  held: Mapping[str, Sequence[bool]], grouped: Collection[str], modules: Modules
+) -> dict[str, Any]:
+  """The config's keys that low-rank methods share: which modules, and nothing beside them.
+
+  held: as `targets` has it. grouped: the modules that have adapters.
+  """
+  return {
+    "target_modules": targets(held, modules),
+    "fan_in_fan_out": fan_in_fan_out(grouped),
+    "bias": "none",
+    "modules_to_save": None,
+    "layers_to_transform": None,
+    "layers_pattern": None,
+  }
+
+
 def _shortest(module, whole, every):
   """The shortest end of `module` that only modules in `whole` have; None if the layer is in it."""
   words = module.split(".")

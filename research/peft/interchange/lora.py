@@ -202,16 +202,11 @@ def _config(shapes, modules, grouped):
     "lora_alpha": int(common[1]) if common[1].is_integer() else common[1],
     "rank_pattern": {name: rank for name, (rank, _) in each.items() if rank != common[0]},
     "alpha_pattern": {name: alpha for name, (_, alpha) in each.items() if alpha != common[1]},
-    "target_modules": kernels.targets(held, modules),
+    **kernels.settings(held, grouped, modules),
     "lora_dropout": max(adapter.dropout for adapter in adapters),
-    "fan_in_fan_out": kernels.fan_in_fan_out(grouped),
-    "bias": "none",
     "use_rslora": False,
     "use_dora": isinstance(adapters[0], DoRA),
     "init_lora_weights": True,
-    "modules_to_save": None,
-    "layers_to_transform": None,
-    "layers_pattern": None,
   }
 
 

@@ -51,17 +51,12 @@ def write(adapters: Tree, modules: Modules) -> tuple[dict[str, Any], dict[str, n
   held = {m: [i in each[m] for i in range(len(_layers(v)))] for m, v in grouped.items()}
   config = {
     "r": int(a.shape[1]),
-    "target_modules": kernels.targets(held, modules),
+    **kernels.settings(held, grouped, modules),
     "projection_prng_key": 0,
     "save_projection": True,
     "vera_dropout": max(adapter.dropout for adapter in grouped.values()),
     "d_initial": 0.1,
-    "fan_in_fan_out": kernels.fan_in_fan_out(grouped),
-    "bias": "none",
     "init_weights": True,
-    "modules_to_save": None,
-    "layers_to_transform": None,
-    "layers_pattern": None,
   }
   return config, tensors
 
