@@ -53,6 +53,10 @@ def get_config() -> ConfigDict:
   # need no target. With "each_task": ("math", "chat") in a rule of lora, each of a mixture's tasks
   # has its own.
   config.adapters = ()
+  # What of the base is held in few bits (QLoRA and its like): rules {"target": path regex, "kind":
+  # "nf4", "group": 64, "scales": "double"}, as research.quant.Scheme has them; kind "none" leaves a
+  # parameter as it is, and a parameter takes the first rule that matches it.
+  config.quantize = ()
   # What the optimizer changes: "adapters", "all", or regexes of parameters' paths (".*/bias"), also
   # beside "adapters".
   config.trainable = ("adapters",)

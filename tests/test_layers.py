@@ -12,9 +12,9 @@ LAYERS = [
   {"train", "evaluate", "generate", "inspect", "prepare"},
   {"loop"},
   {"objectives", "evals"},
-  {"generation"},
+  {"generation", "calibration"},
   {"models"},
-  {"nn", "peft", "losses", "data", "optim"},
+  {"nn", "peft", "quant", "losses", "data", "optim"},
   {"io"},
   {"core"},
 ]

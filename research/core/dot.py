@@ -6,14 +6,17 @@ result would run the backward products on float32 operands, several times slower
 hence the custom derivative: cotangents are rounded to the operands' type first.
 """
 
+from typing import Any
+
 import jax
 from flax import struct
 
+from research.core.matrix import Matrix
 from research.core.products import matmul, outer
 
 
 @struct.dataclass
-class Transposed:
+class Transposed(Matrix):
   """A kernel `[in, out]` held as `[out, in]`.
 
   With few rows a CPU multiplies bfloat16 by it in half the time: what it rearranges for its
@@ -23,23 +26,34 @@ class Transposed:
   values: jax.Array
 
   @property
-  def dtype(self):
-    """The type of the numbers."""
+  def shape(self) -> tuple[int, ...]:
+    """See `Matrix`."""
+    return self.values.shape[::-1]
+
+  @property
+  def dtype(self) -> Any:
+    """See `Matrix`."""
     return self.values.dtype
+
+  def astype(self, dtype: Any) -> jax.Array:
+    """See `Matrix`."""
+    return self.values.astype(dtype).T
+
+  def product(self, x: jax.Array) -> jax.Array:
+    """See `Matrix`; not for a kernel that trains."""
+    values = self.values.astype(x.dtype)
+    rows = x.reshape(-1, x.shape[-1])
+    if rows.shape[0] > _FEW_ROWS:
+      return matmul(x, values, (x.ndim - 1, 1))
+    return matmul(values, rows, (1, 1)).T.reshape(*x.shape[:-1], -1)
 
 
 _FEW_ROWS = 128
 
 
-def dot(x: jax.Array, kernel: jax.Array | Transposed) -> jax.Array:
+def dot(x: jax.Array, kernel: jax.Array | Matrix) -> jax.Array:
   """`x [..., in]` times `kernel [in, out]` in the type of `x` -> float32 `[..., out]`."""
-  if isinstance(kernel, Transposed):
-    values = kernel.values.astype(x.dtype)
-    rows = x.reshape(-1, x.shape[-1])
-    if rows.shape[0] > _FEW_ROWS:
-      return matmul(x, values, (x.ndim - 1, 1))
-    return matmul(values, rows, (1, 1)).T.reshape(*x.shape[:-1], -1)
-  return _dot(x, kernel)
+  return kernel.product(x) if isinstance(kernel, Matrix) else _dot(x, kernel)
 
 
 @jax.custom_vjp
@@ -62,9 +76,9 @@ def _backward(residuals, g):
 _dot.defvjp(_forward, _backward)
 
 
-def across(kernel: jax.Array | Transposed, a: jax.Array) -> jax.Array:
+def across(kernel: jax.Array | Matrix, a: jax.Array) -> jax.Array:
   """`kernel^T a` in the type of `kernel`: `[in, out]`, `[in, r]` -> float32 `[out, r]`."""
   a = a.astype(kernel.dtype)
   if isinstance(kernel, Transposed):
     return matmul(kernel.values, a, (1, 0))
-  return outer(kernel, a)
+  return outer(kernel.astype(kernel.dtype), a)

@@ -13,18 +13,19 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from research.core.matrix import Matrix, is_matrix
 from research.core.products import matmul, outer
 
 _BLOCKS = (8, 256)  # fewest and most rows of a block
 
 
 @jax.custom_vjp
-def grouped(x: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
+def grouped(x: jax.Array, kernels: jax.Array | Matrix, sizes: jax.Array) -> jax.Array:
   """Each row by the kernel of its group, in the type of `x` -> float32 `[M, out]`.
 
   Args:
     x: `[M, in]`, sorted by group.
-    kernels: `[E, in, out]`.
+    kernels: `[E, in, out]`; in another form than an array they have no gradient.
     sizes: int32 `[E]`, the rows of each group; their sum is M.
   """
   return _product(x, kernels.astype(x.dtype), sizes)
@@ -38,6 +39,10 @@ def _backward(residuals, g):
   # As in core/dot.py: products on operands of the type of `x`, where JAX's own would be float32.
   x, kernels, sizes = residuals
   g = g.astype(x.dtype)
+  if is_matrix(kernels):
+    # As in quant/qarray.py: made again, not kept.
+    kernels, g = jax.lax.optimization_barrier((kernels, g))
+    return _product(g, kernels.astype(x.dtype), sizes, transposed=True).astype(x.dtype), None, None
   dx = _product(g, kernels.astype(x.dtype), sizes, transposed=True).astype(x.dtype)
   dkernels = jax.lax.platform_dependent(x, g, sizes, cpu=_outer_looped, default=_outer_ragged)
   return dx, dkernels.astype(kernels.dtype), None

@@ -1,4 +1,4 @@
-"""First and second moments of the rows that a projection reads: what calibration goes by.
+"""Moments and sizes of the rows that a projection reads: what calibration goes by.
 
 B batch, S sequence, n features.
 """
@@ -23,17 +23,22 @@ class Moments:
   count: the sum of weights so far.
   total: the weighted sum of rows.
   products: the weighted sum of `x^T x`.
+  sizes: the weighted sum of `|x|`.
+  peaks: the largest `|x|` of a row that counts.
   """
 
   weights: jax.Array  # [..., B, S]
   count: jax.Array  # [...]
   total: jax.Array  # [..., n]
   products: jax.Array  # [..., n, n]
+  sizes: jax.Array  # [..., n]
+  peaks: jax.Array  # [..., n]
 
   @classmethod
   def none(cls, stack: tuple[int, ...], features: int) -> Moments:
     """Of nothing yet, for a kernel `[*stack, features, out]`; `weights` are still to be given."""
-    shapes: tuple[tuple[int, ...], ...] = ((0, 0), (), (features,), (features, features))
+    row = (features,)
+    shapes: tuple[tuple[int, ...], ...] = ((0, 0), (), row, (features, features), row, row)
     return cls(*(jnp.zeros((*stack, *shape), jnp.float32) for shape in shapes))
 
   def expecting(self, weights: Any) -> Moments:
@@ -46,10 +51,13 @@ class Moments:
     rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
     weights = self.weights.reshape(-1).astype(jnp.float32)
     weighted = rows * weights[:, None]
+    absolute = jnp.abs(rows)
     return self.replace(  # type: ignore[attr-defined]
       count=self.count + weights.sum(),
       total=self.total + weighted.sum(axis=0),
       products=self.products + matmul(weighted, rows, (0, 0)),
+      sizes=self.sizes + jnp.sum(absolute * weights[:, None], axis=0),
+      peaks=jnp.maximum(self.peaks, jnp.max(absolute * (weights[:, None] > 0), axis=0)),
     )
 
   def covariance(self, layer: int) -> np.ndarray:

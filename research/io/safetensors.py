@@ -68,7 +68,7 @@ class _File(Mapping[str, np.ndarray]):
       header = json.loads(self._data[8 : self._start])
     except ValueError as error:
       raise ValueError(f"{path} is not a safetensors file: its header is not JSON") from error
-    header.pop("__metadata__", None)
+    self.metadata: dict[str, str] = header.pop("__metadata__", {})
     for name, entry in header.items():
       begin, end = entry["data_offsets"]
       if self._start + end > size:
@@ -159,6 +159,14 @@ def read(path: str | os.PathLike[str]) -> Mapping[str, np.ndarray]:
   if (path / INDEX).is_file():
     return _Shards(path / INDEX)
   raise FileNotFoundError(f"{path} has neither {SINGLE} nor {INDEX}")
+
+
+def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+  """What the header of a `.safetensors` file says beside its tensors.
+
+  Raises: as `read`.
+  """
+  return _File(Path(path)).metadata
 
 
 @contextlib.contextmanager

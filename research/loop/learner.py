@@ -8,10 +8,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from research import models, peft
+from research import models, peft, quant
 from research.core import config as config_lib
+from research.core import matrix, tree
 from research.core import rng as rng_lib
-from research.core import tree
 from research.data.tokenizer import Tokenizer
 from research.loop import state as state_lib
 from research.models import heads
@@ -59,7 +59,7 @@ def build(config: config_lib.Config) -> Learner:
   trains = state_lib.trains(
     config.trainable, variables, lambda path, _: path in adapter_trains, fresh
   )
-  kernels = tree.flatten(params)
+  kernels = matrix.flatten(params)
   for path, adapter in peft.sites(adapters):
     if adapter.frozen_kernel and trains(f"params/{path}", kernels[path]):
       raise config_lib.ConfigError(
@@ -68,7 +68,27 @@ def build(config: config_lib.Config) -> Learner:
   variables = tree.map_with_path(
     lambda path, leaf: leaf.astype(dtype) if _is_frozen(path, leaf, trains) else leaf, variables
   )
+  if config.quantize:
+    with config_lib.blaming("quantize"):
+      variables = _rounded(variables, config.quantize, trains)
   return Learner(model, tokenizer, variables, trains, fresh, peft.starts(adapters), tasks)
+
+
+def _rounded(
+  variables: dict[str, Any], rules: quant.Rules, trains: Callable[[str, Any], bool]
+) -> dict[str, Any]:
+  """With the base in few bits, and adapters begun on that.
+
+  Raises:
+    ValueError: a rule takes what trains, or rounds nothing.
+  """
+  params = variables["params"]
+  chosen = quant.schemes(rules, params)
+  for path, leaf in matrix.flatten(params).items():
+    if path in chosen and trains(f"params/{path}", leaf):
+      raise ValueError(f"{path!r} trains, and so cannot be held in {chosen[path].kind}")
+  params = quant.quantize(params, rules)
+  return {"params": params, "adapters": peft.moved(variables["adapters"], params)}
 
 
 def adapters_alone(config: config_lib.Config) -> bool:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research import evals, models, objectives, peft
+from research import evals, models, objectives, peft, quant
 from research.core import config as config_lib
 from research.core import tree
 from research.data import pipeline
@@ -72,7 +72,6 @@ def assemble(config: config_lib.Config) -> Problem:
   """
   learner = learner_lib.build(config)
   model, tokenizer, variables = learner.model, learner.tokenizer, learner.variables
-  fresh = learner.fresh
   modules = families.find(model.config.family).modules(model.config)
   with config_lib.blaming("adapters"):
     beside = _beside_adapters(learner, modules)
@@ -126,8 +125,22 @@ def assemble(config: config_lib.Config) -> Problem:
     forward_flops=model.config.flops_per_token,
     export=_exporter(config.model.source, learner, modules, beside),
     active=model.config.active,
-    notes=[f"not in the checkpoint, new and trained: {', '.join(sorted(fresh))}"] if fresh else [],
+    notes=_notes(learner, merges=beside is None),
   )
+
+
+def _notes(learner: learner_lib.Learner, merges: bool) -> list[str]:
+  """`Problem.notes`. merges: whether the run leaves a model with adapters merged."""
+  notes = []
+  if learner.fresh:
+    notes.append(f"not in the checkpoint, new and trained: {', '.join(sorted(learner.fresh))}")
+  size = quant.size(learner.variables["params"])
+  if size.held < size.dense:
+    megabytes = f"{size.held / 1e6:,.1f} MB, of {size.dense / 1e6:,.1f} as they stand for"
+    notes.append(f"the base is held in {megabytes}")
+    if merges:
+      notes.append("the model that is saved is the rounded base as numbers, with adapters merged")
+  return notes
 
 
 def _exporter(
@@ -156,7 +169,7 @@ def _exporter(
           task_type=model.config.task_type,
         )
       return
-    merged = variables["params"]
+    merged = quant.dequantize(variables["params"])
     if variables["adapters"]:
       # A frozen base has the activations' type, in which much of what was learnt would be lost.
       merged = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), merged)

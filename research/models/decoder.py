@@ -156,6 +156,17 @@ class Decoder(nn.Module):
       prefix: int32 `[B, S]`: how many first tokens of a token's document see each other both
         ways; by default none. Not used with a cache.
     """
+    x, context, kinds, keys = self.enter(tokens, positions, segments, cache, prefix)
+    x, layers = self.layers(x, context, None if cache is None else cache.layers, kinds)
+    if cache is None:
+      return self.final_norm(x)
+    return self.final_norm(x), Cache(layers, keys, cache.used + tokens.shape[1])
+
+  def enter(self, tokens, positions=None, segments=None, cache=None, prefix=None):
+    """What the layers are given: `(x [B, S, D], context, kinds)`, see `research.nn.block.stack`.
+
+    And the positions of the keys that they see, `[B, T]`. Args and errors: see `hidden`.
+    """
     if cache is not None and segments is not None:
       raise ValueError("segments are for whole rows; with a cache mark padding by position -1")
     if cache is not None and prefix is not None:
@@ -204,13 +215,8 @@ class Decoder(nn.Module):
       for window in windows
     )
     if len(contexts) == 1:
-      context, kinds = contexts[0], None
-    else:
-      context, kinds = contexts, np.array([windows.index(w) for w in c.windows], np.int32)
-    x, layers = self.layers(x, context, None if cache is None else cache.layers, kinds)
-    if cache is None:
-      return self.final_norm(x)
-    return self.final_norm(x), Cache(layers, keys, start + tokens.shape[1])
+      return x, contexts[0], None, keys
+    return x, contexts, np.array([windows.index(w) for w in c.windows], np.int32), keys
 
   @property
   def head_names(self) -> tuple[str, ...]:

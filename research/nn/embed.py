@@ -1,9 +1,12 @@
 """Lookup tables of tokens and positions."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.matrix import is_matrix, rows
 from research.core.products import matmul, outer
 from research.nn.tap import tap
 
@@ -16,18 +19,21 @@ class Embed(nn.Module):
   dtype: jnp.dtype
 
   def setup(self):
-    self.embedding = self.param(
-      "embedding", nn.initializers.normal(0.02), (self.rows, self.features)
-    )
+    table: Any = self.get_variable("params", "embedding")
+    if not is_matrix(table):
+      table = self.param("embedding", nn.initializers.normal(0.02), (self.rows, self.features))
+    self.embedding = table
 
   def __call__(self, ids: jax.Array) -> jax.Array:
-    looked_up = jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+    looked_up = rows(self.embedding, ids).astype(self.dtype)
     looked_up = tap(self, "embedding", looked_up, ids=ids, table=self.embedding)
     return tap(self, "prompt", looked_up, ids=ids)
 
   def attend(self, x: jax.Array) -> jax.Array:
     """`[..., D]` -> float32 logits `[..., rows]` against the table's rows (tied head)."""
-    return tap(self, "embedding", _attend(x, self.embedding), x=x, table=self.embedding)
+    table = self.embedding
+    logits = table.product(x) if is_matrix(table) else _attend(x, table)
+    return tap(self, "embedding", logits, x=x, table=table)
 
 
 @jax.custom_vjp

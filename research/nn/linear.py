@@ -5,7 +5,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from research.core.dot import Transposed, dot
+from research.core.dot import dot
+from research.core.matrix import is_matrix
 from research.nn.tap import tap
 
 
@@ -22,7 +23,7 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     kernel: Any = self.get_variable("params", "kernel")
-    if not isinstance(kernel, Transposed):
+    if not is_matrix(kernel):
       kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
     bias = None
     if self.use_bias:

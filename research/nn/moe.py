@@ -7,11 +7,14 @@ token however many there are.
 B batch, S sequence, D model, E experts, M = B * S * top_k rows.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from research.core.grouped import grouped
+from research.core.matrix import is_matrix
 from research.nn.linear import Linear
 from research.nn.mlp import gated
 from research.nn.tap import tap
@@ -31,7 +34,9 @@ class ExpertLinear(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
     shape = (sizes.shape[0], x.shape[-1], self.features)
-    kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
+    kernel: Any = self.get_variable("params", "kernel")
+    if not is_matrix(kernel):
+      kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
     y = tap(self, "kernel", grouped(x, kernel, sizes), x=x, kernel=kernel, sizes=sizes)
     return y.astype(x.dtype)
 

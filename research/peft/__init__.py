@@ -4,6 +4,7 @@ from research.peft.adalora import penalty
 from research.peft.adapter import (
   Adapter,
   materialize,
+  moved,
   offset,
   sites,
   trainable_paths,
@@ -36,6 +37,7 @@ __all__ = [
   "load",
   "materialize",
   "merge",
+  "moved",
   "obstacle",
   "offset",
   "penalty",

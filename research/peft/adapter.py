@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from research.core import tree
+from research.core import matrix, tree
 
 Tree = Any
 
@@ -59,6 +59,11 @@ class Adapter:
     """Whether it changes a table where tokens are looked up, and not where it is the head, too."""
     return False
 
+  def on(self, kernel: Any) -> Adapter:
+    """This new adapter where `kernel` is another than it was made for, a rounded one."""
+    del kernel
+    return self
+
   def materialize(self) -> Adapter:
     """What acts at the tap: of a method that trains something else, what it is made into."""
     return self
@@ -92,6 +97,14 @@ def trainable_paths(adapters: Tree) -> frozenset[str]:
       if adapter.trains(leaf):
         found.add(f"{path}/{leaf}")
   return frozenset(found)
+
+
+def moved(adapters: Tree, params: Tree) -> Tree:
+  """New `adapters` as they begin on `params`, which have been rounded since they were made."""
+  flat = matrix.flatten(params)
+  return tree.unflatten(
+    {path: node.on(flat[path]) if path in flat else node for path, node in sites(adapters)}
+  )
 
 
 def materialize(variables: Tree) -> Tree:

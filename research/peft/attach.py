@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from research.core import config, tree
+from research.core import config, matrix, tree
 from research.peft import (
   adalora,
   banked,
@@ -74,7 +74,7 @@ def attach(
     ValueError: a rule matches nothing, names no known method, or has an unknown argument; or the
       model has no place for the method.
   """
-  flat = tree.flatten(params)
+  flat = matrix.flatten(params)
   at_kernels = [rule for rule in rules if rule.get("name") not in SITES]
   adapters: dict[str, Adapter] = {}
   for path, rule in tree.first_match([(_target(rule), rule) for rule in at_kernels], flat).items():

@@ -1,5 +1,7 @@
 """DoRA: LoRA of a kernel's directions, and its magnitudes (Liu et al. 2024, arXiv:2402.09353)."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -7,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from research.core.dot import Transposed, across
+from research.core.dot import across
+from research.core.matrix import Matrix
 from research.core.products import matmul, outer
 from research.peft import lora
 from research.peft.adapter import Adapter
@@ -55,12 +58,17 @@ class DoRA(Adapter):
     """See `Adapter.reads_kernel`."""
     return True
 
-  def _norms(self, kernel: jax.Array | Transposed) -> jax.Array:
+  def _norms(self, kernel: jax.Array | Matrix) -> jax.Array:
     """`n [out]`, by |w|^2 + 2 s <w, a b> + s^2 |a b|^2: no matrix of the kernel's size is made."""
     kernel, a, b, scale = jax.lax.stop_gradient((kernel, self.a, self.b, self.scale))
     mixed = jnp.sum(across(kernel, a).T * b, axis=0)
     own = jnp.sum(b * matmul(outer(a, a), b, (1, 0)), axis=0)
     return _roots(self.squares + scale * (2 * mixed + scale * own))
+
+  def on(self, kernel) -> DoRA:
+    """With the magnitudes of another kernel."""
+    factors = LoRA(self.a, self.b, self.scale, self.ranks, self.dropout)
+    return with_magnitude(factors, kernel)
 
   def merge(self, kernel):
     """`m / n * (kernel + scale * a b)`, computed in float32, in the type of `kernel`."""

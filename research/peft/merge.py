@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from research.core import tree
+from research.core import matrix, tree
 from research.peft.adapter import sites
 
 Tree = Any
@@ -18,7 +18,7 @@ def merge(params: Tree, adapters: Tree) -> Tree:
     ValueError: an adapter's method cannot be merged, or its site is not in `params`, or is a table
       that is the head, too, which the adapter leaves as it is.
   """
-  flat = tree.flatten(params)
+  flat = matrix.flatten(params)
   kept = covered(params, adapters)
   for path, adapter in sites(adapters):
     flat[path] = adapter.merge(kept[path])
@@ -37,7 +37,7 @@ def covered(params: Tree, adapters: Tree) -> dict[str, jax.Array]:
     ValueError: as `merge`.
   """
   require_mergeable(adapters)
-  flat = tree.flatten(params)
+  flat = matrix.flatten(params)
   kept: dict[str, jax.Array] = {}
   for path, adapter in sites(adapters):
     if path not in flat:
@@ -61,7 +61,7 @@ def unmerge(merged: Tree, covered: Mapping[str, jax.Array]) -> Tree:
   Raises:
     ValueError: they are not of one model.
   """
-  flat = tree.flatten(merged)
+  flat = matrix.flatten(merged)
   for path, kept in covered.items():
     if path not in flat:
       raise ValueError(f"{path!r} was covered and is not in the model{tree.nearest(path, flat)}")

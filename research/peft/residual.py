@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.core import tree
+from research.core import matrix, tree
 from research.peft.adapter import is_adapter, sites
 from research.peft.lora import LoRA
 
@@ -24,7 +24,7 @@ def residual(params: Tree, adapters: Tree) -> Tree:
   Only adapters with a `start` change anything. `params` and `adapters` together are the model that
   `params` alone were; a kernel in bfloat16 is rounded once.
   """
-  flat = tree.flatten(params)
+  flat = matrix.flatten(params)
   for path, adapter in _begun(adapters):
     flat[path] = adapter.replace(scale=-adapter.scale).merge(flat[path])
   return tree.unflatten(flat)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from flax import struct
 
-from research.core import tree
+from research.core import matrix, tree
 from research.peft.adapter import Adapter, is_adapter, sites
 
 Tree = Any
@@ -38,7 +38,7 @@ def with_saved(adapters: Tree, params: Tree, paths: Iterable[str]) -> Tree:
   Raises:
     ValueError: a parameter has an adapter.
   """
-  flat, found = tree.flatten(params), tree.flatten(adapters, is_leaf=is_adapter)
+  flat, found = matrix.flatten(params), tree.flatten(adapters, is_leaf=is_adapter)
   for path in paths:
     if path in found:
       raise ValueError(f"{path!r} was trained and has an adapter; PEFT's files hold one of them")
@@ -57,7 +57,7 @@ def install(params: Tree, adapters: Tree) -> tuple[Tree, Tree]:
   Raises:
     ValueError: something was saved that `params` have not, or of another shape.
   """
-  flat, others = tree.flatten(params), {}
+  flat, others = matrix.flatten(params), {}
   for path, adapter in sites(adapters):
     if not isinstance(adapter, Saved):
       others[path] = adapter

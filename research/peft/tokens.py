@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from research.core.matrix import rows
 from research.core.products import matmul
 from research.peft.adapter import Adapter
 
@@ -35,7 +36,7 @@ class TrainableTokens(Adapter):
     mine = jnp.asarray(self.ids)
     if ids is None:
       # As a difference, so that rows that have not been trained change no bit.
-      change = (self.rows - table[mine].astype(jnp.float32)).astype(x.dtype)
+      change = (self.rows - rows(table, mine).astype(jnp.float32)).astype(x.dtype)
       return value.at[..., mine].add(matmul(x, change, (x.ndim - 1, 1)))
     which = ids[..., None] == mine  # [B, S, n]
     # A product, since its derivative is one, too; that of a lookup scatters every token.
@@ -77,13 +78,11 @@ def init(
   ids = [_id(token, tokenizer) for token in tokens]
   if not ids or len(set(ids)) < len(ids):
     raise ValueError(f"trainable tokens {tuple(tokens)!r}: they are one or more, each once")
-  if not 0 <= min(ids) <= max(ids) < len(table):
-    raise ValueError(f"trainable tokens {tuple(tokens)!r}: the table has 0 to {len(table) - 1}")
+  if not 0 <= min(ids) <= max(ids) < table.shape[0]:
+    raise ValueError(f"trainable tokens {tuple(tokens)!r}: the table has 0 to {table.shape[0] - 1}")
   if isinstance(table, jax.ShapeDtypeStruct):
     raise ValueError(f"trainable tokens begin from the numbers of {path!r}, not from its shape")
-  return {
-    path: TrainableTokens(jnp.asarray(table)[jnp.asarray(ids)].astype(jnp.float32), tuple(ids))
-  }
+  return {path: TrainableTokens(rows(table, jnp.asarray(ids)).astype(jnp.float32), tuple(ids))}
 
 
 def _id(token, tokenizer):

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from research.core import tree
+from research.core import matrix, tree
 from research.peft.adalora import AdaLoRA, Budget, alpha_of, scale_of
 from research.peft.adapter import sites
 from research.peft.interchange import kernels, lora
@@ -74,7 +74,7 @@ def read(
       does not fit.
   """
   kernels.require_neutral(config, lora.NEUTRAL)
-  flat = tree.flatten(params)
+  flat = matrix.flatten(params)
   places = kernels.places(params, modules)
   tensors = dict(tensors)
   held = {suffix: kernels.take(tensors, suffix, places) for suffix in (_A, _E, _B)}

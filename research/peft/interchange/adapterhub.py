@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.core import tree
+from research.core import matrix, tree
 from research.peft.adapter import sites
 from research.peft.bottleneck import FIELDS, Bottleneck
 from research.peft.interchange.modules import Modules
@@ -131,7 +131,7 @@ def read(
   normed, prefix = method.get("ln_before", False), _layers(modules)
   if prefix not in _MODULES:
     raise ValueError("AdapterHub's bottlenecks are read for decoders like Llama or GPT-2 alone")
-  kernel = tree.flatten(params)["layers/attention/o_proj/kernel"]
+  kernel = matrix.flatten(params)["layers/attention/o_proj/kernel"]
   layers, _, size = kernel.shape
   tensors, found = dict(tensors), {}
   for path, (flag, module) in _SITES.items():

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from research.core import tree
+from research.core import matrix, tree
 from research.peft import tokens as tokens_lib
 from research.peft.adapter import sites
 from research.peft.interchange import kernels
@@ -113,7 +113,7 @@ def take(
       apart from the head that shares it.
   """
   config, tensors = dict(config), dict(tensors)
-  flat = tree.flatten(params)
+  flat = matrix.flatten(params)
   found: dict[str, Any] = {}
   indices = config.pop("trainable_token_indices", None)
   alone = config.get("peft_type") == TOKENS

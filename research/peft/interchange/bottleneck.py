@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.core import tree
+from research.core import matrix, tree
 from research.peft import bottleneck
 from research.peft.adapter import sites
 from research.peft.bottleneck import FIELDS, Bottleneck
@@ -43,7 +43,7 @@ def read(
     ValueError: a site is none of the model's, or a tensor has no place there or does not fit.
   """
   del modules
-  flat, found = tree.flatten(params), {}
+  flat, found = matrix.flatten(params), {}
   known, tensors = bottleneck.sites(flat), dict(tensors)
   for path, how in config["sites"].items():
     if path not in known:

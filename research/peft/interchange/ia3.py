@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from research.core import tree
+from research.core import matrix, tree
 from research.peft.adapter import sites
 from research.peft.ia3 import IA3
 from research.peft.interchange import kernels
@@ -64,7 +64,7 @@ def read(
       does not fit.
   """
   kernels.require_neutral(config, kernels.NEUTRAL)
-  flat = tree.flatten(params)
+  flat = matrix.flatten(params)
   places = kernels.places(params, modules)
   tensors = dict(tensors)
   scales = kernels.take(tensors, _SCALE, places)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from research.core import tree
+from research.core import matrix, tree
 from research.peft.adapter import sites
 from research.peft.interchange.modules import PREFIX, Modules, Part
 
@@ -55,7 +55,7 @@ def is_whole(group: Collection[Part]) -> bool:
 
 def places(params: Tree, modules: Modules) -> dict[str, list[tuple[str, int, Part]]]:
   """`module, with its layer -> (path, layer, part)` of the kernels in `params` that it holds."""
-  kernels = tree.flatten(params)
+  kernels = matrix.flatten(params)
   found: dict[str, list[tuple[str, int, Part]]] = {}
   for path, (module, part) in modules.items():
     if path in kernels:

@@ -20,7 +20,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from research.core import tree
+from research.core import matrix, tree
 from research.peft import dora, embedding
 from research.peft.adapter import sites
 from research.peft.dora import DoRA
@@ -97,7 +97,7 @@ def read(
       does not fit.
   """
   _check(config)
-  flat = tree.flatten(params)
+  flat = matrix.flatten(params)
   places = kernels.places(params, modules)
   tensors = dict(tensors)
   lows, highs = kernels.take(tensors, _A, places), kernels.take(tensors, _B, places)

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from research.core import tree
+from research.core import matrix, tree
 from research.peft import prefix
 from research.peft.adapter import materialize, sites
 from research.peft.interchange import virtual
@@ -36,7 +36,7 @@ def read(
     ValueError: the config asks for what we cannot honour, or the tensor does not fit `params`.
   """
   del modules
-  flat = tree.flatten(params)
+  flat = matrix.flatten(params)
   (site,) = prefix.sites(flat)
   layers, _, size = flat["layers/attention/k_proj/kernel"].shape
   shape = f"the keys and values of {layers} layers, each of {size}"

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from research.core import tree
+from research.core import matrix, tree
 from research.peft.adapter import materialize, sites
 from research.peft.interchange import virtual
 from research.peft.interchange.modules import Modules
@@ -42,7 +42,7 @@ def read(
     ValueError: the config asks for what we cannot honour, or the tensor does not fit `params`.
   """
   del modules
-  flat = tree.flatten(params)
+  flat = matrix.flatten(params)
   places(flat)
   size = flat["embed/embedding"].shape[1]
   found = jnp.asarray(virtual.tensor(config, tensors, size, f"embeddings of {size}"))

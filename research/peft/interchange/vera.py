@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from research.core import tree
+from research.core import matrix, tree
 from research.peft.interchange import kernels
 from research.peft.interchange.modules import PREFIX, Modules
 from research.peft.vera import VeRA
@@ -78,7 +78,7 @@ def read(
       " save_projection=True"
     )
   a, b = (np.asarray(tensors.pop(name), np.float32).T for name in (_A, _B))  # [in, r], [r, out]
-  flat = tree.flatten(params)
+  flat = matrix.flatten(params)
   places = kernels.places(params, modules)
   held = {suffix: kernels.take(tensors, suffix, places) for suffix in (_D, _LAMBDA_B)}
   kernels.require_together(held)

@@ -1,0 +1,176 @@
+"""Holds a model in few bits in many ways, and measures what each costs: perplexity and bytes.
+
+  python -m experiments.quantization --text=wikitext2_valid.txt --calibration=speeches.txt
+  python -m experiments.quantization --text=... --calibration=... --variants "int8,nf4"
+
+Perplexity is of the text's first 160,000 bytes; methods are calibrated by another text. A variant
+that is complete is not done again. Table and plot are of what is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs import base
+from experiments.quantization.config import (
+  CALIBRATION_LENGTH,
+  CALIBRATION_ROWS,
+  EVALUATION_BYTES,
+  MODEL,
+  VARIANTS,
+  Variant,
+)
+from research import calibration, evals, models, quant
+from research.core import cache
+from research.core.config import Config
+from research.data import pipeline
+from research.evals import bootstrap
+from research.evals.result import Result
+from research.io.checkpoint import write_json
+
+BASE = "bfloat16"
+
+
+def main() -> int:
+  """Measures what is missing, and tells what is there."""
+  args = _arguments()
+  args.directory.mkdir(parents=True, exist_ok=True)
+  cache.keep_compiled()
+  text = args.directory / "text.txt"
+  text.write_bytes(args.text.read_bytes()[:EVALUATION_BYTES].decode(errors="ignore").encode())
+  section = {
+    "name": "perplexity",
+    "data": {"name": "text", "path": str(text)},
+    "length": CALIBRATION_LENGTH,
+    "context": 64,
+  }
+  (evaluator,) = evals.build([section])
+  model, params, tokenizer = models.load(MODEL, dtype="bfloat16", param_dtype="float32")
+  batches = list(_batches(args.calibration, tokenizer))
+  rows: list[dict[str, Any]] = []
+  for name in (BASE, *args.variants):
+    file = args.directory / f"{name.replace(' ', '_')}.json"
+    if not file.exists():
+      started = time.perf_counter()
+      held = params if name == BASE else _held(model, params, VARIANTS[name], batches, name)
+      seconds = time.perf_counter() - started
+      result = evaluator(model, {"params": held}, tokenizer)
+      size = quant.size(held["layers"])
+      found = {"bytes": size.held, "dense": size.dense // 2, "seconds": seconds}
+      write_json(file, {**found, **result.to_json()})
+    rows.append(json.loads(file.read_text()) | {"name": name})
+    (args.directory / "table.md").write_text(table(rows))
+    plot(rows, args.directory / "plot.png")
+  print(table(rows))
+  return 0
+
+
+def _held(model: Any, params: Any, variant: Variant, batches: Sequence[Any], name: str) -> Any:
+  def told(layer: int, layers: int) -> None:
+    print(f"{name}: layer {layer} of {layers}", end="\r" if layer < layers else "\n", flush=True)
+
+  return calibration.quantize(model, params, variant.rules, variant.method, batches, told=told)
+
+
+def _batches(path: Path, tokenizer: Any) -> Any:
+  """Whole rows of the calibration text."""
+  section = base.get_config().data.train
+  section.source = {"name": "text", "path": str(path)}
+  section.length, section.on_long_row = CALIBRATION_LENGTH, "split"
+  found = pipeline.train_batches(Config(section), tokenizer, batch_size=8, seed=0)
+  for _ in range(CALIBRATION_ROWS // 8):
+    yield next(found)
+
+
+def excess(row: dict[str, Any], dense: dict[str, Any]) -> tuple[float, tuple[float, float]]:
+  """By which share perplexity is above the base's, with a 95 % interval paired over windows."""
+  pairs = [
+    (a["nll"] - b["nll"], a["tokens"])
+    for a, b in zip(row["records"], dense["records"], strict=True)
+  ]
+  nats, tokens = (np.asarray(part, np.float64) for part in zip(*pairs, strict=True))
+  low, high = bootstrap.interval(nats, tokens)
+  return math.expm1(nats.sum() / tokens.sum()), (math.expm1(low), math.expm1(high))
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+  """Markdown: a row a variant."""
+  dense, by_name = rows[0], {row["name"]: row for row in rows}
+  lines = [
+    "| held as | perplexity | above bfloat16 | 95 % | bytes of layers, share | excess taken away |",
+    "| --- | --- | --- | --- | --- | --- |",
+  ]
+  for row in rows:
+    above, (low, high) = excess(row, dense)
+    than = VARIANTS[row["name"]].than if row["name"] in VARIANTS else ""
+    less = ""
+    if than in by_name:
+      less = f"{1 - above / excess(by_name[than], dense)[0]:.0%}"
+    share = 1 if row["name"] == BASE else row["bytes"] / row["dense"]
+    told = f"{above:+.2%} | {low:+.2%} to {high:+.2%}" if row is not dense else " | "
+    figure = row["metrics"]["perplexity"]
+    lines.append(f"| {row['name']} | {figure:.3f} | {told} | {share:.3f} | {less} |")
+  return "\n".join(lines) + "\n"
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+  """Perplexity above the base's against bytes."""
+  import matplotlib
+
+  matplotlib.use("agg")
+  from matplotlib import pyplot
+
+  figure, axes = pyplot.subplots(figsize=(7, 4.5))
+  for row in rows[1:]:
+    above, (low, high) = excess(row, rows[0])
+    size = row["bytes"] / row["dense"]
+    axes.errorbar(size, above, yerr=[[above - low], [high - above]], fmt="o", capsize=3)
+    axes.annotate(row["name"], (size, above), xytext=(5, 3), textcoords="offset points", fontsize=7)
+  axes.set(
+    xlabel="bytes of layers, share of bfloat16's",
+    ylabel="perplexity above bfloat16's",
+    yscale="symlog",
+  )
+  figure.tight_layout()
+  figure.savefig(path, dpi=120)
+  pyplot.close(figure)
+
+
+def _arguments() -> argparse.Namespace:
+  summary, _, more = (__doc__ or "").partition("\n")
+  parser = argparse.ArgumentParser(
+    prog="python -m experiments.quantization",
+    description=summary,
+    epilog=more,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    "--text", required=True, type=Path, help="what is predicted, as of WikiText-2"
+  )
+  parser.add_argument(
+    "--calibration", required=True, type=Path, help="another text, of 33,000 tokens at least"
+  )
+  parser.add_argument("--directory", type=Path, default=Path("runs/quantization"))
+  parser.add_argument(
+    "--variants",
+    type=lambda names: [name.strip() for name in names.split(",")],
+    default=list(VARIANTS),
+    help=f"which of {', '.join(VARIANTS)}; by default all",
+  )
+  args = parser.parse_args()
+  for name in args.variants:
+    if name not in VARIANTS:
+      parser.error(f"there is no variant {name!r}; there are {', '.join(VARIANTS)}")
+  return args
+
+
+if __name__ == "__main__":
+  raise SystemExit(main())

@@ -1,0 +1,55 @@
+"""What is compared: schemes, methods, and the texts."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from research import calibration
+from research.calibration.methods import Method
+
+MODEL = "smollm2-135m-instruct"
+PROJECTIONS = "layers/.*_proj/kernel"
+EVALUATION_BYTES = 160_000  # of the text that is predicted: about 39,000 tokens
+CALIBRATION_ROWS, CALIBRATION_LENGTH = 64, 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """One way of holding the model.
+
+  rules: see `research.quant.schemes`.
+  method: how numbers are rounded.
+  than: the variant whose excess of loss it is to lessen.
+  """
+
+  rules: tuple[dict[str, Any], ...]
+  method: Method = calibration.Nearest()
+  than: str = ""
+
+
+def _projections(kind: str, **how: Any) -> tuple[dict[str, Any], ...]:
+  return ({"target": PROJECTIONS, "kind": kind, **how},)
+
+
+def _grouped(bits: int) -> tuple[dict[str, Any], ...]:
+  return _projections(f"int{bits}", group=64, symmetric=False, scales="float16")
+
+
+VARIANTS: dict[str, Variant] = {
+  "int8": Variant(_projections("int8")),
+  "int4 g64 nearest": Variant(_grouped(4)),
+  "int4 g64 gptq": Variant(_grouped(4), calibration.GPTQ(), "int4 g64 nearest"),
+  "int4 g64 gptq act-order": Variant(
+    _grouped(4), calibration.GPTQ(act_order=True, static_groups=True), "int4 g64 nearest"
+  ),
+  "int4 g64 awq": Variant(_grouped(4), calibration.AWQ(), "int4 g64 nearest"),
+  "int3 g64 nearest": Variant(_grouped(3)),
+  "int3 g64 gptq": Variant(_grouped(3), calibration.GPTQ(), "int3 g64 nearest"),
+  "int3 g64 gptq act-order": Variant(
+    _grouped(3), calibration.GPTQ(act_order=True, static_groups=True), "int3 g64 nearest"
+  ),
+  "int3 g64 awq": Variant(_grouped(3), calibration.AWQ(), "int3 g64 nearest"),
+  "nf4": Variant(_projections("nf4", group=64)),
+  "nf4 double": Variant(_projections("nf4", group=64, scales="double")),
+}

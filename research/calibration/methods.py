@@ -1,0 +1,125 @@
+"""What is made of a layer's parameters: rounding that goes by what its projections read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from research.calibration.folds import folds
+from research.core.moments import Moments
+from research.models.config import StackConfig
+from research.quant import awq, gptq
+from research.quant.qarray import quantize
+from research.quant.scheme import Scheme
+
+Flat = Mapping[str, Any]
+
+
+class Method(Protocol):
+  """Rounds a layer.
+
+  calibrated: whether it needs moments.
+  """
+
+  calibrated: bool
+
+  def __call__(
+    self,
+    config: StackConfig,
+    params: Flat,
+    schemes: Mapping[str, Scheme],
+    seen: Mapping[str, Moments],
+  ) -> dict[str, Any]:
+    """A layer's parameters, by path within it, with a `QArray` wherever there is a scheme.
+
+    Raises:
+      ValueError: a scheme is not one that the method knows.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Nearest:
+  """Each number to the nearest."""
+
+  calibrated = False
+
+  def __call__(self, config, params, schemes, seen):
+    """See `Method`."""
+    del config, seen
+    return dict(params) | {path: quantize(params[path], schemes[path]) for path in schemes}
+
+
+@dataclasses.dataclass(frozen=True)
+class GPTQ(gptq.GPTQ):
+  """See `research.quant.gptq`."""
+
+  calibrated = True
+
+  def __call__(self, config, params, schemes, seen):
+    """See `Method`."""
+    del config
+    found = dict(params)
+    for path, scheme in schemes.items():
+      found[path] = self.round(params[path], _seen(seen, path).products, scheme)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class AWQ:
+  """Inputs are scaled by their sizes, and ranges clipped (`research.quant.awq`).
+
+  scale, clip: whether that is done. Ranges of queries and keys are never clipped: what they make is
+    multiplied by each other, and errors with it.
+  """
+
+  scale: bool = True
+  clip: bool = True
+
+  calibrated = True
+
+  def __call__(self, config, params, schemes, seen):
+    """See `Method`."""
+    found = dict(params)
+    scales = {path: jnp.ones(moments.total.shape[-1]) for path, moments in seen.items()}
+    for fold in folds(config, params) if self.scale else ():
+      chosen = [schemes.get(path) for path in fold.readers]
+      if not any(chosen):
+        continue
+      of = _seen(seen, next(path for path in fold.readers if path in schemes))
+      by = awq.search(
+        [found[path] for path in fold.readers],
+        chosen,
+        of.products,
+        fold.tied(of.sizes / of.count),
+      )
+      found = fold.apply(found, by, config.norm)
+      scales |= dict.fromkeys(fold.readers, by)
+    for path, scheme in schemes.items():
+      if self.clip and not path.endswith(("q_proj/kernel", "k_proj/kernel")):
+        by = 1 / scales[path]
+        products = _seen(seen, path).products * by[:, None] * by
+        found[path] = awq.clipped(found[path], products, scheme)
+      else:
+        found[path] = quantize(found[path], scheme)
+    return found
+
+
+def _seen(seen: Mapping[str, Moments], path: str) -> Moments:
+  """What the kernel at `path` has read.
+
+  Raises:
+    ValueError: nothing, or nothing that was watched.
+  """
+  if path not in seen:
+    raise ValueError(f"{path!r} cannot be calibrated: experts are for the method 'nearest'")
+  moments = seen[path]
+  if not float(jax.device_get(moments.count)):
+    raise ValueError("calibration data has no tokens")
+  return moments
+
+
+METHODS = {"nearest": Nearest, "gptq": GPTQ, "awq": AWQ}

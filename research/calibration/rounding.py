@@ -1,0 +1,124 @@
+"""Rounding a whole model, a layer at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from research.calibration.methods import Method
+from research.calibration.walk import Walk
+from research.core import matrix, tree
+from research.core.matrix import is_matrix
+from research.io import safetensors
+from research.quant import files, policy
+from research.quant.qarray import quantize as round_to_nearest
+
+Tree = Any
+_LAYERS = "layers/"
+
+
+def quantize(
+  model: Any,
+  params: Tree,
+  rules: policy.Rules,
+  method: Method,
+  batches: Iterable[Mapping[str, Any]] = (),
+  *,
+  keep: Path | None = None,
+  told: Callable[[int, int], None] = lambda layer, layers: None,
+) -> Tree:
+  """`params` in few bits; each layer by what it reads from layers that are already.
+
+  What is no projection of a layer (the table of tokens, the head) is rounded to nearest.
+
+  Args:
+    model: a decoder; for a method that is not calibrated, any.
+    params: finite.
+    rules: see `research.quant.schemes`.
+    method: of `METHODS`.
+    batches: to calibrate by, see docs/architecture.md.
+    keep: a directory for layers that are done; the same call with it goes on after the last one.
+    told: called with a layer's number, from 1, and how many there are, when it is done.
+
+  Raises:
+    ValueError: as `research.quant.quantize`, or calibration cannot be done or sees too few tokens,
+      or `keep` has layers of another call.
+  """
+  chosen = policy.schemes(rules, params)
+  flat = matrix.flatten(params)
+  for path in chosen:
+    policy.require_finite(path, flat[path])
+  inside = {p.removeprefix(_LAYERS): s for p, s in chosen.items() if p.startswith(_LAYERS)}
+  outside = {path: scheme for path, scheme in chosen.items() if not path.startswith(_LAYERS)}
+  found = dict(flat)
+  if not method.calibrated:
+    # Every layer at once: there is nothing that one tells of the next.
+    layer = {p.removeprefix(_LAYERS): leaf for p, leaf in flat.items() if p.startswith(_LAYERS)}
+    layers = method(None, layer, inside, {})
+    found |= {f"{_LAYERS}{path}": leaf for path, leaf in layers.items()}
+  elif inside:
+    walk = Walk(model, params, batches)
+    mark = _mark(flat, chosen, method)
+    each = [_layer(walk, inside, method, keep, mark, told) for _ in range(model.config.num_layers)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    found |= {f"{_LAYERS}{path}": leaf for path, leaf in matrix.flatten(stacked).items()}
+  for path, scheme in outside.items():
+    found[path] = round_to_nearest(flat[path], scheme, policy.axis_of(path))
+  return tree.unflatten(found)
+
+
+def _layer(walk, schemes, method, keep, mark, told):
+  """The layer ahead in few bits, from `keep` if it is there; the walk is past it afterwards."""
+  file = keep and keep / f"layer_{walk.number:03d}.safetensors"
+  if file and file.exists():
+    params = _read(file, mark)
+  else:
+    layer = walk.params()
+    seen = walk.moments(layer)
+    _require_tokens(seen, schemes)
+    params = tree.unflatten(method(walk.config, matrix.flatten(layer), schemes, seen))
+    if file:
+      _write(file, params, mark)
+  walk.advance(params)
+  told(walk.number, walk.config.num_layers)
+  return params
+
+
+def _require_tokens(seen, schemes):
+  """Raises ValueError if fewer tokens were seen than a calibrated projection has inputs."""
+  for path in schemes:
+    if path in seen and seen[path].count < seen[path].total.shape[-1]:
+      raise ValueError(
+        f"calibration data has {int(seen[path].count):,} tokens, and {path!r}"
+        f" {seen[path].total.shape[-1]:,} inputs; give at least as many, better ten times"
+      )
+
+
+def _mark(flat, schemes, method):
+  """What tells one call from another: parameters' sums, schemes and method."""
+  sums = {
+    path: float(jnp.sum(jnp.abs(leaf.astype(jnp.float32))))
+    for path, leaf in flat.items()
+    if not is_matrix(leaf)
+  }
+  told = json.dumps([sums, {path: str(scheme) for path, scheme in schemes.items()}, str(method)])
+  return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _write(file, params, mark):
+  arrays, held = files.to_arrays(params)
+  file.parent.mkdir(parents=True, exist_ok=True)
+  safetensors.write(file, arrays, {"held": json.dumps(held), "of": mark})
+
+
+def _read(file, mark):
+  told = safetensors.metadata(file)
+  if told["of"] != mark:
+    raise ValueError(f"{file} is of another model, rule or method; it is in the way of this one")
+  return files.from_arrays(safetensors.read(file), json.loads(told["held"]))

@@ -1,0 +1,7 @@
+"""Parameters in few bits: schemes, rounding, and the arrays that hold them."""
+
+from research.quant.policy import Rules, dequantize, quantize, schemes, size
+from research.quant.qarray import QArray
+from research.quant.scheme import Scheme
+
+__all__ = ["QArray", "Rules", "Scheme", "dequantize", "quantize", "schemes", "size"]

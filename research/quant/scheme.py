@@ -1,0 +1,88 @@
+"""How numbers are held in few bits: the grid, and who shares a scale."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from research.core.tree import nearest
+from research.quant.codebooks import CODEBOOKS
+from research.quant.packing import unit
+
+FLOATS = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}
+INTEGERS = ("int8", "int4", "int3", "int2")
+KINDS = (*INTEGERS, *CODEBOOKS, *FLOATS)
+TENSOR = -1  # a group of the whole matrix
+SCALES = ("float32", "float16", "bfloat16", "double")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+  """A grid of numbers, and scales that stretch it.
+
+  kind: "int8", "int4", "int3", "int2": evenly spaced; "nf4" (Dettmers et al. 2023,
+    arXiv:2305.14314, appendix E) and "fp4": tables of 16; "e4m3", "e5m2": 8-bit floats.
+  group: how many successive inputs of an output share a scale; 0 is all of them, -1 all of the
+    matrix.
+  symmetric: whether an integer of 0 is the number 0, and scales are `absmax / (2^bits - 1) * 2`;
+    otherwise each group has a zero point and covers its least and largest number, and 0.
+  scales: the type of scales, or "double": they are held in 8 bits each (QLoRA's double
+    quantization, arXiv:2305.14314, section 3).
+
+  Raises:
+    ValueError: there is no such scheme.
+  """
+
+  kind: str
+  group: int = 0
+  symmetric: bool = True
+  scales: str = "float32"
+
+  def __post_init__(self):
+    if self.kind not in KINDS:
+      raise ValueError(f"kind {self.kind!r} is unknown{nearest(self.kind, KINDS)}; {_these(KINDS)}")
+    if self.scales not in SCALES:
+      raise ValueError(
+        f"scales {self.scales!r} are unknown{nearest(self.scales, SCALES)}; {_these(SCALES)}"
+      )
+    if self.group < TENSOR:
+      raise ValueError(f"group {self.group}: sizes start at 1; 0 is a channel, -1 the whole matrix")
+    if not self.symmetric and self.kind not in INTEGERS:
+      raise ValueError(f"{self.kind} has no zero point: symmetric=False is for integers")
+    if self.kind in CODEBOOKS and self.group <= 0:
+      raise ValueError(f"{self.kind} is held in groups; give a group, as of 64")
+    if self.group > 0 and self.group % unit(self.bits):
+      raise ValueError(
+        f"a group of {self.group} {self.kind} numbers fills no whole bytes; {unit(self.bits)} do"
+      )
+    if self.scales == "double" and (self.group <= 0 or not self.symmetric):
+      raise ValueError("double quantization of scales is for symmetric groups")
+
+  @property
+  def bits(self) -> int:
+    """Of one number, without its share of scales."""
+    return 8 if self.kind in FLOATS else int(re.sub(r"\D", "", self.kind))
+
+  @property
+  def levels(self) -> tuple[int, int]:
+    """The least and the largest integer."""
+    half = 2 ** (self.bits - 1)
+    return -half, half - 1
+
+  def require_fits(self, inputs: int, what: str) -> None:
+    """Raises ValueError if `inputs`, the length of the axis that groups divide, has no such form.
+
+    Args:
+      inputs: that length.
+      what: whose it is, for the message.
+    """
+    if self.group > 0 and inputs % self.group:
+      divisors = [g for g in (256, 128, 96, 64, 48, 32, 16, 8) if inputs % g == 0]
+      would = f"; {', '.join(map(str, divisors))} would" if divisors else ""
+      raise ValueError(f"{what}: a group of {self.group} does not divide {inputs} inputs{would}")
+    if inputs % unit(self.bits):
+      raise ValueError(f"{what}: {inputs} inputs of {self.bits} bits fill no whole bytes")
+
+
+def _these(names):
+  return f"there are {', '.join(names)}"

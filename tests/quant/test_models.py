@@ -1,0 +1,152 @@
+"""Models on a base in few bits: what they compute, learn, write and keep of memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research import generation, models, peft, quant
+from research.core import compile as compile_lib
+from research.core import matrix, tree
+from research.losses import cross_entropy
+from research.models.unrolled import unroll, unstack
+
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 61, (2, 9)), jnp.int32)
+SHAPE = {
+  "vocab_size": 61,
+  "hidden_size": 32,
+  "intermediate_size": 64,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "max_position_embeddings": 64,
+}
+RULES = (
+  {"target": "layers/attention/.*/kernel", "kind": "nf4", "group": 16, "scales": "double"},
+  {"target": "layers/.*/kernel", "kind": "int4", "group": 16, "symmetric": False},
+  {"target": "embed/embedding", "kind": "int8"},
+)
+
+
+def _initialized(config):
+  model = models.build(config).clone(unroll=1)
+  params = jax.jit(model.init)(jax.random.key(0), TOKENS)["params"]
+  return model, jax.tree.map(
+    lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params
+  )
+
+
+@pytest.fixture(scope="module")
+def held():
+  """A llama with a tied head, its parameters in few bits, and the same as arrays."""
+  model, params = _initialized({"model_type": "llama", "tie_word_embeddings": True, **SHAPE})
+  params = quant.quantize(params, RULES)
+  return model, params, quant.dequantize(params)
+
+
+def test_logits_are_those_of_the_numbers(held):
+  model, params, plain = held
+  apply = jax.jit(model.apply)
+  found = apply({"params": params}, TOKENS)
+  np.testing.assert_allclose(found, apply({"params": plain}, TOKENS), atol=2e-5)
+  together, variables = unstack(model, {"params": params})
+  np.testing.assert_allclose(jax.jit(together.apply)(variables, TOKENS), found, atol=2e-5)
+
+
+def test_experts_are_those_of_the_numbers():
+  shape = {"num_local_experts": 3, "num_experts_per_tok": 2, **SHAPE}
+  model, params = _initialized({"model_type": "mixtral", **shape})
+  params = quant.quantize(
+    params, ({"target": "layers/mlp/experts/.*", "kind": "int8", "group": 16},)
+  )
+  rules = ({"target": "layers/attention/q_proj/kernel", "name": "lora", "rank": 2},)
+  adapters = jax.tree.map(lambda x: x + 0.1, peft.attach(rules, params, jax.random.key(2)))
+
+  @jax.jit
+  def both(params):
+    def loss(adapters):
+      return jnp.sum(jnp.sin(model.apply({"params": params, "adapters": adapters}, TOKENS)))
+
+    return jax.value_and_grad(loss)(adapters)
+
+  found, wanted = both(params), both(quant.dequantize(params))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, wanted)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "vera", "ia3", "prompt"])
+def test_adapters_learn_on_it_as_on_the_numbers(held, method):
+  model, params, plain = held
+  rule = {"name": method, "target": "layers/.*_proj/kernel"}
+  rule |= {"rank": 2} if method in ("lora", "dora", "vera") else {}
+  rule = {"name": "prompt", "tokens": 2} if method == "prompt" else rule
+  adapters = peft.moved(peft.attach((rule,), params, jax.random.key(2)), params)
+  lead = -1 - jnp.arange(len(peft.virtual_ids(adapters)), dtype=jnp.int32)
+  tokens = jnp.concatenate([jnp.broadcast_to(lead, (2, lead.size)), TOKENS], axis=1)
+  targets, weights = jnp.roll(tokens, -1, axis=1) % 61, jnp.ones(tokens.shape)
+
+  @jax.jit
+  def both(params):
+    def loss(adapters):
+      variables = {"params": params, "adapters": peft.materialize(adapters)}
+      hidden = model.apply(variables, tokens, method="hidden")
+      head = {name: variables["params"][name] for name in model.head_names}
+      of = lambda head, x: model.apply({"params": head}, x, method="head")  # noqa: E731
+      return cross_entropy.chunked(of, head, hidden, targets, weights)[0]
+
+    return jax.value_and_grad(loss)(adapters)
+
+  found, wanted = both(params), both(plain)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), found, wanted)
+
+
+def test_merging_makes_arrays_of_the_numbers(held):
+  _, params, plain = held
+  rules = ({"target": "layers/mlp/.*/kernel", "name": "lora", "rank": 2},)
+  adapters = jax.tree.map(lambda x: x + 0.1, peft.attach(rules, params, jax.random.key(2)))
+  merged, wanted = peft.merge(params, adapters), peft.merge(plain, adapters)
+  for path in ("layers/mlp/up_proj/kernel", "layers/mlp/down_proj/kernel"):
+    kernel = matrix.flatten(merged)[path]
+    assert isinstance(kernel, jax.Array)
+    np.testing.assert_array_equal(kernel, tree.flatten(wanted)[path])
+  kept = peft.unmerge(merged, peft.covered(params, adapters))
+  assert jax.tree.structure(kept) == jax.tree.structure(params)
+
+
+def test_generation_writes_what_the_numbers_write(held):
+  model, params, plain = held
+  greedy = generation.Sampler(temperature=0.0)
+
+  def write(params):
+    done = generation.generate(
+      model, {"params": params}, [[1, 2, 3], [4]], greedy, max_new_tokens=6, eos_ids=()
+    )
+    return [completion.tokens for completion in done]
+
+  assert write(params) == write(plain)
+
+
+def test_layers_are_sliced_where_they_are_unrolled(held):
+  model, params, _ = held
+  _, variables = unroll(model, {"params": params})
+  kernel = variables["params"]["layers"]["mlp"]["up_proj"]["kernel"]
+  assert kernel.codes.each[0].shape == (32 // 2, 64)
+
+
+def test_little_memory_is_kept_for_gradients(held):
+  """The temporaries of a step on a base in few bits hold no kernel of the base as numbers."""
+  wide = {**SHAPE, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6}
+  model = models.build({"model_type": "llama", **wide}).clone(unroll=6)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)["params"]
+  params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), shapes)
+  rules = ({"target": "layers/.*/kernel", "kind": "int4", "group": 64},)
+  held = quant.quantize(params, rules)
+  lora = ({"target": "layers/.*/kernel", "name": "lora", "rank": 2},)
+  adapters = peft.attach(lora, params, jax.random.key(2))
+
+  def loss(adapters, params):
+    return jnp.sum(model.apply({"params": params, "adapters": adapters}, TOKENS))
+
+  program = jax.jit(jax.grad(loss), compiler_options=compile_lib.options())
+  compiled = program.lower(adapters, held).compile()
+  layers = tree.nbytes(params["layers"])
+  assert compiled.memory_analysis().temp_size_in_bytes < 0.6 * layers
