@@ -12,7 +12,7 @@ from flax import struct
 
 from research.core.matrix import Matrix
 from research.core.products import matmul
-from research.quant import codebooks
+from research.quant import codebooks, integer
 from research.quant.packing import pack, split, unpack
 from research.quant.scheme import FLOATS, INTEGERS, TENSOR, Scheme
 
@@ -138,6 +138,10 @@ class QArray(Matrix):
     grouped = split(values, values.shape[self.axis] // groups, self.axis)
     return function(grouped, jnp.expand_dims(of_groups, self.axis)).reshape(values.shape)
 
+  def of_outputs(self) -> jax.Array:
+    """The scale of each output, float32 `[..., out]`, where there is one an output."""
+    return jnp.squeeze(self.scales(), self.axis)
+
   def product(self, x: jax.Array) -> jax.Array:
     """See `Matrix`; the gradient is that of `x` alone."""
     return _product(x, self)
@@ -154,7 +158,14 @@ class QArray(Matrix):
 
 @jax.custom_vjp
 def _product(x, kernel):
-  return matmul(x, kernel.astype(x.dtype), (x.ndim - 1, 0 if kernel.axis == -2 else 1))
+  ours = 0 if kernel.axis == -2 else 1
+  if not kernel.scheme.has_channels:
+    return matmul(x, kernel.astype(x.dtype), (x.ndim - 1, ours))
+  # One scale an output is as well multiplied afterwards.
+  if kernel.scheme.activations:
+    codes, scale = integer.rows(x)
+    return integer.matmul(codes, kernel.codes, (x.ndim - 1, ours)) * (scale * kernel.of_outputs())
+  return matmul(x, kernel.codes.astype(x.dtype), (x.ndim - 1, ours)) * kernel.of_outputs()
 
 
 def _forward(x, kernel):
@@ -162,12 +173,23 @@ def _forward(x, kernel):
 
 
 def _backward(residuals, g):
+  like, kernel = residuals
+  return backward(g, kernel, like.dtype), None
+
+
+def backward(g: jax.Array, kernel: QArray, kind: Any) -> jax.Array:
+  """The gradient `[..., in]` of what `kernel` multiplies, for that of the product, `[..., out]`."""
+  theirs = 1 if kernel.axis == -2 else 0
+  if kernel.scheme.has_channels:
+    g = g * kernel.of_outputs()
+    if kernel.scheme.gradients:
+      codes, scale = integer.rows_at_random(g)
+      return (integer.matmul(codes, kernel.codes, (g.ndim - 1, theirs)) * scale).astype(kind)
+    return matmul(g.astype(kind), kernel.codes.astype(kind), (g.ndim - 1, theirs)).astype(kind)
   # What the kernel stands for is made again here: kept from the forward pass it would be all the
   # memory that is saved.
-  like, kernel = residuals
-  kernel, g = jax.lax.optimization_barrier((kernel, g.astype(like.dtype)))
-  dx = matmul(g, kernel.astype(g.dtype), (g.ndim - 1, 1 if kernel.axis == -2 else 0))
-  return dx.astype(like.dtype), None
+  kernel, g = jax.lax.optimization_barrier((kernel, g.astype(kind)))
+  return matmul(g, kernel.astype(kind), (g.ndim - 1, theirs)).astype(kind)
 
 
 _product.defvjp(_forward, _backward)

@@ -28,6 +28,9 @@ class Scheme:
     otherwise each group has a zero point and covers its least and largest number, and 0.
   scales: the type of scales, or "double": they are held in 8 bits each (QLoRA's double
     quantization, arXiv:2305.14314, section 3).
+  activations: "int8" rounds what is multiplied by the numbers, row by row, and multiplies integers
+    (W8A8); for "int8" with a scale an output.
+  gradients: "int8" does so, by chance up or down, with the gradients that go back through them.
 
   Raises:
     ValueError: there is no such scheme.
@@ -37,6 +40,8 @@ class Scheme:
   group: int = 0
   symmetric: bool = True
   scales: str = "float32"
+  activations: str = ""
+  gradients: str = ""
 
   def __post_init__(self):
     if self.kind not in KINDS:
@@ -55,6 +60,13 @@ class Scheme:
       raise ValueError(
         f"a group of {self.group} {self.kind} numbers fills no whole bytes; {unit(self.bits)} do"
       )
+    for name in ("activations", "gradients"):
+      if getattr(self, name) not in ("", "int8"):
+        raise ValueError(f"{name} {getattr(self, name)!r} are unknown; there is int8, or none")
+    if (self.activations or self.gradients) and not self.has_channels:
+      raise ValueError("products of integers are for symmetric int8 without groups")
+    if self.gradients and not self.activations:
+      raise ValueError("gradients in int8 are for products whose activations are, too")
     if self.scales == "double" and (self.group <= 0 or not self.symmetric):
       raise ValueError("double quantization of scales is for symmetric groups")
 
@@ -62,6 +74,11 @@ class Scheme:
   def bits(self) -> int:
     """Of one number, without its share of scales."""
     return 8 if self.kind in FLOATS else int(re.sub(r"\D", "", self.kind))
+
+  @property
+  def has_channels(self) -> bool:
+    """Whether numbers are 8-bit integers with one scale an output: those of a product, too."""
+    return self.kind == "int8" and self.symmetric and self.group == 0
 
   @property
   def levels(self) -> tuple[int, int]:

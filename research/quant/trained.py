@@ -1,0 +1,131 @@
+"""Kernels that train on the grid that they are to be held on (quantization-aware training)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from research.core import matrix, tree
+from research.core.matrix import Matrix, is_matrix
+from research.core.products import outer
+from research.quant import integer, policy, qarray
+from research.quant.qarray import QArray, quantize
+from research.quant.scheme import Scheme
+
+Tree = Any
+
+
+@struct.dataclass
+class Trained(Matrix):
+  """Numbers that act rounded, and learn as if they were not (straight through).
+
+  Bengio et al. 2013, arXiv:1308.3432. Scales are of the numbers as they are, and no gradient flows
+  through them; nothing is clipped, so that none is lost. `held` is what acts, to the bit.
+  """
+
+  values: jax.Array
+  scheme: Scheme = struct.field(pytree_node=False)
+  axis: int = struct.field(pytree_node=False, default=-2)
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """See `Matrix`."""
+    return self.values.shape
+
+  @property
+  def dtype(self) -> Any:
+    """See `Matrix`."""
+    return self.values.dtype
+
+  @property
+  def size(self) -> int:
+    """How many numbers it holds."""
+    return self.values.size
+
+  def held(self) -> QArray:
+    """The numbers as they act."""
+    return quantize(self.values, self.scheme, self.axis)
+
+  def astype(self, dtype: Any) -> jax.Array:
+    """See `Matrix`; as they act, straight through."""
+    return _through(self.values, self.scheme, self.axis).astype(dtype)
+
+  def product(self, x: jax.Array) -> jax.Array:
+    """See `Matrix`."""
+    return _product(x, self)
+
+  def rows(self, ids: jax.Array) -> jax.Array:
+    """See `Matrix`."""
+    taken = self.replace(values=jnp.take(self.values, ids, axis=0))  # type: ignore[attr-defined]
+    return taken.astype(self.dtype)
+
+
+@jax.custom_jvp
+def _same(values, rounded):
+  del values
+  return rounded
+
+
+@_same.defjvp
+def _same_jvp(primals, tangents):
+  return primals[1], tangents[0]
+
+
+def _through(values, scheme, axis):
+  rounded = quantize(jax.lax.stop_gradient(values), scheme, axis).astype(values.dtype)
+  return _same(values, jax.lax.stop_gradient(rounded))
+
+
+@jax.custom_vjp
+def _product(x, kernel):
+  return kernel.held().product(x)
+
+
+def _forward(x, kernel):
+  return _product(x, kernel), (x, kernel)
+
+
+def _backward(residuals, g):
+  x, kernel = residuals
+  held = kernel.held()
+  dx = qarray.backward(g, held, x.dtype)
+  flat, dflat = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+  if kernel.scheme.activations:
+    codes, scale = integer.rows(flat)
+    if kernel.scheme.gradients:
+      # Rows are what is summed over: a scale of theirs goes to the other side, before that is
+      # rounded, a column at a time.
+      found, theirs = integer.rows_at_random((dflat * scale).T)
+      dvalues = (integer.matmul(found, codes, (1, 0)) * theirs).T
+    else:
+      dvalues = outer((codes * scale).astype(x.dtype), dflat.astype(x.dtype))
+  else:
+    dvalues = outer(flat, dflat.astype(x.dtype))
+  dvalues = dvalues if kernel.axis == -2 else dvalues.T
+  return dx, kernel.replace(values=dvalues.astype(kernel.dtype))
+
+
+_product.defvjp(_forward, _backward)
+
+
+def train(params: Tree, rules: policy.Rules, dtype: Any = None) -> Tree:
+  """`params` with a `Trained` wherever a rule says so, its numbers in `dtype` or their own type.
+
+  Args and errors: see `quant.quantize`.
+  """
+  flat = matrix.flatten(params)
+  for path, scheme in policy.schemes(rules, params).items():
+    policy.require_finite(path, flat[path])
+    values = flat[path] if dtype is None else flat[path].astype(dtype)
+    flat[path] = Trained(values, scheme, policy.axis_of(path))
+  return tree.unflatten(flat)
+
+
+def hold(params: Tree) -> Tree:
+  """`params` with a `QArray` for every `Trained`: what has acted, in few bits."""
+  return jax.tree.map(
+    lambda node: node.held() if isinstance(node, Trained) else node, params, is_leaf=is_matrix
+  )
