@@ -9,6 +9,7 @@ from research.models.encoder_decoder_config import EncoderDecoderConfig
 from research.models.initialize import initialize
 from research.models.load import build, load, save
 from research.models.observe import moments
+from research.models.save_gguf import save_gguf
 
 __all__ = [
   "Cache",
@@ -25,4 +26,5 @@ __all__ = [
   "load",
   "moments",
   "save",
+  "save_gguf",
 ]
