@@ -75,7 +75,7 @@ def _export(args: argparse.Namespace) -> Any:
   from research import peft
   from research.models import formats
 
-  formats.require(args.format, args.type)
+  formats.require_free(args.output, formats.require(args.format, args.type))
   if args.run:
     subject = subject_lib.require_one(subject_lib.load_run(args.run, _MERGED_IN))
   else:

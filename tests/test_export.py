@@ -148,8 +148,14 @@ def test_nothing_is_overwritten(run, tmp_path):
   file.write_text("x")
   directory.mkdir()
   (directory / "notes").write_text("x")
-  for path, what in ((file, "is a file that exists"), (directory, "is not empty")):
-    code, _, err = run("--format=gguf", f"--output={path}")
+  wrong = (
+    ("gguf", file, "is a file that exists"),
+    ("hf", directory, "is a directory that is not empty"),
+    ("gguf", directory, "is a directory, and what is written is a file"),
+  )
+  for form, path, what in wrong:
+    # Which is told before a model is loaded.
+    code, _, err = run("--model=nowhere", f"--format={form}", f"--output={path}", base=False)
     assert code == 2 and what in err
   assert file.read_text() == "x" and [p.name for p in directory.iterdir()] == ["notes"]
 
@@ -161,7 +167,7 @@ def test_a_format_that_loads_otherwise_leaves_nothing(world, run, tmp_path, monk
     models.save(path, model, params, tokenizer)
     tokenizer.chat_template = None
 
-  monkeypatch.setitem(formats.FORMATS, "hf", formats.Format(("float32",), "float32", wrong))
+  monkeypatch.setitem(formats.FORMATS, "hf", formats.Format(("float32",), "float32", True, wrong))
   code, _, err = run("--format=hf", f"--output={tmp_path / 'out'}")
   assert code == 2 and "was loaded with chat_template 'other', not None" in err
   assert not list(tmp_path.iterdir())

@@ -25,13 +25,14 @@ Tree = Any
 class Format:
   """What a model can be written as.
 
-  types: of the matrices. default: one of them.
+  types: of the matrices. default: one of them. directory: whether it is one, or else a file.
   write: `(path, model, params, tokenizer, type)`; raises RuntimeError where the tensors that it
     reads back are not to the bit those that it meant.
   """
 
   types: tuple[str, ...]
   default: str
+  directory: bool
   write: Callable[[Path, Model, Tree, Tokenizer, str], None]
 
 
@@ -72,9 +73,7 @@ def export(
   """
   path = Path(path)
   form = require(format, type)
-  if path.exists() and (path.is_file() or any(path.iterdir())):
-    what = "is a file that exists" if path.is_file() else "is a directory that is not empty"
-    raise ValueError(f"{path} {what}, and nothing is overwritten; name another")
+  require_free(path, form)
   path.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
     written = Path(scratch) / path.name
@@ -103,6 +102,18 @@ def require(format: str, type: str | None) -> Format:
   return form
 
 
+def require_free(path: Path, form: Format) -> None:
+  """Raises ValueError if there is no room for `form` at `path`, where nothing is overwritten."""
+  if not path.exists():
+    return
+  if path.is_file():
+    raise ValueError(f"{path} is a file that exists, and nothing is overwritten; name another")
+  if not form.directory:
+    raise ValueError(f"{path} is a directory, and what is written is a file; name one in it")
+  if any(path.iterdir()):
+    raise ValueError(f"{path} is a directory that is not empty; name another")
+
+
 def _loaded(path: Path, model: Model, params: Tree, tokenizer: Tokenizer) -> Exported:
   other, loaded, other_tokenizer = load(path, dtype=jnp.float32)
   differences = agreement.config_differences(other.config, model.config)
@@ -126,6 +137,6 @@ def _write_hf(path: Path, model: Model, params: Tree, tokenizer: Tokenizer, type
 
 
 FORMATS = {
-  "hf": Format(("float32", "bfloat16"), "float32", _write_hf),
-  "gguf": Format(gguf_write.TYPES, "Q8_0", save_gguf),
+  "hf": Format(("float32", "bfloat16"), "float32", True, _write_hf),
+  "gguf": Format(gguf_write.TYPES, "Q8_0", False, save_gguf),
 }
