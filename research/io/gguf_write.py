@@ -1,7 +1,7 @@
 """Writes GGUF files, version 3, little-endian; `research.io.gguf` reads them.
 
-The codes are those of the `gguf` package's `quants`, which rounds as ggml's reference code in C
-does. Rows are `[out, in]`, and blocks of 32 run along `in`:
+The codes are those of the `gguf` package's `quants`, which are those of ggml's reference code in C,
+byte for byte. Rows are `[out, in]`, and blocks of 32 run along `in`:
 
   Q8_0       absmax / 127 in float16, 32 codes
   Q4_0, Q5_0 the value furthest from 0 over -8 or -16 in float16, so that it is hit exactly
