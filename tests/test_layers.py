@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent / "research"
 
 # From the top down; packages on one line do not import each other, except as ALLOWED says.
 LAYERS = [
-  {"train", "evaluate", "generate", "inspect", "prepare"},
+  {"train", "evaluate", "generate", "export", "inspect", "prepare"},
   {"loop"},
   {"objectives", "evals"},
   {"generation", "calibration"},

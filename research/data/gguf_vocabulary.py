@@ -18,11 +18,13 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from research.core.tree import nearest
 
 # `tokenizer.ggml.token_type`: what a token is.
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's space
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's space
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# Patterns that `tokenizers` also knows by another name.
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+DIGIT = r"\p{N}"
 _LLAMA3 = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
   r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -40,10 +42,10 @@ class _PreTokenizer:
   add_bos: bool = False  # the default of `tokenizer.ggml.add_bos_token`
 
 
-_DIGITS = _PreTokenizer((r"\p{N}", _GPT2))
+_DIGITS = _PreTokenizer((DIGIT, GPT2))
 _LLAMA = _PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)
 PRE_TOKENIZERS: dict[str, _PreTokenizer] = {
-  "gpt-2": _PreTokenizer((_GPT2,)),
+  "gpt-2": _PreTokenizer((GPT2,)),
   "smollm": _DIGITS,
   "starcoder": _DIGITS,
   "refact": _DIGITS,
@@ -52,7 +54,7 @@ PRE_TOKENIZERS: dict[str, _PreTokenizer] = {
   "llama-v3": _LLAMA,
   "qwen2": _PreTokenizer((_QWEN2,), nfc=True),
   # What llama.cpp falls back on for files older than `tokenizer.ggml.pre`.
-  "default": _PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+  "default": _PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
 }
 
 
@@ -94,10 +96,10 @@ def read(metadata: Mapping[str, Any]) -> Vocabulary:
     backend, add_bos = _byte_level(tokens, _require(metadata, "merges"), pre), pre.add_bos
     ids: dict[str, int | None] = dict.fromkeys(("bos", "eos", "unknown", "padding"))
   elif model == "llama":
-    types = get("token_type", [_NORMAL] * len(tokens))
+    types = get("token_type", [NORMAL] * len(tokens))
     tokens = [
       # llama.cpp matches user-defined tokens in raw text, where a space is a space.
-      token.replace(_SPACE, " ") if kind == _USER_DEFINED else token
+      token.replace(SPACE, " ") if kind == USER_DEFINED else token
       for token, kind in zip(tokens, types, strict=True)
     ]
     backend, add_bos = _sentencepiece(tokens, types, metadata), True
@@ -170,7 +172,7 @@ def _sentencepiece(
   """
   scores = _require(metadata, "scores")
   ids = _index(tokens)
-  mergeable = {token for token, kind in zip(tokens, types, strict=True) if kind == _NORMAL}
+  mergeable = {token for token, kind in zip(tokens, types, strict=True) if kind == NORMAL}
   merges = [
     (scores[ids[token]], token[:cut], token[cut:])
     for token in mergeable
@@ -189,10 +191,10 @@ def _sentencepiece(
       byte_fallback=True,
     )
   )
-  steps: list[Any] = [normalizers.Replace(" ", _SPACE)]
-  back: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+  steps: list[Any] = [normalizers.Replace(" ", SPACE)]
+  back: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
   if get("add_space_prefix", True):
-    steps.insert(0, normalizers.Prepend(_SPACE))
+    steps.insert(0, normalizers.Prepend(SPACE))
     back.append(decoders.Strip(" ", 1, 0))
   backend.normalizer = normalizers.Sequence(steps)
   backend.decoder = decoders.Sequence(back)
@@ -203,9 +205,9 @@ def _add_tokens(backend: tokenizers.Tokenizer, tokens: Sequence[str], types: Seq
   """Tokens that are matched whole, before anything else; they keep their ids."""
   special, plain = [], []
   for token, kind in zip(tokens, types, strict=bool(types)):
-    if kind in (_UNKNOWN, _CONTROL):
+    if kind in (UNKNOWN, CONTROL):
       special.append(AddedToken(token, normalized=False, special=True))
-    elif kind == _USER_DEFINED:
+    elif kind == USER_DEFINED:
       plain.append(AddedToken(token, normalized=False, special=False))
   backend.add_special_tokens(special)
   backend.add_tokens(plain)

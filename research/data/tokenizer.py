@@ -18,7 +18,7 @@ import tokenizers
 from tokenizers import AddedToken, processors
 
 from research.core.tree import nearest
-from research.data import gguf_vocabulary
+from research.data import gguf_vocabulary, gguf_vocabulary_write
 
 _ENCODERS = ("cls_token", "sep_token", "mask_token")
 # The names under which chat templates and `tokenizer_config.json` know special tokens.
@@ -133,6 +133,22 @@ class Tokenizer:
     )
     tokenizer._frame(vocabulary.add_bos, vocabulary.add_eos)
     return tokenizer
+
+  def to_gguf(self, vocab_size: int) -> dict[str, Any]:
+    """The metadata of a GGUF file of which `from_gguf` makes the same tokenizer.
+
+    Args:
+      vocab_size: of the model, which may have more rows than there are tokens.
+
+    Raises:
+      ValueError: GGUF has no name for this kind of tokenizer, or no place for a part of it.
+    """
+    found = gguf_vocabulary_write.write(
+      self.backend, self.special_tokens, self.eos_ids, vocab_size=vocab_size
+    )
+    if self.chat_template is not None:
+      found["tokenizer.chat_template"] = self.chat_template
+    return found
 
   def _frame(self, add_bos: bool, add_eos: bool) -> None:
     """Makes the post-processor put BOS before and EOS after a text, as far as there are any."""

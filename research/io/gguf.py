@@ -53,7 +53,7 @@ class GGUF:
   """
 
   metadata: dict[str, Any]
-  tensors: Mapping[str, np.ndarray]
+  tensors: Tensors
 
 
 class _Cursor:
@@ -106,24 +106,34 @@ class _Record:
   nbytes: int
 
 
-class _Tensors(Mapping[str, np.ndarray]):
+class Tensors(Mapping[str, np.ndarray]):
+  """The tensors of a file by name, dequantized anew every time; `stored` gives what is there."""
+
   def __init__(self, path: Path, data: mmap.mmap, records: dict[str, _Record]):
     self._path = path
     self._data = data
     self._records = records
 
   def __getitem__(self, name: str) -> np.ndarray:
+    kind, rows = self.stored(name)
+    try:
+      return quants.dequantize(rows, GGMLQuantizationType[kind])
+    except NotImplementedError as error:
+      raise ValueError(
+        f"{self._path}: tensor {name!r} has type {kind}, which cannot be dequantized"
+      ) from error
+
+  def stored(self, name: str) -> tuple[str, np.ndarray]:
+    """The name of a tensor's type and its bytes, uint8 `[out, bytes of a row]`.
+
+    Raises:
+      KeyError: there is no such tensor.
+    """
     if name not in self._records:
       raise KeyError(f"{self._path} has no tensor {name!r}{nearest(name, self._records)}")
     record = self._records[name]
     raw = np.frombuffer(self._data, np.uint8, record.nbytes, record.offset)
-    rows = raw.reshape(*record.shape[:-1], -1)
-    try:
-      return quants.dequantize(rows, record.type)
-    except NotImplementedError as error:
-      raise ValueError(
-        f"{self._path}: tensor {name!r} has type {record.type.name}, which cannot be dequantized"
-      ) from error
+    return record.type.name, raw.reshape(*record.shape[:-1], -1)
 
   def __contains__(self, name: object) -> bool:
     return name in self._records
@@ -154,7 +164,7 @@ def read(path: str | os.PathLike[str]) -> GGUF:
     metadata, records = _parse(_Cursor(data))
   except ValueError as error:  # also what bytes that are not UTF-8 raise
     raise ValueError(f"{path}: {error}") from error
-  return GGUF(metadata, _Tensors(path, data, records))
+  return GGUF(metadata, Tensors(path, data, records))
 
 
 def _parse(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, _Record]]:

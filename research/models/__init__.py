@@ -6,9 +6,11 @@ from research.models.embeddings import embed
 from research.models.encoder import Encoder
 from research.models.encoder_decoder import CrossCache, EncoderDecoder
 from research.models.encoder_decoder_config import EncoderDecoderConfig
+from research.models.formats import export
 from research.models.initialize import initialize
 from research.models.load import build, load, save
 from research.models.observe import moments
+from research.models.save_gguf import save_gguf
 
 __all__ = [
   "Cache",
@@ -21,8 +23,10 @@ __all__ = [
   "EncoderDecoderConfig",
   "build",
   "embed",
+  "export",
   "initialize",
   "load",
   "moments",
   "save",
+  "save_gguf",
 ]

@@ -91,11 +91,12 @@ def weights(config: DecoderConfig) -> list[Weight]:
 def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> DecoderConfig:
   """From a GGUF file's metadata, where the 27B model is known by its 46 layers."""
   config = read_gguf(metadata, tensors, window=4096, every=2, layers_of_27b=46)
+  get = llama.gguf_keys(metadata)
   return dataclasses.replace(
     config,
     family=NAME,
-    attention_softcap=metadata.get("gemma2.attn_logit_softcapping", 50.0),
-    logit_softcap=metadata.get("gemma2.final_logit_softcapping", 30.0),
+    attention_softcap=get.get("attn_logit_softcapping", 50.0),
+    logit_softcap=get.get("final_logit_softcapping", 30.0),
   )
 
 
@@ -126,6 +127,19 @@ def read_gguf(
     embedding_scale=config.hidden_size**0.5,
     windows=tuple(0 if (i + 1) % every == 0 else window for i in range(config.num_layers)),
   )
+
+
+def gguf_metadata(config: DecoderConfig, architecture: str = NAME) -> dict[str, Any]:
+  """The inverse of `gguf_config`, see `llama.gguf_metadata`."""
+  found: dict[str, Any] = {}
+  if config.windows:
+    found["attention.sliding_window"] = max(config.windows)
+  if config.attention_softcap is not None:
+    found["attn_logit_softcapping"] = float(config.attention_softcap)
+  if config.logit_softcap is not None:
+    found["final_logit_softcapping"] = float(config.logit_softcap)
+  prefixed = {f"{architecture}.{key}": value for key, value in found.items()}
+  return llama.gguf_metadata(config, architecture) | prefixed
 
 
 def gguf_weights(config: DecoderConfig) -> list[Weight]:

@@ -66,11 +66,20 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
 def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> DecoderConfig:
   """From a GGUF file's metadata, where the 27B model is known by its 62 layers."""
   config = gemma2.read_gguf(metadata, tensors, window=1024, every=6, layers_of_27b=62)
-  theta = float(metadata.get("gemma3.rope.freq_base_swa", 10_000.0))
+  get = llama.gguf_keys(metadata)
+  theta = get.get("rope.freq_base_swa", 10_000.0)
   return dataclasses.replace(
     config,
     family=NAME,
     qk_norm="head",
-    logit_softcap=metadata.get("gemma3.final_logit_softcapping"),
+    logit_softcap=get.get("final_logit_softcapping"),
     local_rope=Rope(theta=theta, original_max_positions=config.max_positions),
   )
+
+
+def gguf_metadata(config: DecoderConfig) -> dict[str, Any]:
+  """The inverse of `gguf_config`, see `llama.gguf_metadata`."""
+  if config.local_rope is None:
+    raise ValueError("a gemma3_text has two rotary embeddings; this model has one")
+  local = {"gemma3.rope.freq_base_swa": config.local_rope.theta}
+  return gemma2.gguf_metadata(config, "gemma3") | local

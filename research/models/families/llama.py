@@ -6,8 +6,10 @@ Touvron et al. 2023 (arXiv:2307.09288); Llama 3, arXiv:2407.21783.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from research.models.config import DecoderConfig
-from research.models.families import rope
+from research.models.families import gguf_rope, rope
 from research.models.families.weights import Weight
 from research.nn.positions import Rope
 
@@ -89,9 +91,7 @@ def layer_types(config: DecoderConfig) -> list[str]:
 
 def write_config(config: DecoderConfig) -> dict[str, Any]:
   """The `config.json` that `transformers` reads."""
-  if config.rope is None:
-    raise ValueError(f"a {config.family} has rotary positions; this model's are {config.positions}")
-  parameters = rope.write(config.rope)
+  parameters = rope.write(_rope(config))
   return {
     "architectures": [ARCHITECTURE],
     "model_type": NAME,
@@ -110,8 +110,8 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
     "tie_word_embeddings": config.tied_head,
     "rope_parameters": parameters,
     # The keys that transformers 4 and most other readers look for.
-    "rope_theta": config.rope.theta,
-    "rope_scaling": None if config.rope.kind == "default" else parameters,
+    "rope_theta": parameters["rope_theta"],
+    "rope_scaling": None if parameters["rope_type"] == "default" else parameters,
   }
 
 
@@ -142,7 +142,7 @@ def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Deco
     ValueError: the model is of a kind that is not supported.
   """
   architecture = metadata["general.architecture"]
-  get = {key.removeprefix(f"{architecture}."): value for key, value in metadata.items()}
+  get = gguf_keys(metadata)
   heads = get["attention.head_count"]
   hidden = get["embedding_length"]
   size = get.get("attention.key_length", hidden // heads)
@@ -150,9 +150,6 @@ def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Deco
     raise ValueError(
       f"partial rotation (rope.dimension_count below key_length) is not of {architecture}"
     )
-  scaling = get.get("rope.scaling.type", "none")
-  if scaling not in ("none", "linear"):
-    raise ValueError(f"GGUF's rope scaling {scaling!r} is not supported; only 'linear' is")
   return DecoderConfig(
     family=NAME,
     vocab_size=get.get("vocab_size") or len(metadata["tokenizer.ggml.tokens"]),
@@ -164,21 +161,63 @@ def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Deco
     head_size=size,
     max_positions=get["context_length"],
     norm="rms",
-    # Stored as float32; the shortest decimal that rounds to it is what the model's config said.
-    norm_eps=_shortest(get["attention.layer_norm_rms_epsilon"]),
+    norm_eps=get["attention.layer_norm_rms_epsilon"],
     activation="silu",
     gated_mlp=True,
     qkv_bias="blk.0.attn_q.bias" in tensors,
     out_bias="blk.0.attn_output.bias" in tensors,
     mlp_bias="blk.0.ffn_up.bias" in tensors,
     tied_head="output.weight" not in tensors,
-    rope=Rope(
-      theta=float(get.get("rope.freq_base", 10_000.0)),
-      kind="default" if scaling == "none" else scaling,
-      factor=float(get.get("rope.scaling.factor", 1.0)),
-      original_max_positions=get["context_length"],
-    ),
+    rope=gguf_rope.read(get, tensors, size),
   )
+
+
+def gguf_keys(metadata: Mapping[str, Any]) -> dict[str, Any]:
+  """The keys of the file's architecture, without its name before them.
+
+  Numbers are stored as float32; the shortest decimal that rounds to one is what the model's config
+  said.
+  """
+  prefix = f"{metadata['general.architecture']}."
+  return {
+    key.removeprefix(prefix): _shortest(value) if isinstance(value, float) else value
+    for key, value in metadata.items()
+    if key.startswith(prefix)
+  }
+
+
+def gguf_metadata(config: DecoderConfig, architecture: str = NAME) -> dict[str, Any]:
+  """The inverse of `gguf_config`, as far as llama.cpp has a key for it.
+
+  What it has none for `gguf_config` reads otherwise than it is: whoever writes compares.
+
+  Raises:
+    ValueError: the model has no rotary positions.
+  """
+  found = {
+    "vocab_size": config.vocab_size,
+    "block_count": config.num_layers,
+    "context_length": config.max_positions,
+    "embedding_length": config.hidden_size,
+    "feed_forward_length": config.mlp_size,
+    "attention.head_count": config.num_heads,
+    "attention.head_count_kv": config.num_kv_heads,
+    "attention.key_length": config.head_size,
+    "attention.value_length": config.head_size,
+    "attention.layer_norm_rms_epsilon": float(config.norm_eps),
+    "rope.dimension_count": config.head_size,
+    **gguf_rope.write(_rope(config)),
+  }
+  prefixed = {f"{architecture}.{key}": value for key, value in found.items()}
+  return {"general.architecture": architecture} | prefixed
+
+
+def gguf_tensors(config: DecoderConfig) -> dict[str, np.ndarray]:
+  """Tensors of a GGUF file that are no parameters of ours: what llama3's frequencies are over."""
+  turn = _rope(config)
+  if turn.kind != "llama3":
+    return {}
+  return {gguf_rope.FREQUENCIES: gguf_rope.frequencies(turn, config.head_size)}
 
 
 def gguf_weights(
@@ -223,6 +262,12 @@ def modules(config: DecoderConfig) -> dict[str, tuple[str, tuple[int, int, int]]
   }
   found["embed/embedding"] = ("model.embed_tokens", (0, 1, 1))
   return found | {"lm_head/kernel": ("lm_head", (0, 1, 1))}
+
+
+def _rope(config: DecoderConfig) -> Rope:
+  if config.rope is None:
+    raise ValueError(f"a {config.family} has rotary positions; this model's are {config.positions}")
+  return config.rope
 
 
 def _activation(name: str) -> str:

@@ -46,3 +46,8 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
 def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> DecoderConfig:
   """From a GGUF file's metadata."""
   return dataclasses.replace(llama.gguf_config(metadata, tensors), family=NAME)
+
+
+def gguf_metadata(config: DecoderConfig) -> dict[str, Any]:
+  """The inverse of `gguf_config`, see `llama.gguf_metadata`."""
+  return llama.gguf_metadata(config, NAME)

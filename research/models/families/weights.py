@@ -53,9 +53,12 @@ class Weight:
 
   def write(self, parts: Sequence[np.ndarray]) -> np.ndarray:
     """The inverse of `read`, on our arrays of all parts in order."""
-    if self.heads or self.offset:
-      raise ValueError(f"{self.name}: GGUF's conventions are read, not written")
     tensor = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+    if self.heads:
+      halves = tensor.reshape(*tensor.shape[:-1], self.heads, 2, -1)
+      tensor = np.moveaxis(halves, -2, -1).reshape(tensor.shape)
+    if self.offset:
+      tensor = tensor + self.offset
     return np.ascontiguousarray(tensor.T if self.transposed else tensor)
 
 

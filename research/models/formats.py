@@ -1,0 +1,142 @@
+"""Models written for other programs, each format checked by loading what was written."""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.core import tree
+from research.data.tokenizer import Tokenizer
+from research.io import gguf_write
+from research.models import agreement
+from research.models.load import Model, load, save
+from research.models.save_gguf import save_gguf
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """What a model can be written as.
+
+  types: of the matrices. default: one of them. directory: whether it is one, or else a file.
+  write: `(path, model, params, tokenizer, type)`; raises RuntimeError where the tensors that it
+    reads back are not to the bit those that it meant.
+  """
+
+  types: tuple[str, ...]
+  default: str
+  directory: bool
+  write: Callable[[Path, Model, Tree, Tokenizer, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+  """What was written.
+
+  files: the bytes of each. parameters: their number, as the model has them in memory.
+  difference: the largest of a parameter to what it was, absolute. path: of that parameter, empty
+    where there is none.
+  """
+
+  files: dict[str, int]
+  parameters: int
+  difference: float
+  path: str
+
+
+def export(
+  path: str | os.PathLike[str],
+  model: Model,
+  params: Tree,
+  tokenizer: Tokenizer,
+  *,
+  format: str = "hf",
+  type: str | None = None,
+) -> Exported:
+  """Writes a model, loads it again, compares, and only then gives it its name.
+
+  Args:
+    path: a file or a directory, as the format has it, which is not there or is an empty directory.
+    params: the model's parameters, adapters merged.
+    format: a key of `FORMATS`. type: one of its types, its default if None.
+
+  Raises:
+    ValueError: the format or its type is unknown, something stands at `path`, or as the format.
+    RuntimeError: what was loaded is not what was written.
+  """
+  path = Path(path)
+  form = require(format, type)
+  require_free(path, form)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+    written = Path(scratch) / path.name
+    form.write(written, model, params, tokenizer, type or form.default)
+    found = _loaded(written, model, params, tokenizer)
+    written.replace(path)
+  return found
+
+
+def require(format: str, type: str | None) -> Format:
+  """The format of that name, which has that type or is asked for none.
+
+  Raises:
+    ValueError: there is none, or it has no such type.
+  """
+  if format not in FORMATS:
+    raise ValueError(
+      f"format {format!r} is unknown; known: {', '.join(FORMATS)}{tree.nearest(format, FORMATS)}"
+    )
+  form = FORMATS[format]
+  if type is not None and type not in form.types:
+    raise ValueError(
+      f"{format} has no type {type!r}; it has {', '.join(form.types)}"
+      f"{tree.nearest(type, form.types)}"
+    )
+  return form
+
+
+def require_free(path: Path, form: Format) -> None:
+  """Raises ValueError if there is no room for `form` at `path`, where nothing is overwritten."""
+  if not path.exists():
+    return
+  if path.is_file():
+    raise ValueError(f"{path} is a file that exists, and nothing is overwritten; name another")
+  if not form.directory:
+    raise ValueError(f"{path} is a directory, and what is written is a file; name one in it")
+  if any(path.iterdir()):
+    raise ValueError(f"{path} is a directory that is not empty; name another")
+
+
+def _loaded(path: Path, model: Model, params: Tree, tokenizer: Tokenizer) -> Exported:
+  other, loaded, other_tokenizer = load(path, dtype=jnp.float32)
+  differences = agreement.config_differences(other.config, model.config)
+  differences += agreement.tokenizer_differences(other_tokenizer, tokenizer)
+  if differences:
+    raise RuntimeError(f"what was written to {path.name} was loaded with {differences[0]}")
+  difference, where = agreement.largest_difference(loaded, params)
+  paths = sorted(path.iterdir()) if path.is_dir() else [path]
+  files = {each.name: each.stat().st_size for each in paths}
+  return Exported(files, tree.count(params), difference, where)
+
+
+def _write_hf(path: Path, model: Model, params: Tree, tokenizer: Tokenizer, type: str) -> None:
+  meant = jax.tree.map(lambda leaf: leaf.astype(type), params)
+  save(path, model, meant, tokenizer)
+  _, found, _ = load(path, dtype=jnp.dtype(type))
+  others = tree.flatten(found)
+  for name, leaf in tree.flatten(meant).items():
+    if np.asarray(leaf).tobytes() != np.asarray(others[name]).tobytes():
+      raise RuntimeError(f"{name} was read back with other values")
+
+
+FORMATS = {
+  "hf": Format(("float32", "bfloat16"), "float32", True, _write_hf),
+  "gguf": Format(gguf_write.TYPES, "Q8_0", False, save_gguf),
+}
