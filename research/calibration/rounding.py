@@ -60,7 +60,7 @@ def quantize(
   if not method.calibrated:
     # Every layer at once: there is nothing that one tells of the next.
     layer = {p.removeprefix(_LAYERS): leaf for p, leaf in flat.items() if p.startswith(_LAYERS)}
-    layers = method(None, layer, inside, {})
+    layers = method(model.config, layer, inside, {})
     found |= {f"{_LAYERS}{path}": leaf for path, leaf in layers.items()}
   elif inside:
     walk = Walk(model, params, batches)

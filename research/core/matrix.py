@@ -1,5 +1,7 @@
 """Parameters in another form than that of an array."""
 
+import math
+import re
 from typing import Any
 
 import jax
@@ -24,6 +26,11 @@ class Matrix:
   def ndim(self) -> int:
     """How many axes that has."""
     return len(self.shape)
+
+  @property
+  def size(self) -> int:
+    """How many numbers that has."""
+    return math.prod(self.shape)
 
   @property
   def dtype(self) -> Any:
@@ -51,6 +58,17 @@ def is_matrix(node: Any) -> bool:
 def flatten(params: Any) -> dict[str, Any]:
   """`path -> parameter`, in tree order: arrays, and each `Matrix` as a whole."""
   return tree.flatten(params, is_leaf=is_matrix)
+
+
+def count(params: Any) -> int:
+  """The number of numbers in all parameters, whatever they are held in."""
+  return sum(leaf.size for leaf in flatten(params).values())
+
+
+def parameter_of(path: str) -> str:
+  """The path of the parameter that the leaf at `path` is or is a part of; an adapter's as it is."""
+  found = re.match(r"(?!adapters/).*?/(kernel|embedding)(?=/)", path)
+  return found[0] if found else path
 
 
 def rows(table: jax.Array | Matrix, ids: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research.core import tree
+from research.core.matrix import parameter_of
 
 MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
@@ -91,7 +92,8 @@ def shardings(mesh: Mesh, shapes: Any) -> Any:
 
   A leaf's axes follow from the part of its path after `params/` or `adapters/`, so that the
   moments of a parameter lie where the parameter does. Adapters follow what they adapt where they
-  share an axis with it (LoRA's `a` and `b`) and are copied elsewhere; so are counters.
+  share an axis with it (LoRA's `a` and `b`) and are copied elsewhere; so are counters, and scales
+  of what is held in few bits.
 
   Raises:
     ValueError: a parameter that no rule covers, or an axis that its mesh axes do not divide.
@@ -133,7 +135,12 @@ def _logical_axes(path: str, leaf: Any) -> tuple[str | None, ...]:
     if axes is None or part not in ("a", "b") or leaf.ndim != len(axes):
       return none
     return (*axes[:-1], None) if part == "a" else (*axes[:-2], None, axes[-1])
-  axes = _parameter_axes(within)
+  whole = parameter_of(within)
+  axes = _parameter_axes(whole)
+  if whole != within and axes is not None:
+    # A part of a kernel in few bits: codes are the kernel's in another length.
+    part = within.removeprefix(f"{whole}/")
+    return axes if part in ("codes", "values") else none
   if axes is None or len(axes) != leaf.ndim:
     raise ValueError(f"no sharding rule for {path} {leaf.shape}; add one to core/sharding.py")
   return axes

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research import peft
+from research import peft, quant
 from research.core import rng
 from research.core import tree as trees
 from research.generation import checks
@@ -36,7 +36,8 @@ def prepare(model: Kind, variables: Any, unrolled: bool | None) -> tuple[Kind, A
     # What a product would cast at every token is cast once.
     return leaf.astype(model.dtype) if path.endswith(("/kernel", "/embedding")) else leaf
 
-  variables = {**variables, "params": trees.map_with_path(cast, variables["params"])}
+  params = quant.hold(variables["params"])  # what trains on a grid, too, is rounded once
+  variables = {**variables, "params": trees.map_with_path(cast, params)}
   unrolled = jax.default_backend() == "cpu" if unrolled is None else unrolled
   if unrolled and isinstance(model, Decoder):
     turned: Any = unroll(model, variables)

@@ -71,24 +71,30 @@ def build(config: config_lib.Config) -> Learner:
   if config.quantize:
     with config_lib.blaming("quantize"):
       variables = _rounded(variables, config.quantize, trains)
+    # Of what trains in another form it is the numbers that do.
+    trains = _of_parameters(trains)
   return Learner(model, tokenizer, variables, trains, fresh, peft.starts(adapters), tasks)
 
 
 def _rounded(
   variables: dict[str, Any], rules: quant.Rules, trains: Callable[[str, Any], bool]
 ) -> dict[str, Any]:
-  """With the base in few bits, and adapters begun on that.
+  """With what of the base is frozen in few bits, what trains on their grid, and adapters on that.
 
   Raises:
-    ValueError: a rule takes what trains, or rounds nothing.
+    ValueError: see `quant.quantize`.
   """
   params = variables["params"]
+  flat = matrix.flatten(params)
   chosen = quant.schemes(rules, params)
-  for path, leaf in matrix.flatten(params).items():
-    if path in chosen and trains(f"params/{path}", leaf):
-      raise ValueError(f"{path!r} trains, and so cannot be held in {chosen[path].kind}")
-  params = quant.quantize(params, rules)
-  return {"params": params, "adapters": peft.moved(variables["adapters"], params)}
+  learnt = {path for path in chosen if trains(f"params/{path}", flat[path])}
+  held = quant.quantize(params, {p: s for p, s in chosen.items() if p not in learnt})
+  held = quant.train(held, {p: s for p, s in chosen.items() if p in learnt})
+  return {"params": held, "adapters": peft.moved(variables["adapters"], held)}
+
+
+def _of_parameters(trains: Callable[[str, Any], bool]) -> Callable[[str, Any], bool]:
+  return lambda path, leaf: trains(matrix.parameter_of(path), leaf)
 
 
 def adapters_alone(config: config_lib.Config) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from research import evals, models, objectives, peft, quant
 from research.core import config as config_lib
-from research.core import tree
+from research.core import matrix
 from research.data import pipeline
 from research.evals import Evaluator, Result
 from research.loop import learner as learner_lib
@@ -217,7 +217,7 @@ def _beside_adapters(
   each = _alone(learner.variables["adapters"], learner.starts, learner.tasks)
   params = learner.variables["params"]
   trained = frozenset(
-    path for path, leaf in tree.flatten(params).items() if learner.trains(f"params/{path}", leaf)
+    path for path, leaf in matrix.flatten(params).items() if learner.trains(f"params/{path}", leaf)
   )
   adapted = {path for one in each.values() for path, _ in peft.sites(one)}
   reason: str | None = "more than adapters trains"

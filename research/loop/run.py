@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 from research import peft
-from research.core import cache, sharding, tree
+from research.core import cache, matrix, sharding, tree
 from research.core import compile as compile_lib
 from research.core import config as config_lib
 from research.io import metrics as metrics_lib
@@ -264,7 +264,7 @@ class _Trainer:
 
   def _introduce(self) -> None:
     context = self._context
-    trained, total = tree.count(context.state.trainable), tree.count(self._task.variables)
+    trained, total = tree.count(context.state.trainable), matrix.count(self._task.variables)
     context.say(
       f"{total:,} parameters, of which {trained:,} ({trained / total:.2%}) are trained\n"
       f"{self._task.batches.description()}"
@@ -285,7 +285,7 @@ class _Trainer:
       "useful_tokens": sum(line["useful_tokens"] for line in steps),
       "skipped_updates": int(self._context.state.skipped),
       "trainable_parameters": tree.count(self._context.state.trainable),
-      "parameters": tree.count(self._task.variables),
+      "parameters": matrix.count(self._task.variables),
       "evaluations": [{"step": at, **found} for at, found in self._context.evaluations],
     }
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from research import peft
 from research.core import tree
+from research.core.matrix import parameter_of
 
 # Dense bfloat16 FLOP/s of a device by its makers' data sheets; keys are parts of `device_kind`.
 _DATA_SHEETS = {
@@ -66,7 +67,7 @@ def train_flops_per_token(
     path: leaf.size * active(path)
     for path, leaf in tree.flatten(trainable).items()
     if path.startswith("params/")
-    and (path.endswith("/kernel") or path == "params/embed/embedding" and not has_head)
+    and (_is_kernel(path) or parameter_of(path) == "params/embed/embedding" and not has_head)
   }
   # What a method trains in another form acts on tokens as what it is made into; and what is looked
   # up multiplies nothing.
@@ -86,6 +87,10 @@ def train_flops_per_token(
     return 2 * forward + (forward - forward_flops(0.0)) + constant
 
   return per_token
+
+
+def _is_kernel(path: str) -> bool:
+  return parameter_of(path).endswith("/kernel")
 
 
 def _measured(dtype: Any) -> float:

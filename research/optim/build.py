@@ -11,6 +11,7 @@ import optax
 
 from research.core import config as config_lib
 from research.core import tree
+from research.core.matrix import parameter_of
 from research.optim import schedules
 
 # Matrices decay; biases, gains, singular values, lookup tables, a prefix's keys and values and what
@@ -100,5 +101,5 @@ def decay_mask(rules: Sequence[tuple[str, bool]], trainable: Any) -> Any:
         f"{len(uncovered) - 1} more; end it with ('.*', True) or ('.*', False)"
       )
   else:
-    found = {path: not _DECAYED_UNLESS.fullmatch(path) for path in paths}
+    found = {path: not _DECAYED_UNLESS.fullmatch(parameter_of(path)) for path in paths}
   return tree.map_with_path(lambda path, _: found[path], trainable)

@@ -3,5 +3,17 @@
 from research.quant.policy import Rules, dequantize, quantize, schemes, size
 from research.quant.qarray import QArray
 from research.quant.scheme import Scheme
+from research.quant.trained import Trained, hold, train
 
-__all__ = ["QArray", "Rules", "Scheme", "dequantize", "quantize", "schemes", "size"]
+__all__ = [
+  "QArray",
+  "Rules",
+  "Scheme",
+  "Trained",
+  "dequantize",
+  "hold",
+  "quantize",
+  "schemes",
+  "size",
+  "train",
+]

@@ -1,7 +1,7 @@
 """Products of integers: `int8 x int8 -> int32`, as AQT has them.
 
 What is rounded is rounded a row at a time, by its largest number; a product's row and column then
-have one scale each, which multiply the integers (Dettmers et al. 2022, arXiv:2208.07339, section 2).
+have one scale each, which multiply the integers (Dettmers et al. 2022, arXiv:2208.07339, sec. 2).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from research.quant.qarray import quantize as round_to_nearest
 from research.quant.scheme import Scheme
 
 Tree = Any
-Rules = Sequence[Mapping[str, Any]]
+Rules = Sequence[Mapping[str, Any]] | Mapping[str, Scheme]
 
 
 def schemes(rules: Rules, params: Tree) -> dict[str, Scheme]:
@@ -24,12 +24,14 @@ def schemes(rules: Rules, params: Tree) -> dict[str, Scheme]:
   Args:
     rules: mappings with `target`, a regular expression of whole paths, and the fields of a
       `Scheme`, or `kind` "none" for what is to stay as it is. A path takes the first rule that
-      matches it; parameters that are no matrices are left out of all.
+      matches it; parameters that are no matrices are left out of all. Or what this returns.
     params: the parameters, or their shapes.
 
   Raises:
     ValueError: a rule matches nothing, tells no scheme, or its groups do not divide a matrix.
   """
+  if isinstance(rules, Mapping):
+    return dict(rules)
   flat = matrix.flatten(params)
   matrices = [path for path in flat if is_quantizable(path)]
   found = {}

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from research.core.matrix import Matrix
@@ -96,11 +95,6 @@ class QArray(Matrix):
   def dtype(self) -> Any:
     """See `Matrix`."""
     return jnp.dtype(self.kind)
-
-  @property
-  def size(self) -> int:
-    """How many numbers it holds."""
-    return int(np.prod(self.shape))
 
   def scales(self) -> jax.Array:
     """float32, of the groups."""
@@ -272,8 +266,8 @@ def encode(
       codes = pack((codes - least).astype(jnp.uint8), scheme.bits, axis)
   elif scheme.kind in FLOATS:
     units = found._spread(values, _inverse(scale), jnp.multiply)
-    most = float(jnp.finfo(FLOATS[scheme.kind]).max)
-    codes = jnp.clip(units, -most, most).astype(FLOATS[scheme.kind])
+    largest = float(jnp.finfo(FLOATS[scheme.kind]).max)
+    codes = jnp.clip(units, -largest, largest).astype(FLOATS[scheme.kind])
   else:
     units = found._spread(values, _inverse(scale), jnp.multiply)
     codes = pack(codebooks.encode(scheme.kind, units), scheme.bits, axis)

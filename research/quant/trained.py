@@ -40,11 +40,6 @@ class Trained(Matrix):
     """See `Matrix`."""
     return self.values.dtype
 
-  @property
-  def size(self) -> int:
-    """How many numbers it holds."""
-    return self.values.size
-
   def held(self) -> QArray:
     """The numbers as they act."""
     return quantize(self.values, self.scheme, self.axis)

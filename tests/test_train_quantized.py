@@ -1,0 +1,106 @@
+"""The real command on a base in few bits, and on one that trains on its grid."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research import generate, models, peft, quant, train
+from research.core import matrix
+from research.models import families
+from research.quant.scheme import Scheme
+
+LLAMA = {
+  "model_type": "llama",
+  "vocab_size": 258,
+  "hidden_size": 16,
+  "intermediate_size": 32,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 2,
+  "max_position_embeddings": 64,
+}
+CONFIG = """
+from configs import base
+
+def get_config(what):
+  config = base.get_config()
+  config.compilation_cache = "compiled"
+  config.directory = what
+  config.model.source = "model"
+  config.model.dtype = "float32"
+  config.model.unroll = 1
+  if what == "qlora":
+    config.quantize = (
+      {"target": "layers/.*_proj/kernel", "kind": "nf4", "group": 16, "scales": "double"},
+    )
+    config.adapters = ({"target": "layers/.*_proj/kernel", "name": "lora", "rank": 2},)
+  else:
+    config.quantize = ({"target": "layers/.*_proj/kernel", "kind": "int3", "group": 16},)
+    config.trainable = ("layers/mlp/.*kernel",)
+  config.data.train.source = {"name": "jsonl", "path": "rows.jsonl", "cache": "cache"}
+  config.data.train.length = 48
+  config.data.train.window = 16
+  config.optimizer.learning_rate = 1e-2
+  config.train.steps = 3
+  config.train.batch_size = 4
+  config.checkpoint.every_steps = 2
+  config.log.tensorboard = False
+  config.log.peak_flops = 1e11
+  return config
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, byte_tokenizer):
+  root = tmp_path_factory.mktemp("quantized")
+  model = models.build(LLAMA)
+  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+  params = jax.tree.map(lambda x: x * 8, params)  # far from uniform: greedy ties are rare
+  models.save(root / "model", model, params, byte_tokenizer)
+  rows = [{"prompt": f"{i}", "completion": f" {i + 1}"} for i in range(20)]
+  (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  (root / "config.py").write_text(CONFIG)
+  return root
+
+
+@pytest.fixture(autouse=True)
+def here(world, monkeypatch):
+  monkeypatch.chdir(world)
+  monkeypatch.setenv("RESEARCH_CACHE", str(world / "home"))
+
+
+def _losses(run):
+  lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+  return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_qlora_leaves_an_adapter(world, capsys):
+  assert train.main(["--config=config.py:qlora"]) == 0
+  assert "the base is held in" in capsys.readouterr().err
+  model, params, _ = models.load(world / "model")
+  modules = families.find("llama").modules(model.config)
+  adapters = peft.load(world / "qlora/adapter", params, modules)
+  assert any(np.any(node.b) for _, node in peft.sites(adapters))
+  losses = _losses(world / "qlora")
+  assert len(losses) == 3
+  assert losses[2] < losses[0]
+  assert generate.main(["--run=qlora", "--prompt=7", "--max-new-tokens=2"]) == 0
+
+
+def test_what_trains_leaves_the_numbers_that_acted(world):
+  assert train.main(["--config=config.py:qat"]) == 0
+  losses = _losses(world / "qat")
+  assert losses[2] < losses[0]
+  _, before, _ = models.load(world / "model")
+  _, after, _ = models.load(world / "qat/model")
+  scheme = Scheme("int3", group=16)
+  for path, kernel in matrix.flatten(after).items():
+    if path.endswith("_proj/kernel"):
+      groups = np.asarray(kernel).reshape(2, -1, 16, kernel.shape[-1])
+      assert all(len(np.unique(group)) <= 8 for group in groups.swapaxes(2, 3).reshape(-1, 16))
+    learnt = path.startswith("layers/mlp/") and path.endswith("kernel")
+    grid = quant.quantize(before, {path: scheme}) if path.endswith("_proj/kernel") else before
+    wanted = matrix.flatten(quant.dequantize(grid))[path]
+    assert np.array_equal(kernel, wanted) != learnt, path
