@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from configs import base
 from experiments.quantization.config import (
   CALIBRATION_LENGTH,
   CALIBRATION_ROWS,
@@ -30,12 +29,11 @@ from experiments.quantization.config import (
 )
 from research import calibration, evals, models, quant
 from research.core import cache
-from research.core.config import Config
-from research.data import pipeline
 from research.evals import bootstrap
 from research.io.checkpoint import write_json
 
 BASE = "bfloat16"
+BATCH = 8
 
 
 def main() -> int:
@@ -53,7 +51,7 @@ def main() -> int:
   }
   (evaluator,) = evals.build([section])
   model, params, tokenizer = models.load(MODEL, dtype="bfloat16", param_dtype="float32")
-  batches = list(_batches(args.calibration, tokenizer))
+  batches = _batches(args.calibration, tokenizer)
   rows: list[dict[str, Any]] = []
   for name in (BASE, *args.variants):
     file = args.directory / f"{name.replace(' ', '_')}.json"
@@ -80,14 +78,24 @@ def _held(model: Any, params: Any, variant: Variant, batches: Sequence[Any], nam
   return calibration.quantize(model, params, variant.rules, variant.method, batches, told=told)
 
 
-def _batches(path: Path, tokenizer: Any) -> Any:
-  """Whole rows of the calibration text."""
-  section = base.get_config().data.train
-  section.source = {"name": "text", "path": str(path)}
-  section.length, section.on_long_row = CALIBRATION_LENGTH, "split"
-  found = pipeline.train_batches(Config(section), tokenizer, batch_size=8, seed=0)
-  for _ in range(CALIBRATION_ROWS // 8):
-    yield next(found)
+def _batches(texts: Sequence[Path], tokenizer: Any) -> list[dict[str, np.ndarray]]:
+  """Stretches of the calibration texts, as many of each, from all over them."""
+  rng, rows = np.random.default_rng(0), []
+  for path in texts:
+    tokens = np.asarray(tokenizer.encode(path.read_text(), add_special=False), np.int32)
+    stretches = len(tokens) // CALIBRATION_LENGTH
+    wanted = CALIBRATION_ROWS // len(texts)
+    if stretches < wanted:
+      raise SystemExit(f"{path} has {len(tokens):,} tokens, not {wanted * CALIBRATION_LENGTH:,}")
+    cut = tokens[: stretches * CALIBRATION_LENGTH].reshape(stretches, -1)
+    rows += list(cut[rng.choice(stretches, wanted, replace=False)])
+  order = rng.permutation(len(rows))
+  batches = []
+  for at in range(0, len(rows), BATCH):
+    found = np.stack([rows[i] for i in order[at : at + BATCH]])
+    positions = np.broadcast_to(np.arange(CALIBRATION_LENGTH, dtype=np.int32), found.shape)
+    batches.append({"tokens": found, "positions": positions, "segments": np.ones_like(found)})
+  return batches
 
 
 def excess(row: dict[str, Any], dense: dict[str, Any]) -> tuple[float, tuple[float, float]]:
@@ -156,7 +164,11 @@ def _arguments() -> argparse.Namespace:
     "--text", required=True, type=Path, help="what is predicted, as of WikiText-2"
   )
   parser.add_argument(
-    "--calibration", required=True, type=Path, help="another text, of 33,000 tokens at least"
+    "--calibration",
+    required=True,
+    type=Path,
+    action="append",
+    help="other texts, of 131,000 tokens together; may be repeated",
   )
   parser.add_argument("--directory", type=Path, default=Path("runs/quantization"))
   parser.add_argument(

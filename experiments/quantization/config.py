@@ -11,7 +11,7 @@ from research.calibration.methods import Method
 MODEL = "smollm2-135m-instruct"
 PROJECTIONS = "layers/.*_proj/kernel"
 EVALUATION_BYTES = 160_000  # of the text that is predicted: about 39,000 tokens
-CALIBRATION_ROWS, CALIBRATION_LENGTH = 64, 512
+CALIBRATION_ROWS, CALIBRATION_LENGTH = 256, 512
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,16 +68,18 @@ class Walk:
 
     By path within the layer, experts left out.
     """
-    found = {
-      path: Moments.none((), kernel.shape[0])
+    kernels = {
+      path: kernel
       for path, kernel in matrix.flatten(params).items()
       if path.endswith("/kernel") and EXPERTS not in path
     }
+    watched = {path: _first_reader(path, kernels) for path in kernels}
+    found = {path: Moments.none((), kernels[path].shape[0]) for path in set(watched.values())}
     for x, (context, weights) in zip(self._on_way, self._around, strict=True):
       ready = {path: seen.expecting(weights) for path, seen in found.items()}
       seen = _observe(self.config, params, tree.unflatten(ready), x, self._of_layer(context))
       found = dict(tree.flatten(seen, is_leaf=lambda node: isinstance(node, Moments)))
-    return found
+    return {path: found[first] for path, first in watched.items()}
 
   def advance(self, params: Tree) -> None:
     """Takes all batches through the layer ahead, whose parameters are `params`."""
@@ -89,6 +91,15 @@ class Walk:
 
   def _of_layer(self, context):
     return context if self._kinds is None else context[self._kinds[self.number]]
+
+
+def _first_reader(path, kernels):
+  """The projection that is watched for all that read the same."""
+  group, name, leaf = path.rsplit("/", 2) if path.count("/") > 1 else ("", "", "")
+  for readers in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+    if name in readers:
+      return next(p for p in (f"{group}/{reader}/{leaf}" for reader in readers) if p in kernels)
+  return path
 
 
 @partial(jax.jit, static_argnums=0)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from research.core.products import matmul
+from research.core.products import outer
 
 
 @struct.dataclass
@@ -47,15 +47,15 @@ class Moments:
     return self.replace(weights=jnp.broadcast_to(weights, (*stack, *weights.shape)))  # type: ignore[attr-defined]
 
   def observe(self, *, x: jax.Array, **_: Any) -> Moments:
-    """With `x [B, S, n]` seen, in float32."""
-    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    """With `x [B, S, n]` seen; sums are float32, of products in the type of `x`."""
+    rows = x.reshape(-1, x.shape[-1])
     weights = self.weights.reshape(-1).astype(jnp.float32)
-    weighted = rows * weights[:, None]
-    absolute = jnp.abs(rows)
+    weighted = rows.astype(jnp.float32) * weights[:, None]
+    absolute = jnp.abs(rows.astype(jnp.float32))
     return self.replace(  # type: ignore[attr-defined]
       count=self.count + weights.sum(),
       total=self.total + weighted.sum(axis=0),
-      products=self.products + matmul(weighted, rows, (0, 0)),
+      products=self.products + outer(weighted.astype(x.dtype), rows),
       sizes=self.sizes + jnp.sum(absolute * weights[:, None], axis=0),
       peaks=jnp.maximum(self.peaks, jnp.max(absolute * (weights[:, None] > 0), axis=0)),
     )
