@@ -84,6 +84,7 @@ def chunked(
   )
   both = {"student": variables}
   if isinstance(teacher, Teacher):
+    # What is shared with the student would otherwise be summed a second gradient, of zeros.
     both["teacher"] = jax.lax.stop_gradient(teacher.variables)
 
   def of_chunk(variables, hidden, constants, targets):

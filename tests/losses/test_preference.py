@@ -217,7 +217,7 @@ def made_of(chosen, rejected, reference_chosen, reference_rejected, weights=None
 def test_rows_without_a_pair_change_nothing(name):
   loss = preference.build(SECTIONS[name])
   values = RNG.normal(size=(4, 3)).astype(np.float32) - 3
-  padded = np.concatenate([values, [[-50], [30], [40], [-9]]], axis=1)[:, [0, 3, 1, 2]]
+  padded = np.concatenate([values, [[-50], [-30], [-40], [9]]], axis=1)[:, [0, 3, 1, 2]]
   some = loss(made_of(*padded, [1.0, 0.0, 1.0, 1.0]))
   np.testing.assert_allclose(some[np.array([0, 2, 3])], loss(made_of(*values)), rtol=1e-6)
 
