@@ -49,6 +49,7 @@ setup(
       "pytest-xdist>=3.5",
       "torch==2.13.0",
       "transformers>=5",
+      "trl>=1.16",
     ],
   },
 )

@@ -45,3 +45,12 @@ def outer(a: jax.Array, b: jax.Array, batch: int = 0) -> jax.Array:
   return jax.lax.platform_dependent(
     a, b, cpu=thin_first, default=lambda a, b: matmul(a, b, (batch, batch), batch)
   )
+
+
+def row_sums(x: jax.Array) -> jax.Array:
+  """Sums over the last axis; on CPUs, whose loops of exp and sum are not vectorized, a product."""
+  return jax.lax.platform_dependent(
+    x,
+    cpu=lambda x: matmul(x, jnp.ones(x.shape[-1:], x.dtype), (x.ndim - 1, 0)),
+    default=lambda x: jnp.sum(x, axis=-1),
+  )

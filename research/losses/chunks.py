@@ -1,0 +1,133 @@
+"""Sums of token losses, a chunk of tokens at a time, so that `[tokens, vocabulary]` never exists.
+
+B batch, S sequence, s tokens of a row in one chunk, D model, N what is told of each token.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any
+# `(variables, hidden [B, s, D], *others) -> (losses [B, s], also told [B, s], ...)`
+TokenLosses = Callable[..., tuple[jax.Array, ...]]
+
+MAX_UNROLLED = 8  # chunks laid out as straight-line code, which CPUs run faster
+
+
+def weighted_sum(
+  losses: TokenLosses,
+  variables: Tree,
+  hidden: jax.Array,
+  others: tuple[Tree, ...],
+  weights: jax.Array,
+  *,
+  chunk_tokens: int,
+) -> tuple[jax.Array, jax.Array]:
+  """`sum of weights * losses`, and what each token adds to it.
+
+  Tokens of weight 0 are moved to the end of their row, and a chunk that holds nothing else
+  is skipped: prompts and padding cost no logits. The gradient of a chunk is taken while its
+  logits are at hand, so that they are computed once; the backward pass keeps `[B, S, D]`.
+
+  Args:
+    losses: `(variables, hidden [B, s, D], *others) -> (losses [B, s], also told [B, s], ...)`.
+    variables: what the losses need beside hidden states; gradients are computed only for leaves
+      that are differentiated.
+    hidden: `[B, S, D]`.
+    others: trees of `[B, S, ...]` for the losses' other arguments, constants to differentiation.
+    weights: float32 `[B, S]`, constants to differentiation.
+    chunk_tokens: tokens at a time, over all rows.
+
+  Returns:
+    The sum, and float32 `[N, B, S]`: weight times each of what `losses` returns. Gradients flow
+    through the sum alone.
+  """
+  batch, length, _ = hidden.shape
+  chunks = min(length, max(1, -(-batch * length // chunk_tokens)))
+  width = -(-length // chunks)
+  order = jnp.argsort(weights == 0, axis=1, stable=True)
+
+  def split(x):  # [B, S, ...] -> [chunks, B, s, ...]
+    x = jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
+    x = jnp.pad(x, [(0, 0), (0, chunks * width - length)] + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(batch, chunks, width, *x.shape[2:]), 1, 0)
+
+  total, told = _sums(losses, variables, split(hidden), jax.tree.map(split, others), split(weights))
+  told = jnp.moveaxis(told, 0, 2)  # [N, B, chunks, s]
+  told = told.reshape(len(told), batch, -1)[..., :length]
+  return total, jnp.take_along_axis(told, jnp.argsort(order, axis=1)[None], axis=2)
+
+
+def _chunk_sums(losses, variables, hidden, others, weights):
+  found = losses(variables, hidden, *others)
+  return jnp.sum(found[0] * weights), jnp.stack([each * weights for each in found])
+
+
+def _nothing(of_chunk, variables, chunk):
+  """What `of_chunk` gives of a chunk without a weight."""
+  shapes = jax.eval_shape(of_chunk, variables, *chunk)
+  return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+
+def _scan(body, init, chunks):
+  count = chunks[0].shape[0]
+  return jax.lax.scan(body, init, chunks, unroll=count if count <= MAX_UNROLLED else 1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sums(losses, variables, hidden, others, weights):
+  of_chunk = partial(_chunk_sums, losses)
+
+  def body(total, chunk):
+    found, told = jax.lax.cond(
+      jnp.any(chunk[2] != 0),
+      lambda: of_chunk(variables, *chunk),
+      lambda: _nothing(of_chunk, variables, chunk),
+    )
+    return total + found, told
+
+  return _scan(body, jnp.zeros(()), (hidden, others, weights))
+
+
+def _forward(losses, variables, hidden, others, weights):
+  # `perturbed` tells which leaves someone differentiates: a frozen head costs no gradient.
+  wanted = jax.tree.map(lambda leaf: leaf.value if leaf.perturbed else None, variables)
+  fixed = jax.tree.map(lambda leaf: None if leaf.perturbed else leaf.value, variables)
+  data = jax.tree.map(lambda leaf: leaf.value, (hidden, others, weights))
+
+  def loss(wanted, hidden, others, weights):
+    merged = jax.tree.map(
+      lambda a, b: b if a is None else a, wanted, fixed, is_leaf=lambda x: x is None
+    )
+    return _chunk_sums(losses, merged, hidden, others, weights)
+
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), wanted)
+
+  def body(carry, chunk):
+    total, dvariables = carry
+
+    def live():
+      found, (d, dhidden) = jax.value_and_grad(loss, (0, 1), has_aux=True)(wanted, *chunk)
+      return found, jax.tree.map(lambda s, g: s + g, dvariables, d), dhidden
+
+    def skipped():
+      return _nothing(loss, wanted, chunk), dvariables, jnp.zeros_like(chunk[0])
+
+    (found, told), dvariables, dhidden = jax.lax.cond(jnp.any(chunk[2] != 0), live, skipped)
+    return (total + found, dvariables), (dhidden, told)
+
+  (total, dvariables), (dhidden, told) = _scan(body, (jnp.zeros(()), zeros), data)
+  dvariables = jax.tree.map(lambda leaf, d: d.astype(leaf.dtype), wanted, dvariables)
+  return (total, told), (dvariables, dhidden)
+
+
+def _backward(losses, residuals, g):
+  del losses
+  dvariables, dhidden = jax.tree.map(lambda d: (g[0] * d).astype(d.dtype), residuals)
+  return dvariables, dhidden, None, None
+
+
+_sums.defvjp(_forward, _backward, symbolic_zeros=True)
