@@ -60,8 +60,11 @@ def main() -> int:
       held = params if name == BASE else _held(model, params, VARIANTS[name], batches, name)
       seconds = time.perf_counter() - started
       size = quant.size(held["layers"])
-      # The same numbers, and faster than to make them of codes for every batch.
-      result = evaluator(model, {"params": quant.dequantize(held)}, tokenizer)
+      # The same numbers, and faster than to make them of codes for every batch; products of
+      # integers are others.
+      integers = name in VARIANTS and VARIANTS[name].multiplies_integers
+      acting = held if integers else quant.dequantize(held)
+      result = evaluator(model, {"params": acting}, tokenizer)
       found = {"bytes": size.held, "dense": size.dense // 2, "seconds": seconds}
       write_json(file, {**found, **result.to_json()})
     rows.append(json.loads(file.read_text()) | {"name": name})
@@ -168,7 +171,7 @@ def _arguments() -> argparse.Namespace:
     required=True,
     type=Path,
     action="append",
-    help="other texts, of 131,000 tokens together; may be repeated",
+    help="other texts, of 66,000 tokens together; may be repeated",
   )
   parser.add_argument("--directory", type=Path, default=Path("runs/quantization"))
   parser.add_argument(

@@ -11,7 +11,7 @@ from research.calibration.methods import Method
 MODEL = "smollm2-135m-instruct"
 PROJECTIONS = "layers/.*_proj/kernel"
 EVALUATION_BYTES = 160_000  # of the text that is predicted: about 39,000 tokens
-CALIBRATION_ROWS, CALIBRATION_LENGTH = 256, 512
+CALIBRATION_ROWS, CALIBRATION_LENGTH = 128, 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Variant:
   rules: tuple[dict[str, Any], ...]
   method: Method = calibration.Nearest()
   than: str = ""
+
+  @property
+  def multiplies_integers(self) -> bool:
+    """Whether activations are rounded, too."""
+    return any(rule.get("activations") for rule in self.rules)
 
 
 def _projections(kind: str, **how: Any) -> tuple[dict[str, Any], ...]:
@@ -50,6 +55,10 @@ VARIANTS: dict[str, Variant] = {
     _grouped(3), calibration.GPTQ(act_order=True, static_groups=True), "int3 g64 nearest"
   ),
   "int3 g64 awq": Variant(_grouped(3), calibration.AWQ(), "int3 g64 nearest"),
+  "w8a8": Variant(_projections("int8", activations="int8")),
+  "w8a8 smoothquant": Variant(
+    _projections("int8", activations="int8"), calibration.SmoothQuant(), "w8a8"
+  ),
   "nf4": Variant(_projections("nf4", group=64)),
   "nf4 double": Variant(_projections("nf4", group=64, scales="double")),
 }

@@ -1,6 +1,6 @@
 """Rounding by what a model's projections read."""
 
-from research.calibration.methods import AWQ, GPTQ, METHODS, Nearest
+from research.calibration.methods import AWQ, GPTQ, METHODS, Nearest, SmoothQuant
 from research.calibration.rounding import quantize
 
-__all__ = ["AWQ", "GPTQ", "METHODS", "Nearest", "quantize"]
+__all__ = ["AWQ", "GPTQ", "METHODS", "Nearest", "SmoothQuant", "quantize"]

@@ -6,7 +6,7 @@ The inverse goes into what stands before: a norm, or the projection whose output
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,12 +30,16 @@ class Fold:
   group: int = 1
   head_size: int = 0
 
-  def tied(self, sizes: jax.Array) -> jax.Array:
-    """`sizes [in]` of what is read, the same wherever the source makes the same."""
+  def tied(self, sizes: jax.Array, together: Callable[..., jax.Array] = jnp.mean) -> jax.Array:
+    """`sizes [in]` of what is read, the same wherever the source makes the same.
+
+    together: makes one of several along an axis.
+    """
     if self.group == 1:
       return sizes
     heads = sizes.reshape(-1, self.group, self.head_size)
-    return jnp.broadcast_to(heads.mean(axis=1, keepdims=True), heads.shape).reshape(-1)
+    one = together(heads, axis=1, keepdims=True)
+    return jnp.broadcast_to(one, heads.shape).reshape(-1)
 
   def apply(self, params: Mapping[str, Any], scales: jax.Array, norm: str) -> dict[str, Any]:
     """A layer's parameters, by path, whose readers are `kernel * scales[:, None]`.

@@ -108,6 +108,35 @@ class AWQ:
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class SmoothQuant:
+  """Peaks of inputs are handed over to kernels, and those rounded to nearest.
+
+  Xiao et al. 2022, arXiv:2211.10438, eq. 4: inputs are divided by `max|x|^a / max|w|^(1 - a)`. For
+  schemes whose activations are rounded, too.
+
+  alpha: a.
+  """
+
+  alpha: float = 0.5
+
+  calibrated = True
+
+  def __call__(self, config, params, schemes, seen):
+    """See `Method`."""
+    found = dict(params)
+    for fold in folds(config, params):
+      if not any(path in schemes for path in fold.readers):
+        continue
+      of = _seen(seen, next(path for path in fold.readers if path in schemes))
+      wide = [jnp.max(jnp.abs(found[path].astype(jnp.float32)), axis=1) for path in fold.readers]
+      largest = (of.peaks, jnp.max(jnp.stack(wide), axis=0))
+      peaks, weights = (jnp.maximum(fold.tied(x, jnp.max), 1e-5) for x in largest)
+      scales = peaks**self.alpha / weights ** (1 - self.alpha)
+      found = fold.apply(found, scales, config.norm)
+    return found | {path: quantize(found[path], schemes[path]) for path in schemes}
+
+
 def _seen(seen: Mapping[str, Moments], path: str) -> Moments:
   """What the kernel at `path` has read.
 
@@ -122,4 +151,4 @@ def _seen(seen: Mapping[str, Moments], path: str) -> Moments:
   return moments
 
 
-METHODS = {"nearest": Nearest, "gptq": GPTQ, "awq": AWQ}
+METHODS = {"nearest": Nearest, "gptq": GPTQ, "awq": AWQ, "smoothquant": SmoothQuant}

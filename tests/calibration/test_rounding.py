@@ -116,6 +116,23 @@ def test_scales_and_their_inverse_change_nothing(built):
   np.testing.assert_allclose(after, before, atol=1e-4 * np.abs(before).max())
 
 
+def test_smoothing_hands_peaks_over(built):
+  """Peaks and kernels meet half way; without rounding nothing would have changed."""
+  model, params = built
+  if model.config.family != "llama":
+    pytest.skip("the same for every family")
+  rules = ({"target": "layers/mlp/.*_proj/kernel", "kind": "int8", "activations": "int8"},)
+  held = calibration.quantize(model, params, rules, calibration.SmoothQuant(), BATCHES)
+  walk = Walk(model, quant.dequantize(held), BATCHES)
+  seen = walk.moments(walk.params())["mlp/down_proj/kernel"]
+  kernel = held["layers"]["mlp"]["down_proj"]["kernel"].astype(jnp.float32)[0]
+  np.testing.assert_allclose(seen.peaks, jnp.max(jnp.abs(kernel), axis=1), rtol=0.1)
+  scale = float(np.abs(_hidden(model, params, BATCHES[0])).max())
+  np.testing.assert_allclose(
+    _hidden(model, held, BATCHES[0]), _hidden(model, params, BATCHES[0]), atol=0.05 * scale
+  )
+
+
 def _error(model, params, held):
   pairs = [(_hidden(model, params, b), _hidden(model, held, b)) for b in BATCHES]
   return sum(float(((a - b) ** 2).sum()) for a, b in pairs)
