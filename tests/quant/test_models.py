@@ -73,22 +73,19 @@ def test_experts_are_those_of_the_numbers():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, wanted)
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "vera", "ia3", "prompt"])
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
 def test_adapters_learn_on_it_as_on_the_numbers(held, method):
   model, params, plain = held
   rule = {"name": method, "target": "layers/.*_proj/kernel"}
-  rule |= {"rank": 2} if method in ("lora", "dora", "vera") else {}
-  rule = {"name": "prompt", "tokens": 2} if method == "prompt" else rule
+  rule |= {"rank": 2} if method != "ia3" else {}
   adapters = peft.moved(peft.attach((rule,), params, jax.random.key(2)), params)
-  lead = -1 - jnp.arange(len(peft.virtual_ids(adapters)), dtype=jnp.int32)
-  tokens = jnp.concatenate([jnp.broadcast_to(lead, (2, lead.size)), TOKENS], axis=1)
-  targets, weights = jnp.roll(tokens, -1, axis=1) % 61, jnp.ones(tokens.shape)
+  targets, weights = jnp.roll(TOKENS, -1, axis=1), jnp.ones(TOKENS.shape)
 
   @jax.jit
   def both(params):
     def loss(adapters):
-      variables = {"params": params, "adapters": peft.materialize(adapters)}
-      hidden = model.apply(variables, tokens, method="hidden")
+      variables = {"params": params, "adapters": adapters}
+      hidden = model.apply(variables, TOKENS, method="hidden")
       head = {name: variables["params"][name] for name in model.head_names}
       of = lambda head, x: model.apply({"params": head}, x, method="head")  # noqa: E731
       return cross_entropy.chunked(of, head, hidden, targets, weights)[0]
@@ -134,8 +131,8 @@ def test_layers_are_sliced_where_they_are_unrolled(held):
 
 def test_little_memory_is_kept_for_gradients(held):
   """The temporaries of a step on a base in few bits hold no kernel of the base as numbers."""
-  wide = {**SHAPE, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6}
-  model = models.build({"model_type": "llama", **wide}).clone(unroll=6)
+  wide = {**SHAPE, "hidden_size": 128, "intermediate_size": 1024, "num_hidden_layers": 4}
+  model = models.build({"model_type": "llama", **wide}).clone(unroll=4)
   shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)["params"]
   params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), shapes)
   rules = ({"target": "layers/.*/kernel", "kind": "int4", "group": 64},)
