@@ -32,14 +32,15 @@ class Format:
   types: of the matrices. default: one of them. directory: whether it is one, or else a file.
   write: `(path, model, params, tokenizer, type)`; raises RuntimeError where the tensors that it
     reads back are not to the bit those that it meant.
-  quantized: whether parameters in few bits stay that; others get the numbers they stand for.
+  method: how parameters in few bits are stored (`quantized.write`); formats without one get the
+    numbers that those stand for.
   """
 
   types: tuple[str, ...]
   default: str
   directory: bool
   write: Callable[[Path, Model, Tree, Tokenizer, str], None]
-  quantized: bool = False
+  method: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ def export(
   path = Path(path)
   form = require(format, type)
   require_free(path, form)
-  if not form.quantized:
+  if not form.method:
     params = quant.dequantize(params)
   path.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
@@ -157,10 +158,7 @@ def _write_quantized(
 
 
 def _bits(leaf: Any, type: str) -> list[np.ndarray]:
-  """What of a parameter is kept to the bit.
-
-  Scales may be in another type that holds them, and groups that follow each other be told or not.
-  """
+  """What of a parameter is kept to the bit; groups that follow each other may be told or not."""
   if not isinstance(leaf, QArray):
     return [np.asarray(leaf.astype(type))]
   inputs = leaf.shape[leaf.axis]
@@ -173,7 +171,7 @@ def _bits(leaf: Any, type: str) -> list[np.ndarray]:
 
 
 def _quantized(types: tuple[str, ...], method: str) -> Format:
-  return Format(types, types[0], True, partial(_write_quantized, method=method), quantized=True)
+  return Format(types, types[0], True, partial(_write_quantized, method=method), method)
 
 
 # AutoAWQ's programs are of float16.

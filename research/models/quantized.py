@@ -21,7 +21,9 @@ from research.models.families import weights
 from research.models.families.weights import Weight
 from research.peft.kernel import EXPERTS
 from research.quant import files, interchange
+from research.quant.interchange.convention import told
 from research.quant.qarray import QArray
+from research.quant.scheme import Scheme
 
 Tree = Any
 Tensors = Mapping[str, np.ndarray]
@@ -51,18 +53,10 @@ def write(
   if method == OURS:
     arrays, how = files.to_arrays(tree.unflatten(dense | held))
     return arrays, {"quant_method": OURS, "held": how}
+  shapes = {path: leaf.shape for path, leaf in flat.items()}
+  require(config, {path: leaf.scheme for path, leaf in held.items()}, shapes, method)
   convention = interchange.find(method)
-  table = {weight.path: weight for weight in families.find(config.family).weights(config)}
-  for path in flat:
-    if EXPERTS in path:
-      raise ValueError(f"{path!r}: {method} has no place for experts; format 'native' has")
-  for path in held:
-    if not path.startswith("layers/"):
-      raise ValueError(
-        f'{path!r}: {method} holds projections of layers alone; "kind": "none" in a rule before the'
-        " others leaves it as it is, and format 'native' holds it"
-      )
-    _require_whole(table[path], f"{method}, and format 'native' holds it")
+  table = _table(config)
   kernels = [path for path in flat if path.startswith("layers/") and path.endswith("/kernel")]
   modules = {path: _module(table[path]).partition("{}.")[2] for path in kernels}
   settings = convention.settings(held, modules, dtype)
@@ -74,6 +68,46 @@ def write(
       for name, part in convention.encode(layer, settings).items():
         tensors[f"{module}.{name}"] = part
   return tensors, settings
+
+
+def require(
+  config: StackConfig,
+  schemes: Mapping[str, Scheme],
+  shapes: Mapping[str, tuple[int, ...]],
+  method: str,
+) -> None:
+  """Raises ValueError if `method` has no place for parameters so held.
+
+  Args:
+    config: the model's.
+    schemes: of parameters in few bits, by path.
+    shapes: of all parameters.
+    method: see `write`.
+  """
+  if method == OURS:
+    return
+  convention, table = interchange.find(method), _table(config)
+  for path in shapes:
+    if EXPERTS in path:
+      raise ValueError(f"{path!r}: {method} has no place for experts; format 'native' has")
+  first = next(iter(schemes))
+  for path, scheme in schemes.items():
+    if not path.startswith("layers/"):
+      raise ValueError(
+        f'{path!r}: {method} holds projections of layers alone; "kind": "none" in a rule before the'
+        " others leaves it as it is, and format 'native' holds it"
+      )
+    _require_whole(table[path], f"{method}, and format 'native' holds it")
+    convention.require(path, scheme, shapes[path])
+    if scheme != schemes[first]:
+      raise ValueError(
+        f"{first!r} is held as {told(schemes[first])}, {path!r} as {told(scheme)}: {method} has one"
+        " scheme a model; give one to all, or write format 'native'"
+      )
+
+
+def _table(config):
+  return {weight.path: weight for weight in families.find(config.family).weights(config)}
 
 
 def read(

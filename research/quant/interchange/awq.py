@@ -9,7 +9,7 @@ scales  float16 [groups, out]
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from research.quant.interchange.convention import (
   from_words,
   integers,
   require_float16_scales,
-  require_one_scheme,
   require_words,
   to_words,
   told,
@@ -33,18 +32,22 @@ _BITS = 4
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # of outputs, from the lowest bits of a word
 
 
-def settings(held: Mapping[str, QArray], modules: Mapping[str, str], dtype: str) -> dict[str, Any]:
-  """See `Convention`; float16 scales and int4 with zero points, in groups of successive inputs."""
-  del dtype
-  scheme = require_one_scheme(held, "AWQ")
+def require(path: str, scheme: Scheme, shape: Sequence[int]) -> None:
+  """See `Convention`; int4 with zero points and float16 scales."""
   if scheme.kind != "int4" or scheme.symmetric or scheme.group == TENSOR:
     raise ValueError(
       f'AWQ\'s files hold int4 with zero points, not {told(scheme)}; "kind": "int4", "symmetric":'
       " False in the rule does it"
     )
+  require_words(path, shape[-1], "outputs", _BITS, "AWQ")
+  require_float16_scales(path, scheme, "AWQ")
+
+
+def settings(held: Mapping[str, QArray], modules: Mapping[str, str], dtype: str) -> dict[str, Any]:
+  """See `Convention`; groups are of successive inputs."""
+  del dtype
+  scheme = next(iter(held.values())).scheme
   for path, leaf in held.items():
-    require_words(path, leaf.shape[-1], "outputs", _BITS, "AWQ")
-    require_float16_scales(path, leaf, "AWQ")
     if leaf.order is not None:
       raise ValueError(
         f"{path!r} has groups of inputs that do not follow each other, which AWQ's files have no"

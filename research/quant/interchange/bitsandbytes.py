@@ -14,14 +14,14 @@ weight.quant_state.bitsandbytes__nf4            the rest as JSON, uint8
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from research.quant import codebooks
-from research.quant.interchange.convention import require_one_scheme, told
+from research.quant.interchange.convention import told
 from research.quant.qarray import DoubleScales, QArray
 from research.quant.scheme import Scheme
 
@@ -40,17 +40,23 @@ _NESTED_BLOCK = 256
 _CLOSE = 1.3e-7  # bitsandbytes' 8-bit numbers differ in the last bit between processors
 
 
-def settings(held: Mapping[str, QArray], modules: Mapping[str, str], dtype: str) -> dict[str, Any]:
+def require(path: str, scheme: Scheme, shape: Sequence[int]) -> None:
   """See `Convention`; NF4 and FP4 in blocks that bitsandbytes has."""
-  scheme = require_one_scheme(held, "bitsandbytes")
+  del shape
   if scheme.kind not in codebooks.CODEBOOKS:
     raise ValueError(
       f"bitsandbytes' files hold nf4 or fp4, not {told(scheme)}; format 'gptq' or 'native' holds it"
     )
-  if scheme.group not in _BLOCKS:
+  if scheme.group not in _BLOCKS or scheme.scales not in ("float32", "double"):
     raise ValueError(
-      f"bitsandbytes has no blocks of {scheme.group}; it has {', '.join(map(str, _BLOCKS))}"
+      f"{path!r}: bitsandbytes has blocks of {', '.join(map(str, _BLOCKS))} with scales in float32"
+      f" or double, not {told(scheme)}"
     )
+
+
+def settings(held: Mapping[str, QArray], modules: Mapping[str, str], dtype: str) -> dict[str, Any]:
+  """See `Convention`."""
+  scheme = next(iter(held.values())).scheme
   left = [name for path, name in modules.items() if path not in held]
   return {
     "quant_method": "bitsandbytes",

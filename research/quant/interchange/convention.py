@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -24,18 +24,21 @@ class Convention(Protocol):
   MARK: str
   PARTS: tuple[str, ...]
 
+  def require(self, path: str, scheme: Scheme, shape: Sequence[int]) -> None:
+    """Raises ValueError if the convention has no place for a kernel `[..., in, out]` so held."""
+
   def settings(
     self, held: Mapping[str, QArray], modules: Mapping[str, str], dtype: str
   ) -> dict[str, Any]:
     """The `quantization_config` of a model.
 
     Args:
-      held: kernels in few bits, by path; may be stacks.
+      held: kernels in few bits, by path, all of one scheme; may be stacks.
       modules: the name within its layer of every projection, by path.
       dtype: the type of all other tensors.
 
     Raises:
-      ValueError: the convention has no place for one of them, or not for all together.
+      ValueError: the convention has no place for one of them.
     """
 
   def encode(self, held: QArray, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -49,30 +52,11 @@ class Convention(Protocol):
     """
 
 
-def require_one_scheme(held: Mapping[str, QArray], tool: str) -> Scheme:
-  """The scheme of all.
-
-  Raises:
-    ValueError: they have several.
-  """
-  (first, leaf), *others = held.items()
-  for path, other in others:
-    if other.scheme != leaf.scheme:
-      raise ValueError(
-        f"{first!r} is held as {told(leaf.scheme)}, {path!r} as {told(other.scheme)}: {tool} has"
-        " one scheme a model; give one to all, or write format 'native'"
-      )
-  return leaf.scheme
-
-
-def require_float16_scales(path: str, held: QArray, tool: str) -> None:
-  """Raises ValueError if scales are no numbers of float16."""
-  scale = np.asarray(held.scales())
-  with np.errstate(over="ignore"):
-    narrow = scale.astype(np.float16).astype(np.float32)
-  if not np.array_equal(narrow, scale):
+def require_float16_scales(path: str, scheme: Scheme, tool: str) -> None:
+  """Raises ValueError if scales are of another type than that of `tool`."""
+  if scheme.scales != "float16":
     raise ValueError(
-      f"{path!r} has {held.scheme.scales} scales, and {tool} holds them in float16;"
+      f"{path!r} is to have {scheme.scales} scales, and {tool} holds them in float16;"
       ' "scales": "float16" in the rule does it'
     )
 

@@ -14,7 +14,7 @@ second version, which stores them as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from research.quant.interchange.convention import (
   from_words,
   integers,
   require_float16_scales,
-  require_one_scheme,
   require_words,
   to_words,
   told,
@@ -38,20 +37,22 @@ _V1, _V2 = "gptq", "gptq_v2"
 _BITS = (2, 3, 4, 8)
 
 
-def settings(held: Mapping[str, QArray], modules: Mapping[str, str], dtype: str) -> dict[str, Any]:
-  """See `Convention`; float16 scales, integers of 2, 3, 4 or 8 bits."""
-  del dtype
-  scheme = require_one_scheme(held, "GPTQ")
+def require(path: str, scheme: Scheme, shape: Sequence[int]) -> None:
+  """See `Convention`; integers of 2, 3, 4 or 8 bits with float16 scales."""
   if scheme.kind not in INTEGERS or scheme.group == TENSOR or scheme.activations:
     raise ValueError(
       f"GPTQ's files hold int2, int3, int4 or int8 in groups or a scale an output, not"
       f" {told(scheme)}; format 'native' holds it"
     )
-  for path, leaf in held.items():
-    inputs, outputs = leaf.shape[-2:]
-    require_words(path, inputs, "inputs", scheme.bits, "GPTQ")
-    require_words(path, outputs, "outputs", scheme.bits, "GPTQ")
-    require_float16_scales(path, leaf, "GPTQ")
+  require_words(path, shape[-2], "inputs", scheme.bits, "GPTQ")
+  require_words(path, shape[-1], "outputs", scheme.bits, "GPTQ")
+  require_float16_scales(path, scheme, "GPTQ")
+
+
+def settings(held: Mapping[str, QArray], modules: Mapping[str, str], dtype: str) -> dict[str, Any]:
+  """See `Convention`."""
+  del dtype
+  scheme = next(iter(held.values())).scheme
   least = scheme.levels[0]
   with_zero = any(leaf.zero is not None and (leaf.zero == least).any() for leaf in held.values())
   found = {

@@ -139,23 +139,13 @@ WRONG = {
 def test_what_has_no_place(case):
   tool, held, message = WRONG[case]
   with pytest.raises(ValueError, match=message):
-    CONVENTIONS[tool].settings({"a": held}, {"a": "a"}, "float16")
+    CONVENTIONS[tool].require("a", held.scheme, held.shape)
 
 
-def test_a_mixture_has_no_place():
-  held = {"a": _held(), "b": _held(group=16)}
-  with pytest.raises(
-    ValueError, match="'a' is held as int4 .groups of 32.*'b' as int4 .groups of 16"
-  ):
-    CONVENTIONS["gptq"].settings(held, dict.fromkeys(held, "x"), "float16")
-
-
-def test_float32_scales_that_are_float16_numbers_have_a_place():
-  held = _held(symmetric=False)
-  wide = held.replace(scale=held.scales(), scheme=Scheme("int4", 32, symmetric=False))
-  for tool in (CONVENTIONS["gptq"], CONVENTIONS["awq"]):
-    settings = tool.settings({"a": wide}, {"a": "a"}, "float16")
-    _equal(tool.decode(tool.encode(wide, settings), settings), held)
+def test_groups_of_inputs_in_another_order_have_no_place_in_awq():
+  held = _held(symmetric=False).replace(order=jnp.arange(IN, dtype=jnp.int32) % 3)
+  with pytest.raises(ValueError, match="'a' has groups of inputs that do not follow each other"):
+    CONVENTIONS["awq"].settings({"a": held}, {"a": "a"}, "float16")
 
 
 BROKEN = {
