@@ -7,7 +7,7 @@ Its layers are kept in runs/quantize/layers as they are done; an interrupted run
 
 from configs import base_export
 
-TASKS = ("gsm_symbolic", "family_relationships", "syllogism", "leg_counting", "time_intervals")
+TASKS = ("family_relationships", "syllogism", "leg_counting", "time_intervals", "number_sorting")
 
 
 def get_config():
