@@ -1,12 +1,20 @@
-"""Writes a model for other programs: a Hugging Face directory or a GGUF file.
+"""Writes a model for other programs: merged, in few bits, as a directory or a GGUF file.
 
   python -m research.export --run=runs/quickstart --format=gguf --output=quickstart.gguf
   python -m research.export --model=MODEL --adapter=DIR --format=hf --output=merged
   python -m research.export --model=MODEL --format=gguf --type=Q4_0 --output=model.gguf
+  python -m research.export --config=configs/quantize.py [--config.KEY=VALUE ...]
 
-An adapter, or that of a run, is merged in float32. What was written is loaded again and compared,
-and only then has its name; nothing that exists is overwritten. The last column is the largest
-difference of a parameter to the merged float32 model.
+An adapter, or that of a run, is merged in float32. A config says more than flags: what is to be in
+few bits, by which method (nearest, GPTQ, AWQ) and calibrated by which text, and it keeps layers
+that are done, so that the same command goes on after an interruption. Its keys and what they mean
+are in configs/base_export.py; every one can be set on the command line: --config.format=native.
+
+Formats: hf, and gguf with codes of its own; of parameters in few bits gptq, awq and bitsandbytes
+(projections of layers, as those tools have them) and native (anything, for --model here).
+
+What was written is loaded again and compared, and only then has its name; nothing that exists is
+overwritten. The last column is the largest difference of a parameter to what it was in memory.
 
 Exit codes: 0 done, 2 something asked for cannot be.
 """
@@ -14,11 +22,14 @@ Exit codes: 0 done, 2 something asked for cannot be.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from research.core import config as config_lib
 from research.loop import subject as subject_lib
 
 _MERGED_IN = "float32"
@@ -26,15 +37,19 @@ _MERGED_IN = "float32"
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command with these arguments (by default the process's), and returns its code."""
-  args = _arguments(list(sys.argv[1:] if argv is None else argv))
+  argv = list(sys.argv[1:] if argv is None else argv)
+  with_traceback = "--traceback" in argv
   try:
-    print(_table(_export(args)))
+    if any(re.match(r"--?config\b", flag) for flag in argv) and not {"-h", "--help"} & {*argv}:
+      output = _from_config([flag for flag in argv if flag != "--traceback"])
+    else:
+      output = _from_flags(_arguments(argv))
   except (ValueError, FileNotFoundError, RuntimeError) as error:
-    if args.traceback:
+    if with_traceback:
       raise
     print(f"error: {error}", file=sys.stderr)
     return 2
-  print(f"\nsaved {args.output}")
+  print(f"\nsaved {output}")
   return 0
 
 
@@ -55,10 +70,12 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
   what.add_argument(
     "--run", type=Path, metavar="DIR", help="a run's directory, in place of --model"
   )
-  parser.add_argument("--format", required=True, help="hf (a directory) or gguf (a file)")
+  parser.add_argument(
+    "--format", required=True, help="hf, gptq, awq, bitsandbytes, native, or gguf"
+  )
   parser.add_argument(
     "--type", help="of the matrices: float32 or bfloat16 of hf (float32); F32, F16, BF16, Q8_0, "
-    "Q5_1, Q5_0, Q4_1 or Q4_0 of gguf (Q8_0)",
+    "Q5_1, Q5_0, Q4_1 or Q4_0 of gguf (Q8_0); of what is not in few bits for the others",
   )  # fmt: skip
   parser.add_argument("--output", type=Path, required=True, metavar="PATH", help="where to")
   parser.add_argument("--traceback", action="store_true", help="on an error, where it was found")
@@ -70,29 +87,143 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
   return args
 
 
-def _export(args: argparse.Namespace) -> Any:
+def _from_flags(args: argparse.Namespace) -> Path:
   # Imported when the command line is known to be good: JAX takes a second or two.
-  from research import peft
   from research.models import formats
 
   formats.require_free(args.output, formats.require(args.format, args.type))
-  if args.run:
-    subject = subject_lib.require_one(subject_lib.load_run(args.run, _MERGED_IN))
+  subject, params = _merged(args.model, args.adapter, args.run)
+  _write(subject, params, args.output, args.format, args.type)
+  return args.output
+
+
+def _from_config(argv: list[str]) -> Path:
+  config = config_lib.from_command_line(argv)
+  from research import calibration, quant
+  from research.core import cache, matrix
+  from research.models import formats, quantized
+
+  output = Path(config.output)
+  with config_lib.blaming("format"):
+    form = formats.require(config.format, config.type or None)
+  with config_lib.blaming("output"):
+    if not config.output:
+      raise ValueError("where to? give a path")
+    formats.require_free(output, form)
+  if bool(config.quantize) != bool(form.method):
+    raise config_lib.ConfigError(
+      f"config.quantize: format {config.format!r} holds"
+      + (" what rules say, and there are none" if form.method else " no codes of ours; leave it")
+    )
+  with config_lib.blaming("model"):
+    model, adapter, run = (config.model[key] for key in ("source", "adapter", "run"))
+    if bool(model) == bool(run) or run and adapter:
+      raise ValueError("give a source, maybe with an adapter, or a run")
+    subject, params = _merged(model, adapter, run and Path(run))
+  if config.quantize:
+    plan = calibration.plan(config, subject.tokenizer)
+    with config_lib.blaming("quantize"):
+      schemes = quant.schemes(plan.rules, params)
+      shapes = {path: leaf.shape for path, leaf in matrix.flatten(params).items()}
+      quantized.require(subject.model.config, schemes, shapes, form.method)
   else:
-    subject = subject_lib.load_model(args.model, _MERGED_IN)
-    if args.adapter:
-      subject = subject_lib.with_adapter(subject, Path(args.adapter))
+    _require_no_method(config)
+  cache.keep_compiled(config.compilation_cache)
+  config.require_all_read()
+  if config.quantize:
+    params = plan.apply(subject.model, params, _told())
+  _write(subject, params, output, config.format, config.type or None)
+  return output
+
+
+def _require_no_method(config: config_lib.Config) -> None:
+  """Raises ConfigError if a config without rules says how to follow them."""
+  says = {
+    "method": config.method.name != "nearest",
+    "calibration.source": config.calibration.source,
+    "directory": config.directory,
+  }
+  for key, value in says.items():
+    if value:
+      raise config_lib.ConfigError(f"config.{key} is how to follow `quantize`, which is empty")
+  config.take()
+
+
+def _merged(model: str, adapter: str, run: Path | None) -> tuple[Any, Any]:
+  """The model, and its parameters with the adapter merged."""
+  from research import peft, quant
+
+  if run:
+    subject = subject_lib.require_one(subject_lib.load_run(run, _MERGED_IN))
+  else:
+    subject = subject_lib.load_model(model, _MERGED_IN)
+    if adapter:
+      subject = subject_lib.with_adapter(subject, Path(adapter))
   params = subject.variables["params"]
   if adapters := subject.variables.get("adapters"):
+    before = quant.size(params).held
     params = peft.merge(params, adapters)
-  return formats.export(
-    args.output, subject.model, params, subject.tokenizer, format=args.format, type=args.type
-  )
+    if quant.size(params).held != before:
+      print("kernels in few bits that have an adapter are merged as the numbers they stand for")
+  return subject, params
 
 
-def _table(found: Any) -> str:
+def _told() -> Callable[[int, int], None]:
+  """Says which layer is done, and when."""
+  started = time.perf_counter()
+
+  def told(layer: int, layers: int) -> None:
+    seconds = time.perf_counter() - started
+    print(f"layer {layer} of {layers}, {seconds:.0f} s", flush=True)
+
+  return told
+
+
+def _write(subject: Any, params: Any, output: Path, format: str, type: str | None) -> None:
+  import jax.numpy as jnp
+
+  from research.core import matrix
+  from research.models import formats
+
+  model, tokenizer = subject.model, subject.tokenizer
+  form = formats.FORMATS[format]
+  if not form.method and any(map(matrix.is_matrix, matrix.flatten(params).values())):
+    print(f"{format} gets the numbers that kernels in few bits stand for")
+  found = formats.export(output, model, params, tokenizer, format=format, type=type)
+  if form.method:
+    itemsize = jnp.dtype(type or form.default).itemsize
+    print(_aligned(_sizes(params, itemsize), numbers=range(1, 5)) + "\n")
+  print(_aligned(_files(found), numbers=range(1, 5)))
+
+
+def _sizes(params: Any, itemsize: int) -> list[tuple[str, ...]]:
+  """A line a kind of projection: what it takes in bfloat16 and in few bits, measured.
+
+  itemsize: of what is not in few bits, in bytes.
+  """
+  from research.core import matrix, tree
+
+  rows: list[tuple[str, ...]] = [
+    ("projection", "parameters", "bytes in bfloat16", "bytes", "bits a parameter")
+  ]
+  kinds: dict[str, list[int]] = {}
+  for path, leaf in matrix.flatten(params).items():
+    kind = path.removeprefix("layers/").removesuffix("/kernel")
+    name = kind if matrix.is_matrix(leaf) else "all else"
+    counts = kinds.setdefault(name, [0, 0])
+    counts[0] += leaf.size
+    counts[1] += tree.nbytes(leaf) if matrix.is_matrix(leaf) else itemsize * leaf.size
+  kinds["all"] = [sum(counts) for counts in zip(*kinds.values(), strict=True)]
+  for kind, (numbers, held) in kinds.items():
+    bits = f"{8 * held / numbers:.3f}"
+    rows.append((kind, f"{numbers:,}", f"{2 * numbers:,}", f"{held:,}", bits))
+  return rows
+
+
+def _files(found: Any) -> list[tuple[str, ...]]:
   """A line a file, and what is of all of them on the last."""
-  rows = [("file", "bytes", "parameters", "bytes a parameter", "largest difference", "at")]
+  head = ("file", "bytes", "parameters", "bytes a parameter", "largest difference", "at")
+  rows: list[tuple[str, ...]] = [head]
   total = sum(found.files.values())
   whole = (f"{found.parameters:,}", f"{total / found.parameters:.3f}", f"{found.difference:.3g}")
   if len(found.files) > 1:
@@ -100,10 +231,14 @@ def _table(found: Any) -> str:
     rows.append(("all", f"{total:,}", *whole, found.path))
   else:
     rows.append((*found.files, f"{total:,}", *whole, found.path))
+  return rows
+
+
+def _aligned(rows: Sequence[tuple[str, ...]], numbers: Sequence[int]) -> str:
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = [
     "  ".join(
-      cell.rjust(width) if 1 <= i <= 4 else cell.ljust(width)
+      cell.rjust(width) if i in numbers else cell.ljust(width)
       for i, (cell, width) in enumerate(zip(row, widths, strict=True))
     ).rstrip()
     for row in rows

@@ -125,7 +125,10 @@ def test_a_run_as_gguf(world, run, tmp_path):
 
 
 WRONG = {
-  "format": (("--format=ggml",), "format 'ggml' is unknown; known: hf, gguf; did you mean 'gguf'"),
+  "format": (
+    ("--format=ggml",),
+    "format 'ggml' is unknown; known: hf, gguf, .*did you mean 'gguf'",
+  ),
   "type": (("--format=gguf", "--type=Q4_2"), "gguf has no type 'Q4_2'; it has F32, .*did you mean"),
   "hf type": (("--format=hf", "--type=int8"), "hf has no type 'int8'; it has float32, bfloat16"),
   "adapter": (("--format=hf", "--adapter={root}/prefix"), "Prefix at .* cannot be merged"),

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from research.core import tree
+from research.core import matrix
 from research.data.tokenizer import Tokenizer
 from research.models.config import StackConfig
 from research.models.families import rope
@@ -54,12 +54,15 @@ def tokenizer_differences(found: Tokenizer, meant: Tokenizer) -> Iterator[str]:
 def largest_difference(found: Tree, meant: Tree) -> tuple[float, str]:
   """The largest absolute difference between two trees of one shape, in float32, and its path.
 
-  The path is empty where they are equal.
+  Parameters in few bits are the numbers that they stand for. The path is empty where
+  they are equal.
   """
-  others = tree.flatten(found)
+  others = matrix.flatten(found)
   worst = (0.0, "")
-  for path, leaf in tree.flatten(jax.device_get(meant)).items():
-    difference = np.abs(np.asarray(others[path], np.float32) - np.asarray(leaf, np.float32))
+  for path, leaf in matrix.flatten(jax.device_get(meant)).items():
+    difference = np.abs(
+      np.asarray(others[path].astype(np.float32)) - np.asarray(leaf.astype(np.float32))
+    )
     if difference.max() > worst[0]:
       worst = (float(difference.max()), path)
   return worst

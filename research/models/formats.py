@@ -4,6 +4,7 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.core import tree
+from research import quant
+from research.core import matrix, tree
 from research.data.tokenizer import Tokenizer
 from research.io import gguf_write
 from research.models import agreement
-from research.models.load import Model, load, save
+from research.models.load import Model, load, save, save_quantized
+from research.models.quantized import OURS
 from research.models.save_gguf import save_gguf
+from research.quant import QArray
 
 Tree = Any
 
@@ -28,12 +32,15 @@ class Format:
   types: of the matrices. default: one of them. directory: whether it is one, or else a file.
   write: `(path, model, params, tokenizer, type)`; raises RuntimeError where the tensors that it
     reads back are not to the bit those that it meant.
+  method: how parameters in few bits are stored (`quantized.write`); formats without one get the
+    numbers that those stand for.
   """
 
   types: tuple[str, ...]
   default: str
   directory: bool
   write: Callable[[Path, Model, Tree, Tokenizer, str], None]
+  method: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +71,7 @@ def export(
 
   Args:
     path: a file or a directory, as the format has it, which is not there or is an empty directory.
-    params: the model's parameters, adapters merged.
+    params: the model's parameters, adapters merged; arrays and, in few bits, `QArray`s.
     format: a key of `FORMATS`. type: one of its types, its default if None.
 
   Raises:
@@ -74,6 +81,8 @@ def export(
   path = Path(path)
   form = require(format, type)
   require_free(path, form)
+  if not form.method:
+    params = quant.dequantize(params)
   path.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
     written = Path(scratch) / path.name
@@ -123,7 +132,8 @@ def _loaded(path: Path, model: Model, params: Tree, tokenizer: Tokenizer) -> Exp
   difference, where = agreement.largest_difference(loaded, params)
   paths = sorted(path.iterdir()) if path.is_dir() else [path]
   files = {each.name: each.stat().st_size for each in paths}
-  return Exported(files, tree.count(params), difference, where)
+  count = sum(leaf.size for leaf in matrix.flatten(params).values())
+  return Exported(files, count, difference, where)
 
 
 def _write_hf(path: Path, model: Model, params: Tree, tokenizer: Tokenizer, type: str) -> None:
@@ -136,7 +146,40 @@ def _write_hf(path: Path, model: Model, params: Tree, tokenizer: Tokenizer, type
       raise RuntimeError(f"{name} was read back with other values")
 
 
+def _write_quantized(
+  path: Path, model: Model, params: Tree, tokenizer: Tokenizer, type: str, *, method: str
+) -> None:
+  save_quantized(path, model, params, tokenizer, method=method, dtype=type)
+  _, found, _ = load(path, dtype=jnp.dtype(type))
+  others = matrix.flatten(found)
+  for name, leaf in matrix.flatten(jax.device_get(params)).items():
+    if [a.tobytes() for a in _bits(leaf, type)] != [a.tobytes() for a in _bits(others[name], type)]:
+      raise RuntimeError(f"{name} was read back with other values")
+
+
+def _bits(leaf: Any, type: str) -> list[np.ndarray]:
+  """What of a parameter is kept to the bit; groups that follow each other may be told or not."""
+  if not isinstance(leaf, QArray):
+    return [np.asarray(leaf.astype(type))]
+  inputs = leaf.shape[leaf.axis]
+  order: Any = leaf.order
+  if order is None:
+    size = leaf.scheme.group if leaf.scheme.group > 0 else inputs
+    order = np.broadcast_to(np.arange(inputs, dtype=np.int32) // size, (*leaf.shape[:-2], inputs))
+  parts = [leaf.codes, leaf.scales(), leaf.zero, order]
+  return [np.asarray(part) for part in parts if part is not None]
+
+
+def _quantized(types: tuple[str, ...], method: str) -> Format:
+  return Format(types, types[0], True, partial(_write_quantized, method=method), method)
+
+
+# AutoAWQ's programs are of float16.
 FORMATS = {
   "hf": Format(("float32", "bfloat16"), "float32", True, _write_hf),
   "gguf": Format(gguf_write.TYPES, "Q8_0", False, save_gguf),
+  "gptq": _quantized(("float16", "bfloat16"), "gptq"),
+  "awq": _quantized(("float16",), "awq"),
+  "bitsandbytes": _quantized(("bfloat16", "float16", "float32"), "bitsandbytes"),
+  "native": _quantized(("float32", "bfloat16", "float16"), OURS),
 }

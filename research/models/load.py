@@ -13,7 +13,7 @@ import numpy as np
 from research.core import tree
 from research.data.tokenizer import Tokenizer
 from research.io import gguf, safetensors
-from research.models import families, named
+from research.models import families, named, quantized
 from research.models.config import DecoderConfig, EncoderConfig, StackConfig
 from research.models.decoder import Decoder
 from research.models.encoder import Encoder
@@ -41,8 +41,11 @@ def load(source: str | Path, *, dtype: Any = jnp.float32, param_dtype: Any = Non
     param_dtype: the type of parameters, by default `dtype`.
     options: further fields of the model (`remat`, `unroll`).
 
+  Kernels that a directory holds in few bits are `QArray`s; those of a GGUF file are arrays.
+
   Raises:
-    ValueError: the architecture is unknown, or tensors are missing, left over or misshapen.
+    ValueError: the architecture or the way of quantization is unknown, or tensors are missing, left
+      over or misshapen.
     FileNotFoundError: there is no such file, directory or name.
   """
   path = Path(source)
@@ -51,24 +54,52 @@ def load(source: str | Path, *, dtype: Any = jnp.float32, param_dtype: Any = Non
       raise FileNotFoundError(f"no model at {str(source)!r}")
     path = named.fetch(str(source))
   param_dtype = np.dtype(dtype if param_dtype is None else param_dtype)
-  if path.is_dir():
-    config, table, tensors, ignore, tokenizer = _open_directory(path)
-  else:
-    config, table, tensors, ignore, tokenizer = _open_gguf(path)
+  opened = _open_directory(path) if path.is_dir() else _open_gguf(path)
+  config, table, tensors, ignore, tokenizer = opened
   model = MODELS[type(config)](config, dtype=dtype, **options)
-  flat = weights.load(table, tensors, _shapes(model), dtype=param_dtype, ignore=ignore)
-  return model, tree.unflatten({key: jnp.asarray(value) for key, value in flat.items()}), tokenizer
+  shapes = _shapes(model)
+  held: dict[str, Any] = {}
+  if settings := _quantization(path):
+    held, table, tensors = quantized.read(settings, table, tensors, shapes, param_dtype)
+    shapes = {key: shape for key, shape in shapes.items() if key not in held}
+  flat = weights.load(table, tensors, shapes, dtype=param_dtype, ignore=ignore)
+  arrays = {key: jnp.asarray(value) for key, value in flat.items()}
+  return model, tree.unflatten(arrays | held), tokenizer
 
 
 def save(
   directory: str | Path, model: Model, params: Tree, tokenizer: Tokenizer | None = None
 ) -> None:
   """Writes a Hugging Face directory that `transformers` loads."""
-  directory = Path(directory)
+  tensors = weights.save(
+    families.find(model.config.family).weights(model.config), jax.device_get(params)
+  )
+  dtype = str(params["embed"]["embedding"].dtype)
+  _write_directory(Path(directory), model, tensors, tokenizer, {"dtype": dtype})
+
+
+def save_quantized(
+  directory: str | Path,
+  model: Model,
+  params: Tree,
+  tokenizer: Tokenizer | None = None,
+  *,
+  method: str,
+  dtype: str,
+) -> None:
+  """Writes a Hugging Face directory of parameters of which some are in few bits.
+
+  Args and errors: see `quantized.write`.
+  """
+  tensors, settings = quantized.write(model.config, params, method, dtype)
+  more = {"dtype": dtype, "quantization_config": settings}
+  _write_directory(Path(directory), model, tensors, tokenizer, more)
+
+
+def _write_directory(directory, model, tensors, tokenizer, more):
   directory.mkdir(parents=True, exist_ok=True)
-  family = families.find(model.config.family)
-  config = family.write_config(model.config)
-  config["dtype"] = config["torch_dtype"] = str(params["embed"]["embedding"].dtype)
+  config = families.find(model.config.family).write_config(model.config) | more
+  config["torch_dtype"] = config["dtype"]
   if tokenizer is not None:
     eos = list(tokenizer.eos_ids)
     pad = config.get("pad_token_id")  # which a family may tell itself, where positions depend on it
@@ -78,7 +109,6 @@ def save(
       "pad_token_id": tokenizer.pad_id if pad is None else pad,
     }
     tokenizer.save(directory)
-  tensors = weights.save(family.weights(model.config), jax.device_get(params))
   safetensors.write_sharded(directory, tensors)
   (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -121,7 +151,8 @@ def _open_directory(path):
   for pattern, name in getattr(family, "RENAMED", ()):
     tensors = {re.sub(pattern, name, key): tensors[key] for key in tensors}
   prefix = f"{family.weights(config)[0].name.split('.')[0]}."
-  if not any(name.startswith(prefix) for name in tensors):
+  ours = _quantization(path).get("quant_method") == quantized.OURS  # whose names are our paths
+  if not ours and not any(name.startswith(prefix) for name in tensors):
     # Checkpoints of the bare backbone leave the prefix out.
     tensors = {prefix + name: tensors[name] for name in tensors}
   if hasattr(family, "complete"):
@@ -133,6 +164,13 @@ def _open_directory(path):
   has_tokenizer = any(path.glob("tokenizer*"))
   tokenizer = Tokenizer.from_directory(path) if has_tokenizer else None
   return config, family.weights(config), tensors, ignore, tokenizer
+
+
+def _quantization(path):
+  """The `quantization_config` of a directory, empty where it has none."""
+  if not path.is_dir():
+    return {}
+  return json.loads((path / "config.json").read_text()).get("quantization_config") or {}
 
 
 def _open_gguf(path):

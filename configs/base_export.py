@@ -1,0 +1,59 @@
+"""The defaults of `research.export --config`, told once.
+
+A file starts from these and tells its differences, as those of runs do from configs/base.py. The
+config is locked: a key that is not here is an error, and so is one that nothing reads.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+  """Everything but the model, what of it is to be in few bits, and where it goes."""
+  config = ConfigDict()
+  # Of the order of calibration data.
+  config.seed = 0
+  # As in configs/base.py.
+  config.compilation_cache = ""
+
+  config.model = ConfigDict()
+  # A Hugging Face directory, a GGUF file, or a name that research.models knows.
+  config.model.source = ""
+  # An adapter of it, in PEFT's format, which is merged first.
+  config.model.adapter = ""
+  # Or, in place of both, a run's directory.
+  config.model.run = ""
+
+  # What is held in few bits: rules {"target": path regex, "kind": "int4", "group": 64, "symmetric":
+  # False, "scales": "float16"}, as research.quant.Scheme has them; kind "none" leaves a parameter
+  # as it is, and a parameter takes the first rule that matches it. Empty: nothing is.
+  config.quantize = ()
+  # How numbers are rounded: one of research.calibration.METHODS, with its arguments: "nearest";
+  # {"name": "gptq", "act_order": True}; "awq".
+  config.method = ConfigDict({"name": "nearest"})
+
+  # What projections read while a method looks on: data as in configs/base.py's `data.train`. Best
+  # of the kind that the model is for, and not what it is to be measured by.
+  config.calibration = base.get_config().data.train.copy_and_resolve_references()
+  config.calibration.unlock()
+  config.calibration.on_long_row = "split"
+  # How many rows, each of `length` tokens.
+  config.calibration.rows = 64
+  # The type of activations meanwhile; parameters are float32.
+  config.calibration.dtype = "bfloat16"
+
+  # Layers that are done are kept here, so that the same command goes on after an interruption;
+  # empty: nowhere.
+  config.directory = ""
+
+  # "native" (our own, of anything), "gptq", "awq" or "bitsandbytes"; without `quantize` "hf" or
+  # "gguf".
+  config.format = "native"
+  # The type of what is not in few bits; empty: the format's default.
+  config.type = ""
+  # Where to.
+  config.output = ""
+
+  config.lock()
+  return config

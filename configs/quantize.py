@@ -1,0 +1,36 @@
+"""SmolLM2-135M-Instruct in 4 bits by GPTQ, in GPTQ's own files.
+
+  python -m research.export --config=configs/quantize.py
+
+Its layers are kept in runs/quantize/layers as they are done; an interrupted run goes on after them.
+"""
+
+from configs import base_export
+
+TASKS = ("family_relationships", "syllogism", "leg_counting", "time_intervals", "number_sorting")
+
+
+def get_config():
+  config = base_export.get_config()
+  config.model.source = "smollm2-135m-instruct"
+  config.quantize = (
+    {
+      "target": "layers/.*_proj/kernel",
+      "kind": "int4",
+      "group": 64,
+      "symmetric": False,
+      "scales": "float16",
+    },
+  )
+  config.method = {"name": "gptq"}
+  # Problems in prose, which need no file; text of the kind that the model is for is better, as in
+  # {"name": "text", "path": "mine.txt"}.
+  config.calibration.source = {
+    "name": "reasoning_gym",
+    "tasks": tuple({"name": name} for name in TASKS),
+    "size": 500,
+  }
+  config.directory = "runs/quantize/layers"
+  config.format = "gptq"
+  config.output = "runs/quantize/model"
+  return config

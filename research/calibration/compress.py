@@ -1,0 +1,79 @@
+"""What a config says of parameters in few bits: rules, a method, text to calibrate by."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from research.calibration.methods import METHODS, Method
+from research.calibration.rounding import quantize
+from research.core import config as config_lib
+from research.data import pipeline
+from research.quant.policy import Rules
+
+Tree = Any
+_BATCH = 8  # rows that go through a layer together, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How a model's parameters are rounded.
+
+  rules: see `research.quant.schemes`.
+  batches: to calibrate by; none for a method that is not.
+  dtype: of activations while that is done.
+  keep: a directory for layers that are done, or None.
+  """
+
+  rules: Rules
+  method: Method
+  batches: Sequence[Mapping[str, Any]]
+  dtype: str
+  keep: Path | None
+
+  def apply(self, model: Any, params: Tree, told: Callable[[int, int], None]) -> Tree:
+    """`params` in few bits; errors and `told`: see `calibration.quantize`."""
+    model = model.clone(dtype=jnp.dtype(self.dtype))
+    return quantize(model, params, self.rules, self.method, self.batches, keep=self.keep, told=told)
+
+
+def plan(config: config_lib.Config, tokenizer: Any) -> Plan:
+  """What `quantize`, `method`, `calibration` and `directory` describe (configs/base_export.py).
+
+  Raises:
+    ConfigError: one of them cannot be; the message names it.
+  """
+  with config_lib.blaming("method"):
+    method = config_lib.call(METHODS, config.method)
+  rules = [rule.take() for rule in config.quantize]
+  section, batches = config.calibration, []
+  if method.calibrated:
+    if not section.source:
+      raise config_lib.ConfigError(
+        f"config.calibration.source: {config.method.name} is calibrated by text; name one, as in"
+        ' {"name": "text", "path": ...}'
+      )
+    with config_lib.blaming("calibration"):
+      batches = _batches(section, tokenizer, config.seed)
+  else:
+    if section.source:
+      raise config_lib.ConfigError(
+        f"config.calibration.source: {config.method.name} reads no text; leave it empty"
+      )
+    section.take()
+  keep = Path(config.directory) if config.directory else None
+  return Plan(rules, method, batches, section.dtype, keep)
+
+
+def _batches(section, tokenizer, seed):
+  """The first rows of the data, whole batches of them."""
+  if section.rows < 1:
+    raise ValueError(f"rows is {section.rows}; it is at least 1")
+  size = math.gcd(section.rows, _BATCH)
+  found = pipeline.train_batches(section, tokenizer, batch_size=size, seed=seed)
+  return [next(found) for _ in range(section.rows // size)]
