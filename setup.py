@@ -43,6 +43,7 @@ setup(
       *HARNESS,
       *TRANSLATION,
       *LINT,
+      "bitsandbytes>=0.49",
       "hypothesis>=6",
       "peft>=0.18",
       "pytest>=8",

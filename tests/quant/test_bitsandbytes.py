@@ -6,13 +6,12 @@ bitsandbytes numbers a weight `[out, in]` row by row; so do ours, turned.
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from bitsandbytes import functional
 
 from research.quant import codebooks, qarray
 from research.quant.packing import unpack
 from research.quant.scheme import Scheme
-
-torch = pytest.importorskip("torch")
-functional = pytest.importorskip("bitsandbytes.functional")
 
 OUT, IN = 96, 576
 

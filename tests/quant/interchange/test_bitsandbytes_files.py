@@ -3,13 +3,12 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from bitsandbytes import functional
 
 from research.quant import Scheme
 from research.quant.interchange import CONVENTIONS
 from research.quant.qarray import quantize
-
-torch = pytest.importorskip("torch")
-functional = pytest.importorskip("bitsandbytes.functional")
 
 TOOL = CONVENTIONS["bitsandbytes"]
 IN, OUT = 192, 96
