@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from research.calibration.methods import Method
 from research.calibration.walk import Walk
@@ -63,8 +64,9 @@ def quantize(
     layers = method(model.config, layer, inside, {})
     found |= {f"{_LAYERS}{path}": leaf for path, leaf in layers.items()}
   elif inside:
+    batches = list(batches)
     walk = Walk(model, params, batches)
-    mark = _mark(flat, chosen, method)
+    mark = _mark(flat, chosen, method, batches)
     each = [_layer(walk, inside, method, keep, mark, told) for _ in range(model.config.num_layers)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     found |= {f"{_LAYERS}{path}": leaf for path, leaf in matrix.flatten(stacked).items()}
@@ -100,14 +102,18 @@ def _require_tokens(seen, schemes):
       )
 
 
-def _mark(flat, schemes, method):
-  """What tells one call from another: parameters' sums, schemes and method."""
+def _mark(flat, schemes, method, batches):
+  """What tells one call from another: parameters' sums, schemes, method and the text."""
   sums = {
     path: float(jnp.sum(jnp.abs(leaf.astype(jnp.float32))))
     for path, leaf in flat.items()
     if not is_matrix(leaf)
   }
-  told = json.dumps([sums, {path: str(scheme) for path, scheme in schemes.items()}, str(method)])
+  text = hashlib.sha256()
+  for batch in batches:
+    text.update(np.asarray(batch["tokens"]).tobytes())
+  how = {path: str(scheme) for path, scheme in schemes.items()}
+  told = json.dumps([sums, how, str(method), text.hexdigest()])
   return hashlib.sha256(told.encode()).hexdigest()
 
 
@@ -120,5 +126,5 @@ def _write(file, params, mark):
 def _read(file, mark):
   told = safetensors.metadata(file)
   if told["of"] != mark:
-    raise ValueError(f"{file} is of another model, rule or method; it is in the way of this one")
+    raise ValueError(f"{file} is of another model, rule, method or text; it is in the way")
   return files.from_arrays(safetensors.read(file), json.loads(told["held"]))

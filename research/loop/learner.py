@@ -147,4 +147,5 @@ def _model(
 def _is_frozen(path: str, leaf: Any, trains: Callable[[str, Any], bool]) -> bool:
   """Whether this is a parameter of the base that could be kept in the type of activations."""
   floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-  return path.startswith("params/") and floating and not trains(path, leaf)
+  whole = matrix.parameter_of(path) == path  # scales of what is in few bits already stay
+  return path.startswith("params/") and whole and floating and not trains(path, leaf)

@@ -30,12 +30,14 @@ def unpack(packed: jax.Array, bits: int, axis: int) -> jax.Array:
   """The inverse of `pack` -> uint8."""
   if bits == 8:
     return packed
-  mask, count = 2**bits - 1, unit(bits)
-  if count * bits == 8:
-    return _join([(packed >> (bits * i)) & mask for i in range(count)], axis)
-  parts = _parts(split(packed.astype(jnp.uint32), count * bits // 8, axis), axis)
-  word = sum(part << (8 * i) for i, part in enumerate(parts))
-  return _join([((word >> (bits * i)) & mask).astype(jnp.uint8) for i in range(count)], axis)
+  count, word = unit(bits), packed
+  if count * bits > 8:
+    parts = _parts(split(packed.astype(jnp.uint32), count * bits // 8, axis), axis)
+    word = sum(part << (8 * i) for i, part in enumerate(parts))
+  # A shift for each place of a word, and no joining of parts, which CPUs do a number at a time.
+  shifts = (jnp.arange(count, dtype=word.dtype) * bits).reshape(-1, *(1,) * (-1 - axis))
+  codes = (jnp.expand_dims(word, axis) >> shifts) & (2**bits - 1)
+  return merged(codes, axis).astype(jnp.uint8)
 
 
 def unit(bits: int) -> int:

@@ -175,8 +175,9 @@ def test_it_goes_on_after_the_last_layer_that_was_kept(built, tmp_path):
   assert file.stat().st_mtime_ns == written
   assert heard == [(1, 2), (1, 2), (2, 2)]
   jax.tree.map(np.testing.assert_array_equal, again, whole)
-  with pytest.raises(ValueError, match="is of another model, rule or method"):
-    calibration.quantize(model, params, RULES, calibration.AWQ(), BATCHES, keep=tmp_path)
+  for other, batches in ((calibration.AWQ(), BATCHES), (method, BATCHES[::-1])):
+    with pytest.raises(ValueError, match="is of another model, rule, method or text"):
+      calibration.quantize(model, params, RULES, other, batches, keep=tmp_path)
 
 
 def test_what_cannot_be_calibrated_is_told(built):
