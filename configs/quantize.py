@@ -27,9 +27,9 @@ def get_config():
     },
   )
   config.method = {"name": "gptq"}
-  # Problems in prose, which need no file, so that this runs anywhere. Take text of the kind that the
-  # model is for, {"name": "text", "path": "mine.txt"}: by other text GPTQ can be worse than rounding
-  # to nearest (experiments/quantization).
+  # Problems in prose, which need no file, so that this runs anywhere. Take text of the kind that
+  # the model is for, {"name": "text", "path": "mine.txt"}: by other text GPTQ can be worse than
+  # rounding to nearest (experiments/quantization).
   config.calibration.source = {
     "name": "reasoning_gym",
     "tasks": tuple({"name": name} for name in TASKS),

@@ -93,6 +93,7 @@ def test_scores(led, expected):
     np.testing.assert_allclose(log_probs, wanted, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_penalties_do_not_count_virtual_tokens(led):
   """Ids -1 to -4 are no repetition of the last tokens of the vocabulary."""
   sampler = Sampler(repetition_penalty=1e6)

@@ -83,6 +83,7 @@ def test_order_batches_and_padding_change_nothing(toy):
       np.testing.assert_allclose(completion.log_probs, together[i].log_probs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_draw_depends_on_its_prompt_and_sample_only(toy):
   arguments = {"max_new_tokens": NEW, "eos_ids": (), "samples": 3, "seed": 5}
   sampler = Sampler(1.5)

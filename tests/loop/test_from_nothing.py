@@ -54,6 +54,7 @@ def work(tmp_path, monkeypatch):
   return tmp_path
 
 
+@pytest.mark.slow
 def test_a_t5_learns_and_is_saved(work):
   assert train.main(["--config=config.py"]) == 0
   losses = [
@@ -70,6 +71,7 @@ def test_a_t5_learns_and_is_saved(work):
   assert jax.tree.structure(first) == jax.tree.structure(params)
 
 
+@pytest.mark.slow
 def test_initial_weights_are_t5s(work):
   """Deviations of transformers' own T5, but for its head."""
   shape = {"model_type": "t5", "vocab_size": 300, "d_model": 64, "d_kv": 16, "d_ff": 128}

@@ -176,6 +176,7 @@ def _batch():
   }
 
 
+@pytest.mark.slow
 def test_the_objective_adds_them_in_training(model, variables):
   batch, key = _batch(), jax.random.key(0)
   run = jax.jit(lambda loss, *args: loss(model, variables, batch, *args, 0), static_argnums=0)
@@ -225,6 +226,7 @@ def test_experts_lora_is_the_merged_kernel(model, variables):
     peft.save("unused", adapters, {})
 
 
+@pytest.mark.slow
 def test_forms_of_the_loop_over_layers_agree(model, variables):
   """Scanned, unrolled for training and for generation, rematerialized: outputs and gradients."""
 
@@ -241,6 +243,7 @@ def test_forms_of_the_loop_over_layers_agree(model, variables):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
 
 
+@pytest.mark.slow
 def test_generation_form_reads_a_cache_token_by_token(model, variables):
   expected = jax.jit(model.apply)(variables, TOKENS)
   flat, split = unroll(model, variables)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from research import generation, models, peft, quant
-from research.core import compile as compile_lib
 from research.core import matrix, tree
 from research.losses import cross_entropy
 from research.models.unrolled import unroll, unstack
@@ -127,23 +126,3 @@ def test_layers_are_sliced_where_they_are_unrolled(held):
   _, variables = unroll(model, {"params": params})
   kernel = variables["params"]["layers"]["mlp"]["up_proj"]["kernel"]
   assert kernel.codes.each[0].shape == (32 // 2, 64)
-
-
-def test_little_memory_is_kept_for_gradients(held):
-  """The temporaries of a step on a base in few bits hold no kernel of the base as numbers."""
-  wide = {**SHAPE, "hidden_size": 128, "intermediate_size": 1024, "num_hidden_layers": 4}
-  model = models.build({"model_type": "llama", **wide}).clone(unroll=4)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)["params"]
-  params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), shapes)
-  rules = ({"target": "layers/.*/kernel", "kind": "int4", "group": 64},)
-  held = quant.quantize(params, rules)
-  lora = ({"target": "layers/.*/kernel", "name": "lora", "rank": 2},)
-  adapters = peft.attach(lora, params, jax.random.key(2))
-
-  def loss(adapters, params):
-    return jnp.sum(model.apply({"params": params, "adapters": adapters}, TOKENS))
-
-  program = jax.jit(jax.grad(loss), compiler_options=compile_lib.options())
-  compiled = program.lower(adapters, held).compile()
-  layers = tree.nbytes(params["layers"])
-  assert compiled.memory_analysis().temp_size_in_bytes < 0.6 * layers
