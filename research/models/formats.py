@@ -132,8 +132,7 @@ def _loaded(path: Path, model: Model, params: Tree, tokenizer: Tokenizer) -> Exp
   difference, where = agreement.largest_difference(loaded, params)
   paths = sorted(path.iterdir()) if path.is_dir() else [path]
   files = {each.name: each.stat().st_size for each in paths}
-  count = sum(leaf.size for leaf in matrix.flatten(params).values())
-  return Exported(files, count, difference, where)
+  return Exported(files, matrix.count(params), difference, where)
 
 
 def _write_hf(path: Path, model: Model, params: Tree, tokenizer: Tokenizer, type: str) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from research.core import config, matrix, tree
 from research.core.matrix import is_matrix
 from research.quant.qarray import quantize as round_to_nearest
-from research.quant.scheme import Scheme
+from research.quant.scheme import TENSOR, Scheme
 
 Tree = Any
 Rules = Sequence[Mapping[str, Any]] | Mapping[str, Scheme]
@@ -42,6 +42,8 @@ def schemes(rules: Rules, params: Tree) -> dict[str, Scheme]:
     scheme = config.call({"scheme": Scheme}, {"name": "scheme", **section})
     if is_matrix(flat[path]):
       raise ValueError(f"{path!r} is held in {flat[path].scheme.kind} already")
+    if axis_of(path) == -1 and scheme.group == TENSOR:
+      raise ValueError(f"{path!r} is looked up row by row: group -1 is for kernels; 0 is a row's")
     scheme.require_fits(flat[path].shape[axis_of(path)], path)
     found[path] = scheme
   return found

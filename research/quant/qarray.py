@@ -180,8 +180,8 @@ def backward(g: jax.Array, kernel: QArray, kind: Any) -> jax.Array:
       codes, scale = integer.rows_at_random(g)
       return (integer.matmul(codes, kernel.codes, (g.ndim - 1, theirs)) * scale).astype(kind)
     return matmul(g.astype(kind), kernel.codes.astype(kind), (g.ndim - 1, theirs)).astype(kind)
-  # What the kernel stands for is made again here: kept from the forward pass it would be all the
-  # memory that is saved.
+  # What the kernel stands for is to be made again here: kept from the forward pass it would be all
+  # the memory that is saved. On a CPU the compiler takes the barrier away, and keeps it.
   kernel, g = jax.lax.optimization_barrier((kernel, g.astype(kind)))
   return matmul(g, kernel.astype(kind), (g.ndim - 1, theirs)).astype(kind)
 

@@ -106,16 +106,15 @@ def _backward(residuals, g):
 _product.defvjp(_forward, _backward)
 
 
-def train(params: Tree, rules: policy.Rules, dtype: Any = None) -> Tree:
-  """`params` with a `Trained` wherever a rule says so, its numbers in `dtype` or their own type.
+def train(params: Tree, rules: policy.Rules) -> Tree:
+  """`params` with a `Trained` wherever a rule says so.
 
   Args and errors: see `quant.quantize`.
   """
   flat = matrix.flatten(params)
   for path, scheme in policy.schemes(rules, params).items():
     policy.require_finite(path, flat[path])
-    values = flat[path] if dtype is None else flat[path].astype(dtype)
-    flat[path] = Trained(values, scheme, policy.axis_of(path))
+    flat[path] = Trained(flat[path], scheme, policy.axis_of(path))
   return tree.unflatten(flat)
 
 

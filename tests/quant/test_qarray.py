@@ -176,6 +176,11 @@ def test_what_cannot_be_is_told(rule, told):
     quant.quantize(PARAMS, ({"target": "layers/mlp/.*", **rule},))
 
 
+def test_a_table_has_scales_of_its_rows():
+  with pytest.raises(ValueError, match="looked up row by row"):
+    quant.quantize(PARAMS, ({"target": "embed/embedding", "kind": "int8", "group": -1},))
+
+
 def test_what_is_not_finite_is_told():
   broken = {"layers": {"mlp": {"up_proj": {"kernel": jnp.full((2, 8, 8), jnp.nan)}}}}
   with pytest.raises(
