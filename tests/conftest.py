@@ -16,12 +16,17 @@ if metadata.version("jaxlib").startswith("0.10."):  # a flag that a version lack
   _FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")])
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 import tokenizers  # noqa: E402
 
 from research.data.tokenizer import Tokenizer  # noqa: E402
 from research.models import named  # noqa: E402
+
+# The same examples each time: what passes here passes there. `--hypothesis-profile=default` draws.
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("fixed")
 
 
 @pytest.fixture(scope="session")

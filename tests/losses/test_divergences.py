@@ -144,13 +144,13 @@ def test_identities(student, teacher):
   found = {name: float(x) for name, x in all_of(jnp.array(student), jnp.array(teacher)).items()}
   for name in ("forward_kl", "jensen_shannon", "reverse_kl", "total_variation"):
     assert found[name] >= -2e-6
-    assert found[f"{name} bucketed"] <= found[name] + 1e-5
+    assert found[f"{name} bucketed"] <= found[name] * (1 + 1e-4) + 1e-5
   # Turned round, one KL is the other, and the even mixture and total variation are themselves.
   np.testing.assert_allclose(found["forward_kl turned"], found["reverse_kl"], rtol=1e-4, atol=1e-5)
   for name in ("jensen_shannon", "total_variation"):
     np.testing.assert_allclose(found[f"{name} turned"], found[name], rtol=1e-4, atol=1e-6)
   assert found["jensen_shannon"] <= np.log(2) + 1e-6
-  assert 2 * found["total_variation"] ** 2 <= found["forward_kl"] + 1e-5  # Pinsker
+  assert 2 * found["total_variation"] ** 2 <= found["forward_kl"] * (1 + 1e-4) + 1e-5  # Pinsker
   # Over beta or 1 - beta, the generalized divergence comes to the KLs from below.
   assert found["low"] <= found["forward_kl"] + 1e-3
   assert found["high"] <= found["reverse_kl"] + 1e-3
