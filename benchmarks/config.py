@@ -22,7 +22,12 @@ METHODS = {
   "prefix": ({"name": "prefix", "tokens": workloads.VIRTUAL_TOKENS},),
   # Forward and back to the inputs through a model in which nothing trains.
   "bare": ({"name": "prompt", "tokens": 1},),
+  # LoRA on a base whose products are of integers: forward, and back to the inputs, too.
+  "int8_forward": ({"name": "lora", **_LORA},),
+  "int8": ({"name": "lora", **_LORA},),
 }
+_INT8 = {"target": _TARGET, "kind": "int8", "activations": "int8"}
+QUANTIZED = {"int8_forward": (_INT8,), "int8": ({**_INT8, "gradients": "int8"},)}
 
 
 def get_config(source: str = "", method: str = "lora") -> ConfigDict:
@@ -33,6 +38,7 @@ def get_config(source: str = "", method: str = "lora") -> ConfigDict:
   config.model.unroll = 30
   config.model.remat = False
   config.adapters = METHODS[method]
+  config.quantize = QUANTIZED.get(method, ())
   config.trainable = (".*norm/scale",) if method == "norms" else ("adapters",)
   config.data.train.source = ConfigDict({"name": "jsonl", "path": ""})
   config.data.train.length = workloads.STEP_TOKENS

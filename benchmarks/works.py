@@ -237,6 +237,23 @@ WORKS = {
       compares_methods=True,
     ),
     Work(
+      "int8_step",
+      "a LoRA step on a base of int8 products",
+      _ours("ours_train", "lora_step", "--method=int8", warmup=2, steps=6),
+      (
+        _ourselves("bfloat16", "ours_train", "lora_step", warmup=2, steps=6),
+        _ourselves(
+          "forward", "ours_train", "lora_step", "--method=int8_forward", warmup=2, steps=6
+        ),
+      ),
+    ),
+    Work(
+      "w8a8_forward",
+      "forward pass in W8A8, 4x512 tokens",
+      _ours("ours_forward", "--quantize=int8", warmup=2, steps=8),
+      (_ourselves("bfloat16", "ours_forward", warmup=2, steps=8),),
+    ),
+    Work(
       "methods_peft",
       "PEFT's LoRA step beside its DoRA's",
       _peer("ours", "lora_transformers", environment="torch", model="bfloat16", warmup=2, steps=6),
@@ -284,6 +301,9 @@ BARS = (
     Bar("methods", name, "tokens_per_second", 1.0, None, cost=True)
     for name in ("ia3", "norms", "prompt", "prefix")
   ),
+  Bar("int8_step", "bfloat16", "tokens_per_second", 1.15, None),
+  Bar("int8_step", "forward", "tokens_per_second", None, None),
+  Bar("w8a8_forward", "bfloat16", "tokens_per_second", 1.0, 1.5),
   Bar("methods_peft", "peft_dora", "tokens_per_second", None, None, cost=True),
   Bar("lora_step", "torch", "peak_bytes", 0.9, 0.6),
   Bar("lora_step", None, "compile_seconds", 30.0, 15.0),

@@ -121,6 +121,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     if args.stop or args.samples > 1 or args.choice or args.score or args.system or args.text:
       parser.error("--benchmark takes no --stop, --samples, --choice, --score, --system or --text")
   args.log_probs |= args.score
+  if args.cache and (args.chat or args.choice or args.score):
+    parser.error("--cache takes no --chat, --choice or --score")
   if args.chat and (args.samples > 1 or args.text or args.log_probs):
     parser.error("--chat takes no --samples, --text or --log-probs")
   return args
@@ -275,6 +277,7 @@ def _benchmark(writer: _Writer) -> None:
     draft=writer.draft,
     draft_tokens=writing.draft_tokens(args),
     continuous=args.continuous,
+    cache=writing.cache(args),
     seed=args.seed,
   )
   print(f"{writer.subject.name}\n\n{report.table()}")
@@ -287,7 +290,7 @@ def _benchmark(writer: _Writer) -> None:
 
 def _prompt(writer: _Writer, prompt: str) -> None:
   args = writer.args
-  plain = args.samples == 1 and not args.log_probs and not args.choice and not args.method
+  plain = args.samples == 1 and not (args.log_probs or args.choice or args.method or args.cache)
   if plain and writer.streams:
     for piece in writer.pieces(writer.stream(), prompt):
       print(piece, end="", flush=True)

@@ -18,11 +18,12 @@ import tqdm
 
 from research.core import tree
 from research.data import packing, sources
-from research.evals import bootstrap
+from research.evals import bootstrap, few_bits
 from research.evals.result import Result, item_id
 from research.generation import decode
 from research.losses import cross_entropy
 from research.models import DecoderConfig
+from research.quant import CacheScheme
 
 _LENGTH = 1024  # of a window, unless told or unless the model has fewer positions
 _SHORTEST = 64  # tokens that a batch of short documents is padded to
@@ -66,6 +67,8 @@ class Perplexity:
   batch_size: windows at a time.
   bos: a document begins with BOS (EOS where the tokenizer has no BOS), which is not scored, so
     that all of its tokens are. Without it the first token is shown and not scored.
+  cache: a `quant.CacheScheme` as a dict: tokens see the ones before them as through a cache in few
+    bits; empty: as they are.
   label: the result's name.
   """
 
@@ -74,6 +77,7 @@ class Perplexity:
   context: int | None = None
   batch_size: int = 4
   bos: bool = True
+  cache: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   label: str = "perplexity"
 
   def __call__(self, model: Any, variables: Any, tokenizer: Any) -> Result:
@@ -103,6 +107,8 @@ class Perplexity:
     ]
     if not jobs:
       raise ValueError(f"{self.label}: no token to score in {len(documents)} documents")
+    if self.cache:
+      variables = few_bits.remembering(CacheScheme(**self.cache), variables, model.config)
     sums = self._score(model, variables, documents, jobs, length, lead)
     records = [
       {"id": f"{ids[d]}:{w.first}", "nll": nll, "tokens": w.stop - w.first}

@@ -11,7 +11,7 @@ from typing import Any
 
 import tqdm
 
-from research import generation
+from research import generation, quant
 from research.core import config as config_lib
 from research.core import tree
 from research.data import chat, sources
@@ -37,6 +37,7 @@ class Verifiable:
   batch_size: problems at a time.
   sampler: a section, its name in `research.generation.SAMPLERS`; by default greedy.
   seed: of the sampler.
+  cache: a `quant.CacheScheme` as a dict, for keys and values in few bits; empty: as they are.
   shown: how many problems the result's `samples` spell out.
   label: the result's name.
   """
@@ -47,6 +48,7 @@ class Verifiable:
   batch_size: int = 32
   sampler: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "greedy"})
   seed: int = 0
+  cache: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   shown: int = 3
   label: str = "verifiable"
 
@@ -81,6 +83,7 @@ class Verifiable:
         eos_ids=tokenizer.eos_ids,
         batch_size=self.batch_size,
         seed=self.seed,
+        cache=quant.CacheScheme(**self.cache) if self.cache else None,
         progress=bar.update,
       )
     records = []

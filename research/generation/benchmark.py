@@ -20,6 +20,7 @@ from research.generation.continuous import Request
 from research.generation.draft import Draft
 from research.generation.samplers import Sampler
 from research.models.decoder import Decoder
+from research.quant.cache import CacheScheme
 
 _SPREAD = 16  # of the longest completion to the shortest, where they are unequal
 
@@ -86,6 +87,7 @@ def measure(
   draft: Draft | None = None,
   draft_tokens: int = 4,
   continuous: bool = False,
+  cache: CacheScheme | None = None,
   seed: int = 0,
 ) -> Report:
   """Measures one method: plain batches, batches with a draft, or a queue.
@@ -96,6 +98,7 @@ def measure(
     continuous: finished rows take the next request at once (`research.generation.serve`);
       completions are then of unequal lengths, drawn log-uniformly from a sixteenth of `new_tokens`
       up to all of it.
+    cache: see `research.generation.generate`; of plain batches.
 
   Raises:
     ValueError: as `research.generation.generate` and `speculate`.
@@ -111,7 +114,11 @@ def measure(
   low, high = np.log([max(1, new_tokens / _SPREAD), new_tokens])
   lengths = np.exp(random.uniform(low, high, requests)).astype(int) if continuous else [new_tokens]
   queue = [Request(prompt, int(lengths[i % len(lengths)])) for i, prompt in enumerate(prompts)]
-  runner = _Runner(model, variables, sampler or Sampler(), batch_size, seed, draft, draft_tokens)
+  if cache is not None and (draft or continuous):
+    raise ValueError("a cache in few bits is for plain batches, without a draft or a queue")
+  runner = _Runner(
+    model, variables, sampler or Sampler(), batch_size, seed, draft, draft_tokens, cache
+  )
   run = runner.queue if continuous else runner.drafted if draft else runner.plain
   run(queue[: 2 * batch_size], _Watch())  # compiles
   watch = _Watch()
@@ -131,7 +138,7 @@ def measure(
     tokens_per_second=(len(watch.first) + len(watch.gaps)) / seconds,
     requests_per_second=requests / seconds,
     peak_bytes=memory.peak_bytes(),
-    cache_bytes_per_token=sum(map(_cache_bytes, runner.models)),
+    cache_bytes_per_token=runner.cache_bytes(prompt_tokens + new_tokens),
     acceptance=told.acceptance if draft else None,
     tokens_per_pass=told.tokens_per_pass if draft else None,
   )
@@ -170,20 +177,39 @@ class _Runner:
   Their functions return the counts of `Speculation`, which are 0 without a draft.
   """
 
-  def __init__(self, model, variables, sampler, batch_size, seed, draft, draft_tokens):
+  def __init__(self, model, variables, sampler, batch_size, seed, draft, draft_tokens, cache):
     pairs = [(model, variables)] + ([tuple(draft)] if draft else [])
     prepared = [decode.prepare(*pair, None) for pair in pairs]
     self.models = tuple(model for model, _ in prepared)
     self._variables = tuple(variables for _, variables in prepared)
     self._sampler, self._batch_size, self._seed = sampler, batch_size, seed
-    self._draft_tokens = draft_tokens
+    self._draft_tokens, self._cache = draft_tokens, cache
+
+  def cache_bytes(self, slots: int) -> int:
+    """Of a token in one row of so many slots."""
+
+    def empty(model):
+      cache = model.init_cache(1, layout.slots(slots))
+      return cache.compress(self._cache, 1, slots) if self._cache else cache
+
+    found = [jax.eval_shape(lambda model=model: empty(model)) for model in self.models]
+    return sum(
+      leaf.size * leaf.dtype.itemsize // cache.positions.shape[1]
+      for cache in found
+      for leaf in jax.tree.leaves(cache.layers)
+    )
 
   def plain(self, requests: Sequence[Request], watch: _Watch) -> tuple[int, int, int]:
     count = requests[0].max_new_tokens
     same = {"model": self.models[0], "sampler": self._sampler, "eos_ids": ()}
     for batch, arguments in self._batches(requests, watch):
       state, keys = engine.start(
-        self._variables[0], *arguments, samples=1, max_new_tokens=count, **same
+        self._variables[0],
+        *arguments,
+        samples=1,
+        max_new_tokens=count,
+        scheme=self._cache,
+        **same,
       )
       watch.written(_lengths(batch, state.written))
       for step in range(2, count + 1):
@@ -243,11 +269,3 @@ def _lengths(batch: layout.Batch, written: engine.Written) -> dict[int, int]:
   """Of each request of the batch; waits until they are known."""
   pairs = zip(batch.prompt, np.asarray(written.length), strict=True)
   return {int(i): int(length) for i, length in pairs if i >= 0}
-
-
-def _cache_bytes(model: Decoder) -> int:
-  """Of a token in one row."""
-  slots = 16
-  cache = jax.eval_shape(lambda: model.init_cache(1, slots))
-  leaves = jax.tree.leaves(cache.layers)
-  return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // slots

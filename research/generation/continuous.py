@@ -23,7 +23,8 @@ from research.generation import checks, decode, layout
 from research.generation.engine import STRIDE, Completion
 from research.generation.samplers import Sampler, Seen
 from research.generation.stop import Reader, StopStrings, first_stops
-from research.models.decoder import Cache, Decoder
+from research.models.cache import Cache
+from research.models.decoder import Decoder
 
 _UNTIL_ONE_ENDS = np.iinfo(np.int32).max  # steps
 

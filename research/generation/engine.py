@@ -18,6 +18,7 @@ from research.generation import checks, decode, layout
 from research.generation.samplers import Sampler, Seen
 from research.generation.stop import Reader, StopStrings, first_stops
 from research.models import Cache
+from research.quant.cache import CacheScheme
 
 STRIDE = 16  # tokens written between two looks for stop strings
 
@@ -57,6 +58,7 @@ def generate(
   batch_size: int = 32,
   unrolled: bool | None = None,
   which: Sequence[int] | None = None,
+  cache: CacheScheme | None = None,
   progress: Callable[[int], object] | None = None,
 ) -> list[Completion]:
   """Completes every prompt `samples` times; in the order of `prompts`, then of samples.
@@ -81,14 +83,19 @@ def generate(
     batch_size: rows at a time at most.
     unrolled: an array a layer instead of stacks; by default on CPUs, where it is faster.
     which: where the adapters are a bank (`peft.bank`), the slot of each prompt's, -1 for none.
+    cache: how keys and values of a decoder are held once the prompts are read; by default as they
+      are.
     progress: called with the number of completions that a batch has added.
 
   Raises:
     ValueError: a prompt is empty, is longer than the model's positions allow, or holds a token
-      that the model has not; or a number above is not positive, or `which` is not of a bank.
+      that the model has not; or a number above is not positive, `which` is not of a bank, or an
+      encoder-decoder's cache shall be in few bits.
   """
   checks.positive(max_new_tokens=max_new_tokens, samples=samples, batch_size=batch_size)
   prompts = decode.led(model, variables, prompts, max_new_tokens)
+  if cache is not None:
+    checks.decoder(model, "a cache in few bits")
   chosen = decode.slots(variables, which, len(prompts))
   run_model, run_variables = decode.prepare(model, variables, unrolled)
   same = {"model": run_model, "sampler": sampler or Sampler(), "eos_ids": tuple(eos_ids)}
@@ -105,6 +112,7 @@ def generate(
       first_prompt,
       samples=batch.samples,
       max_new_tokens=max_new_tokens,
+      scheme=cache,
       **same,
     )
     readers = [stop.reader() for _ in range(len(keys))] if stop and stop.strings else []
@@ -172,7 +180,9 @@ class _State(NamedTuple):
   written: Written
 
 
-@partial(jax.jit, static_argnames=("model", "sampler", "samples", "max_new_tokens", "eos_ids"))
+@partial(
+  jax.jit, static_argnames=("model", "sampler", "samples", "max_new_tokens", "eos_ids", "scheme")
+)
 def start(
   variables,
   tokens,
@@ -187,14 +197,16 @@ def start(
   samples,
   max_new_tokens,
   eos_ids,
+  scheme=None,
 ) -> tuple[_State, jax.Array]:
-  """After the prompts and the first new token; and the rows' keys."""
+  """After the prompts and the first new token, their cache by `scheme`; and the rows' keys."""
   rows = tokens.shape[0]
   keys = decode.sample_keys(seed, prompt + first_prompt, first_sample, samples)
 
   cache, logits, start = decode.begin(model, variables, tokens, positions)
   # The last token drawn never goes into the cache.
-  cache = cache.expand(samples, layout.slots(cache.positions.shape[1] + max_new_tokens - 1))
+  room = layout.slots(cache.positions.shape[1] + max_new_tokens - 1)
+  cache = cache.compress(scheme, samples, room) if scheme else cache.expand(samples, room)
   logits = jnp.repeat(logits, samples, axis=0)
   seen = None
   if sampler.penalizes:

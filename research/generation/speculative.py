@@ -24,7 +24,8 @@ from research.generation.draft import Draft
 from research.generation.engine import Completion, Written
 from research.generation.samplers import Sampler, Seen, most_probable
 from research.generation.stop import StopStrings
-from research.models.decoder import Cache, Decoder
+from research.models.cache import Cache
+from research.models.decoder import Decoder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   how.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(256)")
   how.add_argument("--samples", type=int, default=1, metavar="N", help="a prompt (1)")
   how.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows at a time (32)")
+  how.add_argument(
+    "--cache",
+    choices=("int8", "int4", "int2"),
+    help="keys and values in few bits, but for those of the last tokens",
+  )
   how.add_argument("--seed", type=int, default=0, help="of the draws (0)")
   method = parser.add_argument_group("by which method; without one, token by token in batches")
   method.add_argument("--beams", type=int, default=1, metavar="N", help="1: no beam search (1)")
@@ -81,6 +86,8 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
   if args.draft_tokens is not None and not any(drafts):
     parser.error("--draft-tokens needs --draft or --draft-layers")
   args.method = names[0] if names else None
+  if args.cache and args.method:
+    parser.error(f"{args.method} takes no --cache")
   if args.method in ("--beams", "--penalty-alpha") and args.stop:
     parser.error(f"{args.method} takes no --stop")
   if args.method in ("--penalty-alpha", "--continuous") and args.samples > 1:
@@ -118,6 +125,13 @@ def draft(args: argparse.Namespace, subject: subject_lib.Subject) -> Any:
   if args.draft_layers:
     return generation.drop_layers(subject.model, subject.variables, args.draft_layers)
   return None
+
+
+def cache(args: argparse.Namespace) -> Any:
+  """The `quant.CacheScheme` of the flags, or None."""
+  from research import quant
+
+  return quant.CacheScheme(args.cache) if args.cache else None
 
 
 def draft_tokens(args: argparse.Namespace) -> int:
@@ -161,7 +175,7 @@ def writer(
     return partial(_serve, same=same)
   same["samples"] = args.samples
   if args.method is None:
-    return partial(generation.generate, **same)
+    return partial(generation.generate, cache=cache(args), **same)
   speculate = partial(
     generation.speculate,
     draft=draft,

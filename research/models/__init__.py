@@ -1,7 +1,8 @@
 """Whole models, their configs, and the checkpoints of the families they come from."""
 
+from research.models.cache import Cache
 from research.models.config import DecoderConfig, EncoderConfig
-from research.models.decoder import Cache, Decoder
+from research.models.decoder import Decoder
 from research.models.embeddings import embed
 from research.models.encoder import Encoder
 from research.models.encoder_decoder import CrossCache, EncoderDecoder

@@ -3,109 +3,23 @@
 B batch, S sequence, T cache slots, D model, V vocabulary, L layers, N kv heads, K head size.
 """
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
+from research.models.cache import Cache
 from research.models.config import DecoderConfig
 from research.nn import bias as biases
 from research.nn import mask as masks
 from research.nn.block import Context, stack
 from research.nn.embed import Embed
-from research.nn.incremental import write
+from research.nn.incremental import Slots, write
 from research.nn.linear import Linear
 from research.nn.norm import Norm
 from research.nn.positions import rotation, sinusoidal
 from research.nn.tap import tap
-
-
-@struct.dataclass
-class Cache:
-  """Keys and values of the tokens so far.
-
-  layers: `(keys, values)`, `[L, B, N, K, T]` and `[L, B, N, T, K]`, keys after rotation.
-  positions: int32 `[B, T]`: the position of the token in each slot, -1 where none is.
-  used: the number of slots written, in all rows or in each, `[B]`; the next call writes from there.
-  """
-
-  layers: Any
-  positions: jax.Array
-  used: jax.Array
-
-  def expand(self, copies: int, slots: int) -> "Cache":
-    """Each row `copies` times in a row, with room for `slots` tokens."""
-    have = self.positions.shape[1]
-
-    def grow(array, rows, axis, fill):
-      padding = [(0, 0)] * array.ndim
-      padding[axis] = (0, slots - have)
-      return jnp.pad(jnp.repeat(array, copies, axis=rows), padding, constant_values=fill)
-
-    def both(layer):
-      keys, values = layer
-      rows = keys.ndim - 4
-      return grow(keys, rows, rows + 3, 0), grow(values, rows, rows + 2, 0)
-
-    layers = self._each(both, self.layers)
-    return dataclasses.replace(self, layers=layers, positions=grow(self.positions, 0, 1, -1))
-
-  def take(self, rows: jax.Array) -> "Cache":
-    """The keys and values of `rows [B]`, of which each has the positions of the row it replaces."""
-    layers = jax.tree.map(lambda kept: jnp.take(kept, rows, axis=kept.ndim - 4), self.layers)
-    return dataclasses.replace(self, layers=layers)
-
-  def take_last(self, rows: jax.Array) -> "Cache":
-    """As `take`, of the slot written last alone: the others are the same in both rows."""
-
-    def put(kept, row_axis, axis):
-      last = jax.lax.dynamic_slice_in_dim(kept, self.used - 1, 1, axis=axis)
-      last = jnp.take(last, rows, axis=row_axis)
-      return jax.lax.dynamic_update_slice_in_dim(kept, last, self.used - 1, axis=axis)
-
-    def both(layer):
-      keys, values = layer
-      rows_at = keys.ndim - 4
-      return put(keys, rows_at, rows_at + 3), put(values, rows_at, rows_at + 2)
-
-    return dataclasses.replace(self, layers=self._each(both, self.layers))
-
-  @staticmethod
-  def _each(both, *layers):
-    """`both` of the `(keys, values)` of stacks, or of those of each layer."""
-    stacked = isinstance(layers[0][0], jax.Array)
-    return both(*layers) if stacked else tuple(map(both, *layers))
-
-  def insert(self, other: "Cache", rows: jax.Array) -> "Cache":
-    """With the rows of `other` in place of `rows [n]`, their last slot just before `used`.
-
-    Slots go round: before the first comes the last. What of `other` does not fit, its first slots,
-    is left out, and so are rows with a number beyond the last.
-    """
-    slots = self.positions.shape[1]
-
-    def put(kept, new, row_axis, axis):
-      have = new.shape[axis]
-      new = jax.lax.slice_in_dim(new, max(0, have - slots), have, axis=axis)
-      padding = [(0, 0)] * new.ndim
-      padding[axis] = (slots - new.shape[axis], 0)
-      new = jnp.pad(new, padding, constant_values=-1 if new.ndim == 2 else 0)
-      new = jnp.roll(new, self.used, axis=axis).astype(kept.dtype)
-      return kept.at[(slice(None),) * row_axis + (rows,)].set(new, mode="drop")
-
-    def both(kept, new):
-      row_axis = kept[0].ndim - 4
-      return (
-        put(kept[0], new[0], row_axis, row_axis + 3),
-        put(kept[1], new[1], row_axis, row_axis + 2),
-      )
-
-    layers = self._each(both, self.layers, other.layers)
-    return Cache(layers, put(self.positions, other.positions, 0, 1), self.used)
 
 
 class Decoder(nn.Module):
@@ -236,11 +150,8 @@ class Decoder(nn.Module):
     """An empty cache of `slots` tokens a row."""
     c = self.config
     rows = (c.num_layers, batch, c.num_kv_heads)
-    dtype = dtype or self.dtype
-    keys = jnp.zeros((*rows, c.head_size, slots), dtype)
-    values = jnp.zeros((*rows, slots, c.head_size), dtype)
     return Cache(
-      (keys, values),
+      Slots.empty(rows, c.head_size, slots, dtype or self.dtype),
       jnp.full((batch, slots), -1, jnp.int32),
       jnp.zeros((), jnp.int32),
     )

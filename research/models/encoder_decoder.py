@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from research.models.decoder import Cache
+from research.models.cache import Cache
 from research.models.encoder_decoder_config import EncoderDecoderConfig
 from research.nn import bias as biases
 from research.nn import mask as masks
 from research.nn.block import Context, stack
 from research.nn.embed import Embed
+from research.nn.incremental import Slots
 from research.nn.linear import Linear
 from research.nn.norm import Norm
 
@@ -25,8 +26,8 @@ from research.nn.norm import Norm
 class CrossCache(Cache):
   """A `Cache` of the decoder's tokens, with what it attends to of the source.
 
-  cross: `(keys, values)` of the source, `[L, B, N, K, S']` and `[L, B, N, S', K]`; copies of a row
-    share its source, so that `take` leaves them where they are.
+  cross: `Slots` of the source, S' of them; copies of a row share its source, so that `take` leaves
+    them where they are.
   source: bool `[B, S']`, which of them are tokens.
   """
 
@@ -77,7 +78,7 @@ class Stack(nn.Module):
     causal = cache is None and not self.bidirectional
     # As `models.unrolled` reads a cache with one query on a CPU.
     one = kept is not None and x.shape[1] == 1 and jax.default_backend() == "cpu"
-    elementwise = one and kept[0][0].dtype == jnp.float32
+    elementwise = one and kept[0].dtype == jnp.float32
     if cross is not None:
       cross = cross.replace(elementwise=elementwise)
     context = Context(None, mask, start, bias, cross=cross, causal=causal, elementwise=elementwise)
@@ -221,17 +222,11 @@ class EncoderDecoder(nn.Module):
     c = self.config
     dtype = dtype or (jnp.float32 if jax.default_backend() == "cpu" else self.dtype)
 
-    def both(length):
-      rows = (c.num_layers, batch, c.num_kv_heads)
-      return (
-        jnp.zeros((*rows, c.head_size, length), dtype),
-        jnp.zeros((*rows, length, c.head_size), dtype),
-      )
-
+    rows = (c.num_layers, batch, c.num_kv_heads)
     return CrossCache(
-      both(slots),
+      Slots.empty(rows, c.head_size, slots, dtype),
       jnp.full((batch, slots), -1, jnp.int32),
       jnp.zeros((), jnp.int32),
-      both(source_slots),
+      Slots.empty(rows, c.head_size, source_slots, dtype),
       jnp.zeros((batch, source_slots), bool),
     )

@@ -16,10 +16,12 @@ from flax import struct
 
 from research.core import tree
 from research.core.dot import Transposed
+from research.models.cache import Cache
 from research.models.config import StackConfig
-from research.models.decoder import Cache, Decoder
+from research.models.decoder import Decoder
 from research.models.encoder import Encoder
 from research.nn.block import Block
+from research.nn.incremental import Slots
 from research.nn.moe import ROUTING
 
 
@@ -33,8 +35,8 @@ class Layers:
 class Unrolled(Decoder):
   """A `Decoder` that takes `Layers` where stacks are; without them it slices the stacks.
 
-  Its cache's `layers` is a tuple with the `(keys, values)` of each layer, by default float32: to
-  write one slot of a bfloat16 array, CPUs convert all of it there and back.
+  Its cache's `layers` is a tuple with the `Slots` of each layer, by default float32: to write one
+  slot of a bfloat16 array, CPUs convert all of it there and back.
   """
 
   def _stack(self):
@@ -43,8 +45,9 @@ class Unrolled(Decoder):
   def init_cache(self, batch: int, slots: int, dtype: Any = None) -> Cache:
     """See `Decoder.init_cache`."""
     cache: Any = super().init_cache(batch, slots, dtype or jnp.float32)
-    keys, values = cache.layers
-    return cache.replace(layers=tuple(zip(jnp.unstack(keys), jnp.unstack(values), strict=True)))
+    stacks = cache.layers
+    each = zip(jnp.unstack(stacks.keys), jnp.unstack(stacks.values), strict=True)
+    return cache.replace(layers=tuple(Slots(*pair) for pair in each))
 
 
 class UnrolledEncoder(Encoder):
@@ -63,7 +66,7 @@ def _run(model, x, context, caches, kinds):
   leaves, structure = jax.tree.flatten(stacks, is_leaf=_is_layers)
   layers = zip(*(_each(leaf) for leaf in leaves), strict=True)
   one = caches is not None and x.shape[1] == 1
-  elementwise = one and caches[0][0].dtype == jnp.float32
+  elementwise = one and caches[0].dtype == jnp.float32
   contexts = [
     c.replace(elementwise=elementwise) for c in ((context,) if kinds is None else context)
   ]

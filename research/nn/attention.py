@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.products import matmul, outer
-from research.nn.incremental import MASKED, attend_one, write
+from research.nn.incremental import MASKED, attend_one
 from research.nn.linear import Linear
 from research.nn.norm import Norm
 from research.nn.positions import rotate
@@ -186,9 +186,9 @@ class Attention(nn.Module):
     Args:
       rotation: the tables of `positions.rotation`, or None for no rotation.
       mask: bool `[B, S, T]`; T is S without a cache or source, else the length of that.
-      cache: None or a `(keys, values, start)`: arrays `[B, N, K, T]` and `[B, N, T, K]`, and
-        the first slot to write, of all rows or of each, `[B]`; where that is None the cache is read
-        as it is, and not returned.
+      cache: None, or a pair: `incremental.Slots` or `quant.FewBits`, and the first slot to write,
+        of all rows or of each, `[B]`; where that is None the cache is read as it is, and not
+        returned.
       bias: see `attend`.
       source: `[B, T, D]`, what keys and values are of (cross-attention), by default `x`.
       causal: see `attend`.
@@ -208,8 +208,9 @@ class Attention(nn.Module):
       return y
 
     q = heads("q_proj", groups, x, "q_norm")
+    kept, start = (None, None) if cache is None else cache
     written = None
-    if cache is None or cache[2] is not None:
+    if kept is None or start is not None:
       of = x if source is None else source
       k, v = heads("k_proj", 1, of, "k_norm"), heads("v_proj", 1, of)
       if rotation is not None:
@@ -217,18 +218,14 @@ class Attention(nn.Module):
         q, k = jax.lax.optimization_barrier((q, k))
         q, k = rotate(q, *rotation), rotate(k, *rotation)
       k, v = k[:, :, 0], v[:, :, 0]
-      if cache is not None:
-        keys, values, start = cache
-        k, v = k.swapaxes(2, 3).astype(keys.dtype), v.astype(values.dtype)
-        cache = written = (
-          write(keys, k, start, axis=3),
-          write(values, v, start, axis=2),
-        )
-    if cache is not None:
-      k, v = cache[0].swapaxes(2, 3), cache[1]
+      if kept is not None:
+        kept = written = kept.write(k, v, start)
+    if kept is not None:
+      keys, values = kept.read(start)
+      k, v = keys.swapaxes(2, 3), values
     how = {"bias": bias, "scale": self.scale, "softcap": self.softcap}
     if elementwise and not self.has_variable("adapters", "kv"):
-      out = attend_one(q, *cache[:2], mask, **how)
+      out = attend_one(q, keys, values, mask, **how)
     else:
       k, v, mask = tap(self, "kv", (k.astype(q.dtype), v.astype(q.dtype), mask))
       if bias is not None and mask.shape[-1] > bias.shape[-1]:

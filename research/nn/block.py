@@ -52,7 +52,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, context: Any, cache: Any = None, kind: Any = None):
-    """`x [B, S, D]` -> `[B, S, D]` and the layer's `(keys, values)`, None without a cache.
+    """`x [B, S, D]` -> `[B, S, D]` and the layer's `Slots`, None without a cache.
 
     With cross-attention the cache is a pair of those: of the tokens so far and of the source, None
     for the latter if this call has only read them.
@@ -100,7 +100,7 @@ class Block(nn.Module):
         normed,
         context.rotation,
         context.mask,
-        None if cache is None else (*cache, context.start),
+        None if cache is None else (cache, context.start),
         bias=context.bias,
         source=context.source,
         causal=context.causal,

@@ -1,14 +1,20 @@
-"""Writing to a cache, and attention of one query a row over it, for CPUs.
+"""A layer's cache, and attention of one query a row over it, for CPUs.
 
 With one query there is nothing for a matrix product to share: the work is to read the cache
 once. Products and sums over float32 do that at the speed of memory, where batched dots pay for
 thousands of tiny calls.
 
-B batch, T slots, N key/value heads, G heads of a group, K head size.
+B batch, S new tokens, T slots, N key/value heads, G heads of a group, K head size. What a cache has
+may be a stack of all layers', `[L, ...]`.
 """
+
+from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 MASKED = -1e30  # finite: a row that sees nothing becomes a mean, not a NaN
 
@@ -22,6 +28,44 @@ def write(kept: jax.Array, new: jax.Array, start: jax.Array | int, axis: int) ->
     return jax.lax.dynamic_update_slice_in_dim(kept, new, start, axis=axis - 1)
 
   return jax.vmap(row)(kept, new, start)
+
+
+@struct.dataclass
+class Slots:
+  """Keys and values as they are; `quant.FewBits` is the other form that a cache may have.
+
+  keys: `[B, N, K, T]`, after rotation. values: `[B, N, T, K]`.
+  """
+
+  keys: jax.Array
+  values: jax.Array
+
+  @classmethod
+  def empty(cls, rows: tuple[int, ...], size: int, slots: int, dtype: Any) -> Slots:
+    """Of `rows`, `([L,] B, N)`."""
+    return cls(jnp.zeros((*rows, size, slots), dtype), jnp.zeros((*rows, slots, size), dtype))
+
+  @property
+  def dtype(self) -> Any:
+    """The type in which `read` gives them."""
+    return self.keys.dtype
+
+  @property
+  def row_axis(self) -> int:
+    """The axis of B."""
+    return self.keys.ndim - 4
+
+  def write(self, k: jax.Array, v: jax.Array, start: jax.Array | int) -> Slots:
+    """With `k` and `v`, `[B, N, S, K]`, in slots from `start` on, of all rows or of each `[B]`."""
+    return Slots(
+      write(self.keys, k.swapaxes(2, 3).astype(self.keys.dtype), start, axis=3),
+      write(self.values, v.astype(self.values.dtype), start, axis=2),
+    )
+
+  def read(self, last: jax.Array | int | None) -> tuple[jax.Array, jax.Array]:
+    """Keys `[B, N, K, T]` and values `[B, N, T, K]`, where `last` is the slot written last."""
+    del last
+    return self.keys, self.values
 
 
 def attend_one(

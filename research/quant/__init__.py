@@ -1,11 +1,13 @@
 """Parameters in few bits: schemes, rounding, and the arrays that hold them."""
 
+from research.quant.cache import CacheScheme
 from research.quant.policy import Rules, dequantize, quantize, schemes, size
 from research.quant.qarray import QArray
 from research.quant.scheme import Scheme
 from research.quant.trained import Trained, hold, train
 
 __all__ = [
+  "CacheScheme",
   "QArray",
   "Rules",
   "Scheme",

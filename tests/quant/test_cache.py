@@ -1,0 +1,121 @@
+"""A cache in few bits, against KIVI's rounding written plainly: a token, a block, a channel."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.quant.cache import CacheScheme, Codes, FewBits
+
+B, N, K, SLOTS = 2, 2, 12, 96
+RANDOM = np.random.default_rng(0)
+KEYS = (RANDOM.normal(size=(B, N, K, SLOTS)) + 5 * np.arange(K)[:, None]).astype(np.float32)
+VALUES = RANDOM.normal(size=(B, N, SLOTS, K)).astype(np.float32)
+
+
+def rounded(x, bits):
+  """`x [n]` on the grid from its least to its largest number, whose ends are held in float16."""
+  step = np.float16((x.max() - x.min()) / np.float32(2**bits - 1)).astype(np.float32)
+  least = np.float16(x.min()).astype(np.float32)
+  codes = np.clip(np.rint((x - least) / (step or 1)), 0, 2**bits - 1)
+  return codes * step + least
+
+
+def plain(keys, values, last, scheme, first=0):
+  """What a reader shall see after slot `last` was written, where tokens begin at slot `first`."""
+  keys, values, group = (
+    keys[..., : last + 1].copy(),
+    values[..., : last + 1, :].copy(),
+    scheme.group,
+  )
+  wide = scheme.channels(K)
+  for start in range(0, last + 1, group):
+    if start + scheme.window > last // group * group:
+      break  # this block and those after it are in the window
+    block = slice(max(start, first), start + group)
+    for at in np.ndindex(B, N):
+      for channel in range(K):
+        if start + group > first:
+          keys[(*at, channel, block)] = rounded(keys[(*at, channel, block)], scheme.bits)
+      for slot in range(start, start + group):
+        for c in range(0, K, wide):
+          values[(*at, slot, slice(c, c + wide))] = rounded(
+            values[(*at, slot, slice(c, c + wide))], scheme.bits
+          )
+  return keys, values
+
+
+SCHEMES = [
+  CacheScheme("int8", group=8, recent=8),
+  CacheScheme("int4", group=4, recent=9),
+  CacheScheme("int2", group=12, recent=0),
+]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.kind)
+@pytest.mark.parametrize("prompt", [5, 24, 40])
+def test_what_is_read_is_rounded_but_for_the_last_tokens(scheme, prompt):
+  """A prompt, of which the first row has three slots of padding, and then token by token."""
+  real = np.ones((B, prompt), bool)
+  real[0, :3] = False
+  slots = scheme.slots(80)
+  cache = FewBits.of(KEYS[..., :prompt], VALUES[..., :prompt, :], real, scheme, slots)
+  write = jax.jit(FewBits.write)
+  for last in range(prompt, 64):
+    k, v = KEYS[..., last, None].swapaxes(2, 3), VALUES[..., last, None, :]
+    cache = write(cache, k, v, jnp.int32(last))
+    if last % 7 and last < 60:
+      continue
+    keys, values = cache.read(last)
+    assert keys.shape == (B, N, K, slots) and values.shape == (B, N, slots, K)
+    for row in range(B):
+      first = 0 if row else 3
+      expected = plain(KEYS, VALUES, last, scheme, first)
+      np.testing.assert_allclose(
+        keys[row, ..., first : last + 1], expected[0][row, ..., first:], atol=1e-5
+      )
+      np.testing.assert_allclose(
+        values[row, :, first : last + 1], expected[1][row, :, first:], atol=1e-5
+      )
+    kept = np.sum(np.all(np.asarray(keys[1, ..., : last + 1]) == KEYS[1, ..., : last + 1], (0, 1)))
+    assert scheme.recent <= kept <= scheme.window or last < scheme.window
+
+
+def test_bytes():
+  """4-bit numbers in groups of 32 with two float16 are 5 bits each, beside the ring."""
+  scheme = CacheScheme("int4")
+  cache = jax.eval_shape(
+    lambda: FewBits.of(
+      jnp.zeros((1, 1, 64, 4096), jnp.bfloat16),
+      jnp.zeros((1, 1, 4096, 64), jnp.bfloat16),
+      jnp.ones((1, 4096), bool),
+      scheme,
+      4096,
+    )
+  )
+  size = {
+    name: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(getattr(cache, name)))
+    for name in ("keys", "values", "recent_keys", "recent_values")
+  }
+  numbers = 64 * 4096
+  assert size["keys"] == size["values"] == numbers * 5 // 8
+  assert size["recent_keys"] == size["recent_values"] == 2 * 64 * scheme.window
+
+
+def test_a_group_of_one_number_is_that():
+  """Which needs no step."""
+  x = jnp.array([[3.0] * 4, [0.0] * 4])
+  np.testing.assert_array_equal(Codes.of(x, 2).read(2), x)
+
+
+def test_mistakes():
+  with pytest.raises(ValueError, match="a cache of 'int5'.*there are int8, int4, int2"):
+    CacheScheme("int5")
+  with pytest.raises(ValueError, match="group 6 is no multiple of 4"):
+    CacheScheme("int4", group=6)
+  with pytest.raises(ValueError, match="recent is a number of tokens, not -1"):
+    CacheScheme("int4", recent=-1)
+  real = np.ones((B, 8), bool)
+  cache = FewBits.of(KEYS[..., :8], VALUES[..., :8, :], real, SCHEMES[0], 16)
+  with pytest.raises(ValueError, match="a token at a time"):
+    cache.write(jnp.zeros((B, N, 2, K)), jnp.zeros((B, N, 2, K)), 8)
