@@ -29,6 +29,10 @@ def get_config() -> ConfigDict:
   # False, "scales": "float16"}, as research.quant.Scheme has them; kind "none" leaves a parameter
   # as it is, and a parameter takes the first rule that matches it. Empty: nothing is.
   config.quantize = ()
+  # Where rules have several kinds, {"target": ..., "kind": ("int3", "int4", "int8"), "group": 64}:
+  # how many bits a parameter of theirs may take, scales included. Each gets the kind by which the
+  # loss on calibration data rises least, all together.
+  config.bits = 0.0
   # How numbers are rounded: one of research.calibration.METHODS, with its arguments: "nearest";
   # {"name": "gptq", "act_order": True}; "awq".
   config.method = ConfigDict({"name": "nearest"})

@@ -122,6 +122,8 @@ def _from_config(argv: list[str]) -> Path:
     subject, params = _merged(model, adapter, run and Path(run))
   if config.quantize:
     plan = calibration.plan(config, subject.tokenizer)
+    with config_lib.blaming("bits"):
+      plan = plan.settled(subject.model, params, _option_told())
     with config_lib.blaming("quantize"):
       schemes = quant.schemes(plan.rules, params)
       shapes = {path: leaf.shape for path, leaf in matrix.flatten(params).items()}
@@ -139,6 +141,7 @@ def _from_config(argv: list[str]) -> Path:
 def _require_no_method(config: config_lib.Config) -> None:
   """Raises ConfigError if a config without rules says how to follow them."""
   says = {
+    "bits": config.bits,
     "method": config.method.name != "nearest",
     "calibration.source": config.calibration.source,
     "directory": config.directory,
@@ -166,6 +169,19 @@ def _merged(model: str, adapter: str, run: Path | None) -> tuple[Any, Any]:
     if quant.size(params).held != before:
       print("kernels in few bits that have an adapter are merged as the numbers they stand for")
   return subject, params
+
+
+def _option_told() -> Callable[[Any], None]:
+  """Says what a kind of a rule costs."""
+
+  def told(option: Any) -> None:
+    print(
+      f"rule {option.rule}: {option.scheme.kind} takes {option.bytes:,} bytes and"
+      f" {option.nats:+.4f} nats a token",
+      flush=True,
+    )
+
+  return told
 
 
 def _told() -> Callable[[int, int], None]:

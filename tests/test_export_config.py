@@ -192,6 +192,35 @@ def test_what_cannot_be(run, tmp_path, case):
   assert not list(tmp_path.iterdir())
 
 
+def test_kinds_are_chosen_within_a_budget(root, run, tmp_path):
+  """Two rules of two kinds each: what is written keeps to the bits, and takes more than it must."""
+  text = CONFIG.format(root=root).replace('"gptq", "act_order": True', '"nearest"')
+  text = text.replace('"gptq"', '"native"')
+  rules = "".join(
+    f'{{"target": "layers/{part}/.*_proj/kernel", "kind": ("int2", "int8"), "group": 16}},'
+    for part in ("attention", "mlp")
+  )
+  start, end = text.index("  config.quantize"), text.index("  config.method")
+  text = f"{text[:start]}  config.quantize = ({rules})\n{text[end:]}"
+  file = tmp_path / "open.py"
+  file.write_text(text)
+  code, out, _ = run(f"--config.output={tmp_path / 'out'}", "--config.bits=9", config=file)
+  assert code == 0 and out.count("nats a token") == 4
+  params = _params(tmp_path / "out")
+  kinds = {path: leaf.scheme.kind for path, leaf in params.items() if "_proj" in path}
+  parts = {part: {k for p, k in kinds.items() if part in p} for part in ("attention", "mlp")}
+  # All of int8 takes 10 bits, its scales included: one part has to do with less.
+  assert sorted(map(sorted, parts.values())) == [["int2"], ["int8"]]
+  for flags, message in (
+    ((), "config.bits: how many a parameter may take"),
+    (("--config.bits=3",), "config.bits: the fewest bits of all rules take"),
+  ):
+    code, _, err = run(f"--config.output={tmp_path / 'other'}", *flags, config=file)
+    assert code == 2 and message in err
+  code, _, err = run(f"--config.output={tmp_path / 'other'}", "--config.bits=4")
+  assert code == 2 and "config.bits is for rules of config.quantize that have several kinds" in err
+
+
 def test_flags_say_how_codes_are_asked_for(root, tmp_path, capsys):
   flags = [f"--model={root / 'base'}", "--format=gptq", f"--output={tmp_path / 'out'}"]
   assert export.main(flags) == 2

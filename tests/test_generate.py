@@ -244,6 +244,8 @@ def test_mistakes_are_one_line(run, arguments, message):
     (["--prompt=x", "--choice=y", "--samples=2"], "--choice takes no --chat, --samples or --stop"),
     (["--prompt=x", "--score"], "--score takes --input"),
     (["--chat", "--beams=2"], "--beams takes no --chat"),
+    (["--chat", "--cache=int4"], "--cache takes no --chat"),
+    (["--prompt=x", "--cache=int4", "--beams=2"], "--beams takes no --cache"),
     (["--chat", "--samples=2"], "--chat takes no --samples"),
   ],
 )
@@ -251,3 +253,8 @@ def test_flags_that_contradict(run, arguments, message, capsys):
   with pytest.raises(SystemExit):
     run(*arguments)
   assert message in capsys.readouterr().err
+
+
+def test_a_cache_in_few_bits(run):
+  """Within the window of recent tokens nothing is rounded."""
+  assert run("--prompt=hello", "--cache=int4") == run("--prompt=hello")

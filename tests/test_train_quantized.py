@@ -1,6 +1,7 @@
 """The real command on a base in few bits, and on one that trains on its grid."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 from research import generate, models, peft, quant, train
 from research.core import matrix
+from research.loop import subject
 from research.models import families
 from research.quant.scheme import Scheme
 
@@ -87,6 +89,11 @@ def test_qlora_leaves_an_adapter(world, capsys):
   assert len(losses) == 3
   assert losses[2] < losses[0]
   assert generate.main(["--run=qlora", "--prompt=7", "--max-new-tokens=2"]) == 0
+  used = matrix.flatten(subject.load_run(Path("qlora")).variables["params"])
+  scheme = Scheme("nf4", group=16, scales="double")
+  path = "layers/mlp/up_proj/kernel"
+  held = matrix.flatten(quant.quantize(params, {path: scheme}))[path]
+  np.testing.assert_array_equal(used[path].codes, held.codes)
 
 
 def test_what_trains_leaves_the_numbers_that_acted(world):

@@ -2,9 +2,11 @@
 
   python -m experiments.quantization --text=wikitext2_valid.txt --calibration=speeches.txt
   python -m experiments.quantization --text=... --calibration=... --variants "int8,nf4"
+  python -m experiments.quantization --text=... --caches
 
 Perplexity is of the text's first 160,000 bytes; methods are calibrated by another text. A variant
-that is complete is not done again. Table and plot are of what is complete.
+that is complete is not done again. Table and plot are of what is complete. With --caches it is keys
+and values that are held in few bits, of windows of 2,048 and 4,096 tokens.
 """
 
 from __future__ import annotations
@@ -17,9 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from experiments.quantization.config import (
+  CACHE_LENGTHS,
+  CACHES,
   CALIBRATION_LENGTH,
   CALIBRATION_ROWS,
   EVALUATION_BYTES,
@@ -28,7 +33,7 @@ from experiments.quantization.config import (
   Variant,
 )
 from research import calibration, evals, models, quant
-from research.core import cache
+from research.core import cache, tree
 from research.evals import bootstrap
 from research.io.checkpoint import write_json
 
@@ -43,14 +48,11 @@ def main() -> int:
   cache.keep_compiled()
   text = args.directory / "text.txt"
   text.write_bytes(args.text.read_bytes()[:EVALUATION_BYTES].decode(errors="ignore").encode())
-  section = {
-    "name": "perplexity",
-    "data": {"name": "text", "path": str(text)},
-    "length": CALIBRATION_LENGTH,
-    "context": 64,
-  }
-  (evaluator,) = evals.build([section])
   model, params, tokenizer = models.load(MODEL, dtype="bfloat16", param_dtype="float32")
+  if args.caches:
+    print(_caches(args.directory, text, model, params, tokenizer))
+    return 0
+  evaluator = _perplexity(text, CALIBRATION_LENGTH, 64)
   batches = _batches(args.calibration, tokenizer)
   rows: list[dict[str, Any]] = []
   for name in (BASE, *args.variants):
@@ -72,6 +74,48 @@ def main() -> int:
     plot(rows, args.directory / "plot.png")
   print(table(rows))
   return 0
+
+
+def _perplexity(text: Path, length: int, context: int, cache: Any = None) -> Any:
+  data = {"name": "text", "path": str(text)}
+  section = {"name": "perplexity", "data": data, "length": length, "context": context}
+  (evaluator,) = evals.build([section | ({"cache": cache} if cache else {})])
+  return evaluator
+
+
+def _caches(directory: Path, text: Path, model: Any, params: Any, tokenizer: Any) -> str:
+  """Measures the caches that are missing, and tells of all."""
+  variables = {"params": tree.map_with_path(lambda _, leaf: leaf.astype("bfloat16"), params)}
+  lines = [
+    "| cache | tokens of a window | perplexity | above bfloat16 | 95 % | bytes of a token, share |",
+    "| --- | --- | --- | --- | --- | --- |",
+  ]
+  for length in CACHE_LENGTHS:
+    rows: list[dict[str, Any]] = []
+    for name, scheme in {BASE: {}, **CACHES}.items():
+      file = directory / f"cache_{name}_{length}.json"
+      if not file.exists():
+        evaluator = _perplexity(text, length, length // 2, scheme)
+        result = evaluator(model, variables, tokenizer)
+        write_json(file, {"bytes": _cache_bytes(model, scheme, length), **result.to_json()})
+      rows.append(json.loads(file.read_text()))
+      above, (low, high) = excess(rows[-1], rows[0])
+      told = f"{above:+.2%} | {low:+.2%} to {high:+.2%}" if scheme else " | "
+      share = rows[-1]["bytes"] / rows[0]["bytes"]
+      figure = rows[-1]["metrics"]["perplexity"]
+      lines.append(f"| {name} | {length} | {figure:.3f} | {told} | {share:.3f} |")
+      (directory / "caches.md").write_text("\n".join(lines) + "\n")
+  return "\n".join(lines) + "\n"
+
+
+def _cache_bytes(model: Any, scheme: dict[str, Any], slots: int) -> int:
+  """Of a row with so many slots, the window of recent tokens included."""
+
+  def made() -> Any:
+    cache = model.init_cache(1, slots)
+    return cache.compress(quant.CacheScheme(**scheme), 1, slots) if scheme else cache
+
+  return tree.nbytes(jax.eval_shape(made).layers)
 
 
 def _held(model: Any, params: Any, variant: Variant, batches: Sequence[Any], name: str) -> Any:
@@ -168,11 +212,12 @@ def _arguments() -> argparse.Namespace:
   )
   parser.add_argument(
     "--calibration",
-    required=True,
+    default=[],
     type=Path,
     action="append",
     help="other texts, of 66,000 tokens together; may be repeated",
   )
+  parser.add_argument("--caches", action="store_true", help="measure caches, and not parameters")
   parser.add_argument("--directory", type=Path, default=Path("runs/quantization"))
   parser.add_argument(
     "--variants",
@@ -181,6 +226,8 @@ def _arguments() -> argparse.Namespace:
     help=f"which of {', '.join(VARIANTS)}; by default all",
   )
   args = parser.parse_args()
+  if bool(args.calibration) == args.caches:
+    parser.error("give --calibration, or --caches, which need none")
   for name in args.variants:
     if name not in VARIANTS:
       parser.error(f"there is no variant {name!r}; there are {', '.join(VARIANTS)}")

@@ -1,4 +1,4 @@
-"""What is compared: schemes, methods, and the texts."""
+"""What is compared: schemes, methods, caches, and the texts."""
 
 from __future__ import annotations
 
@@ -61,4 +61,12 @@ VARIANTS: dict[str, Variant] = {
   ),
   "nf4": Variant(_projections("nf4", group=64)),
   "nf4 double": Variant(_projections("nf4", group=64, scales="double")),
+}
+
+# A cache in few bits, by the tokens that a window shows; what is scored has seen half of them.
+CACHE_LENGTHS = (2048, 4096)
+CACHES: dict[str, dict[str, Any]] = {
+  "int8": {"kind": "int8"},
+  "int4": {"kind": "int4"},
+  "int2": {"kind": "int2"},
 }

@@ -10,31 +10,49 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from research.calibration import budget
 from research.calibration.methods import METHODS, Method
 from research.calibration.rounding import quantize
 from research.core import config as config_lib
 from research.data import pipeline
-from research.quant.policy import Rules
 
 Tree = Any
 _BATCH = 8  # rows that go through a layer together, at most
+_MEASURED = 2  # batches by which choices are measured
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """How a model's parameters are rounded.
 
-  rules: see `research.quant.schemes`.
+  rules: see `research.quant.schemes`; open ones have a list of kinds (`calibration.budget`).
   batches: to calibrate by; none for a method that is not.
   dtype: of activations while that is done.
   keep: a directory for layers that are done, or None.
+  bits: a parameter of open rules may take, scales included; 0 without such rules.
   """
 
-  rules: Rules
+  rules: budget.Rules
   method: Method
   batches: Sequence[Mapping[str, Any]]
   dtype: str
   keep: Path | None
+  bits: float
+
+  def settled(self, model: Any, params: Tree, told: Callable[[budget.Option], object]) -> Plan:
+    """With the kinds chosen that open rules leave open, by what each costs the loss.
+
+    told: see `calibration.budget.options`.
+
+    Raises:
+      ValueError: no choice keeps within `bits`.
+    """
+    if not self.bits:
+      return self
+    model = model.clone(dtype=jnp.dtype(self.dtype))
+    found = budget.options(model, params, self.rules, self.batches[:_MEASURED], told)
+    chosen = budget.choose(found, budget.bytes_of(params, self.rules, self.bits))
+    return dataclasses.replace(self, rules=budget.closed(self.rules, chosen), bits=0)
 
   def apply(self, model: Any, params: Tree, told: Callable[[int, int], None]) -> Tree:
     """`params` in few bits; errors and `told`: see `calibration.quantize`."""
@@ -52,10 +70,19 @@ def plan(config: config_lib.Config, tokenizer: Any) -> Plan:
     method = config_lib.call(METHODS, config.method)
   rules = [rule.take() for rule in config.quantize]
   section, batches = config.calibration, []
-  if method.calibrated:
+  with config_lib.blaming("quantize"):
+    is_open = bool(budget.open_rules(rules))
+  if is_open != bool(config.bits):
+    raise config_lib.ConfigError(
+      "config.bits: how many a parameter may take where a rule of config.quantize has several kinds"
+      if is_open
+      else "config.bits is for rules of config.quantize that have several kinds, and none has"
+    )
+  if method.calibrated or is_open:
     if not section.source:
+      who = config.method.name if method.calibrated else "the choice of kinds"
       raise config_lib.ConfigError(
-        f"config.calibration.source: {config.method.name} is calibrated by text; name one, as in"
+        f"config.calibration.source: {who} is calibrated by text; name one, as in"
         ' {"name": "text", "path": ...}'
       )
     with config_lib.blaming("calibration"):
@@ -67,7 +94,7 @@ def plan(config: config_lib.Config, tokenizer: Any) -> Plan:
       )
     section.take()
   keep = Path(config.directory) if config.directory else None
-  return Plan(rules, method, batches, section.dtype, keep)
+  return Plan(rules, method, batches, section.dtype, keep, config.bits)
 
 
 def _batches(section, tokenizer, seed):

@@ -168,7 +168,7 @@ def run_config(directory: Path) -> config_lib.Config:
 def load_run(directory: Path, dtype: str | None = None) -> Subject:
   """A run's model as it ended: its base with `adapter/`, or the whole of `model/`.
 
-  Adapters of each task, `adapter/NAME/`, are a bank.
+  Adapters of each task, `adapter/NAME/`, are a bank. A base that was in few bits is so again.
 
   Raises:
     FileNotFoundError: the run has not come to its end, or is none.
@@ -177,16 +177,29 @@ def load_run(directory: Path, dtype: str | None = None) -> Subject:
   dtype = dtype or config.model.dtype
   each = sorted(file.parent for file in directory.glob("adapter/*/adapter_config.json"))
   if each:
-    subject = load_model(config.model.source, dtype)
+    subject = _base(config, dtype)
     subject = _with_bank(subject, {path.name: path for path in each})
   elif (directory / "adapter").is_dir():
-    subject = with_adapter(load_model(config.model.source, dtype), directory / "adapter")
+    subject = with_adapter(_base(config, dtype), directory / "adapter")
   elif (directory / "model").is_dir():
     subject = load_model(str(directory / "model"), dtype)
     subject.base = config.model.source
   else:
     raise FileNotFoundError(f"{directory} holds neither adapter/ nor model/; is the run complete?")
   return dataclasses.replace(subject, name=str(directory))
+
+
+def _base(config: config_lib.Config, dtype: str) -> Subject:
+  """What a run's adapters were trained on."""
+  from research import quant
+
+  subject = load_model(config.model.source, dtype)
+  # What began as a part of the base was taken out before that was rounded; the adapter is for the
+  # base as it was, and is nearer to what was trained there.
+  if any(rule.get("start") in ("olora", "pissa") for rule in config.adapters):
+    return subject
+  held = quant.quantize(subject.variables["params"], config.quantize)
+  return dataclasses.replace(subject, variables={"params": held})
 
 
 def load(args: argparse.Namespace) -> Subject:

@@ -61,6 +61,19 @@ def test_text_that_fits_is_one_forward_pass(model, variables, tokenizer, tmp_pat
   assert "nll_per_token" not in result.intervals  # one window tells nothing of the spread
 
 
+def test_a_cache_in_few_bits(model, variables, tokenizer, data):
+  """A window of recent tokens that holds all of them changes nothing; fewer bits change more."""
+
+  def nats(**cache):
+    evaluator = Perplexity(data, length=64, batch_size=2, cache=cache)
+    return evaluator(model, variables, tokenizer).metrics["nll_per_token"]
+
+  plain = nats()
+  assert nats(kind="int2", group=8, recent=64) == pytest.approx(plain, rel=1e-6)
+  eight, two = (abs(nats(kind=kind, group=8, recent=0) - plain) for kind in ("int8", "int2"))
+  assert 0 < eight < 1e-3 * plain < two
+
+
 @pytest.mark.parametrize("bos", [True, False])
 def test_rolling_is_one_token_at_a_time(model, variables, tokenizer, data, bos):
   length, context = 24, 9

@@ -10,7 +10,8 @@ import pytest
 
 from research import models
 from research.generation import Request, Sampler, StopStrings, generate, serve
-from research.models.decoder import Cache
+from research.models import Cache
+from research.nn.incremental import Slots
 
 # One shape and one sampler for all tests: what takes time is to compile.
 SAMPLER = Sampler(1.5, top_k=30, frequency_penalty=1.0)
@@ -118,15 +119,14 @@ def test_requests_are_taken_as_rows_become_free(small, plain):
 def test_rows_are_put_behind_the_next_slot(stacked):
   """Of stacks and of an array a layer: 3 rows of 5 slots, of which 7 of another are too many."""
   kept, new = np.zeros((2, 3, 1, 1, 5)), np.arange(1.0, 15).reshape(2, 1, 1, 1, 7)
-  pairs = [(jnp.asarray(x), jnp.asarray(x.swapaxes(3, 4))) for x in (kept, new)]
+  pairs = [Slots(jnp.asarray(x), jnp.asarray(x.swapaxes(3, 4))) for x in (kept, new)]
   if not stacked:
-    pairs = [tuple(zip(jnp.unstack(k), jnp.unstack(v), strict=True)) for k, v in pairs]
+    pairs = [tuple(Slots(x.keys[i], x.values[i]) for i in range(2)) for x in pairs]
   positions = [jnp.full((3, 5), -1), jnp.array([[-1, -1, -1, 0, 1, 2, 3]])]
   ring = Cache(pairs[0], positions[0], jnp.int32(2))
   found = ring.insert(Cache(pairs[1], positions[1], jnp.int32(7)), jnp.array([1]))
-  keys, values = (
-    found.layers if stacked else (jnp.stack(x) for x in zip(*found.layers, strict=True))
-  )
+  both = found.layers if stacked else jax.tree.map(lambda *x: jnp.stack(x), *found.layers)
+  keys, values = both.keys, both.values
   for layer in range(2):
     np.testing.assert_array_equal(keys[layer, 1, 0, 0], 7 * layer + np.array([6, 7, 3, 4, 5]))
   np.testing.assert_array_equal(keys, values.swapaxes(3, 4))
