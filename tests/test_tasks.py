@@ -78,7 +78,6 @@ def world(tmp_path_factory, byte_tokenizer):
   return root
 
 
-@pytest.mark.slow
 def test_runs_goes_on_and_exports_the_merged_model(world, monkeypatch, capsys):
   monkeypatch.chdir(world)
   arguments = ["--config=config.py", "--config.directory=run"]

@@ -234,7 +234,6 @@ def test_an_adapter_that_began_as_a_part_of_the_base_goes_on_from_the_same_base(
   assert config["r"] == 4 and config["init_lora_weights"] is True
 
 
-@pytest.mark.slow
 def test_a_run_that_begins_by_its_data_and_trains_a_module_goes_on_to_the_same_bits(world, command):
   """EVA's directions are of the first batches, whenever the run starts; the table is saved, too."""
   text = CONFIG.replace('"rank": 2, "alpha": 4', '"rank": 2, "start": "eva", "batches": 2')

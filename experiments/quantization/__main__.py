@@ -95,7 +95,7 @@ def _caches(directory: Path, text: Path, model: Any, params: Any, tokenizer: Any
     for name, scheme in {BASE: {}, **CACHES}.items():
       file = directory / f"cache_{name}_{length}.json"
       if not file.exists():
-        evaluator = _perplexity(text, length, length // 2, scheme)
+        evaluator = _perplexity(text, length, length // 4, scheme)
         result = evaluator(model, variables, tokenizer)
         write_json(file, {"bytes": _cache_bytes(model, scheme, length), **result.to_json()})
       rows.append(json.loads(file.read_text()))

@@ -63,7 +63,7 @@ VARIANTS: dict[str, Variant] = {
   "nf4 double": Variant(_projections("nf4", group=64, scales="double")),
 }
 
-# A cache in few bits, by the tokens that a window shows; what is scored has seen half of them.
+# A cache in few bits, by the tokens that a window shows; what is scored has seen a quarter of them.
 CACHE_LENGTHS = (2048, 4096)
 CACHES: dict[str, dict[str, Any]] = {
   "int8": {"kind": "int8"},

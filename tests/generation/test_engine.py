@@ -83,16 +83,14 @@ def test_order_batches_and_padding_change_nothing(toy):
       np.testing.assert_allclose(completion.log_probs, together[i].log_probs, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_a_draw_depends_on_its_prompt_and_sample_only(toy):
   arguments = {"max_new_tokens": NEW, "eos_ids": (), "samples": 3, "seed": 5}
   sampler = Sampler(1.5)
   whole = generate(*toy, PROMPTS, sampler, **arguments)
   assert [(c.prompt, c.sample) for c in whole] == [(i, j) for i in range(5) for j in range(3)]
   assert len({tuple(c.tokens) for c in whole}) == 15  # all differ
-  for batch_size in (2, 7):
-    found = generate(*toy, PROMPTS, sampler, **arguments, batch_size=batch_size)
-    assert [c.tokens for c in found] == [c.tokens for c in whole]
+  found = generate(*toy, PROMPTS, sampler, **arguments, batch_size=7)  # two prompts at a time
+  assert [c.tokens for c in found] == [c.tokens for c in whole]
   part = generate(*toy, PROMPTS[2:4], sampler, **arguments, first_prompt=2)
   assert [c.tokens for c in part] == [c.tokens for c in whole[6:12]]
   one = generate(*toy, PROMPTS, sampler, **{**arguments, "samples": 1})

@@ -176,23 +176,21 @@ def _batch():
   }
 
 
-@pytest.mark.slow
 def test_the_objective_adds_them_in_training(model, variables):
   batch, key = _batch(), jax.random.key(0)
   run = jax.jit(lambda loss, *args: loss(model, variables, batch, *args, 0), static_argnums=0)
-  bare = objectives.build({"name": "causal"})
-  total, weight, metrics = run(bare, key)
-  with_both = {"name": "causal", "router_balance": 0.1, "router_z": 0.01}
-  loss = objectives.build(with_both)
+  loss = objectives.build({"name": "causal", "router_balance": 0.1, "router_z": 0.01})
+  total, weight, metrics = run(loss, None)
   more, same, _ = run(loss, key)
-  _, logits = _with_logits(model, variables, TOKENS)
+  out, logits = _with_logits(model, variables, TOKENS)
+  own = jnp.take_along_axis(jax.nn.log_softmax(out), batch["targets"][..., None], axis=-1)[..., 0]
+  np.testing.assert_allclose(total, -jnp.sum(own * batch["weights"]), rtol=1e-5)  # the loss alone
   balance = routing.balance(logits, 2, REAL)
   z = routing.z_sum(logits, batch["weights"])
   assert weight == same == batch["weights"].sum()
   np.testing.assert_allclose(metrics["router/balance"], (balance * weight, weight), rtol=1e-5)
   np.testing.assert_allclose(metrics["router/z"], (z, weight), rtol=1e-5)
   np.testing.assert_allclose(more - total, 0.1 * balance * weight + 0.01 * z, rtol=1e-3)
-  np.testing.assert_allclose(run(loss, None)[0], total, rtol=1e-6)  # the measure is the loss alone
 
 
 def test_router_losses_need_experts():
@@ -226,7 +224,6 @@ def test_experts_lora_is_the_merged_kernel(model, variables):
     peft.save("unused", adapters, {})
 
 
-@pytest.mark.slow
 def test_forms_of_the_loop_over_layers_agree(model, variables):
   """Scanned, unrolled for training and for generation, rematerialized: outputs and gradients."""
 
@@ -238,12 +235,11 @@ def test_forms_of_the_loop_over_layers_agree(model, variables):
   expected = grad(model, variables["adapters"], variables["params"])
   flat, split = unstack(model, variables)
   scanned = model.clone(unroll=1, remat=True)
-  for other, params in ((flat, split), (flat.clone(remat=True), split), (scanned, variables)):
+  for other, params in ((flat.clone(remat=True), split), (scanned, variables)):
     found = grad(other, variables["adapters"], params["params"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
 
 
-@pytest.mark.slow
 def test_generation_form_reads_a_cache_token_by_token(model, variables):
   expected = jax.jit(model.apply)(variables, TOKENS)
   flat, split = unroll(model, variables)

@@ -95,7 +95,6 @@ def test_moments_are_those_of_recorded_inputs(base):
     np.testing.assert_allclose(near, 1, atol=1e-3)
 
 
-@pytest.mark.slow
 def test_ranks_and_directions_are_those_of_peft(base):
   directory, model, params, moments = base
   adapters = peft.begin(peft.attach([RULE], params, KEY), moments)
