@@ -37,8 +37,8 @@ def _projections(kind: str, **how: Any) -> tuple[dict[str, Any], ...]:
   return ({"target": PROJECTIONS, "kind": kind, **how},)
 
 
-def _grouped(bits: int) -> tuple[dict[str, Any], ...]:
-  return _projections(f"int{bits}", group=64, symmetric=False, scales="float16")
+def _grouped(bits: int, **how: Any) -> tuple[dict[str, Any], ...]:
+  return _projections(f"int{bits}", group=64, symmetric=False, scales="float16", **how)
 
 
 VARIANTS: dict[str, Variant] = {
@@ -47,6 +47,12 @@ VARIANTS: dict[str, Variant] = {
   "int4 g64 gptq": Variant(_grouped(4), calibration.GPTQ(), "int4 g64 nearest"),
   "int4 g64 gptq act-order": Variant(
     _grouped(4), calibration.GPTQ(act_order=True, static_groups=True), "int4 g64 nearest"
+  ),
+  "int4 g64 mse": Variant(_grouped(4, fit="mse")),
+  "int4 g64 gptq mse": Variant(
+    _grouped(4, fit="mse"),
+    calibration.GPTQ(act_order=True, static_groups=True),
+    "int4 g64 nearest",
   ),
   "int4 g64 awq": Variant(_grouped(4), calibration.AWQ(), "int4 g64 nearest"),
   "int3 g64 nearest": Variant(_grouped(3)),

@@ -16,6 +16,7 @@ from research.quant.packing import pack, split, unpack
 from research.quant.scheme import FLOATS, INTEGERS, TENSOR, Scheme
 
 _BLOCK = 256  # scales that share one in double quantization
+_SHARES = 32  # of a range that are tried, from the whole to two thirds less
 
 
 @struct.dataclass
@@ -212,14 +213,31 @@ def quantize(values: jax.Array, scheme: Scheme, axis: int = -2) -> QArray:
 
 
 def grid(values: jax.Array, scheme: Scheme, axis: int = -2) -> tuple[jax.Array, jax.Array | None]:
-  """Scales and zero points that cover `values`, float32; scales in the type they are held in."""
+  """Scales and zero points for `values`, float32; scales in the type they are held in."""
   size = values.shape[axis] if scheme.group <= 0 else scheme.group
   grouped = split(values, size, axis)
   over: Any = (-1, -2, -3) if scheme.group == TENSOR else axis
   low, high = (
     jnp.squeeze(extreme(grouped, axis=over, keepdims=True), axis) for extreme in (jnp.min, jnp.max)
   )
+  if scheme.fit == "mse":
+    share = _best_share(values, low, high, scheme, axis)
+    low, high = low * share, high * share
   return between(low, high, scheme)
+
+
+def _best_share(values, low, high, scheme, axis):
+  """Of each group's range, of the form of `low`."""
+  over: Any = (-1, -2, -3) if scheme.group == TENSOR else axis
+
+  def error(share):
+    found = encode(values, *between(low * share, high * share, scheme), scheme, axis)
+    squares = jnp.square(found.astype(jnp.float32) - values)
+    grouped = split(squares, values.shape[axis] if scheme.group <= 0 else scheme.group, axis)
+    return jnp.squeeze(jnp.sum(grouped, axis=over, keepdims=True), axis)
+
+  shares = 1 - jnp.arange(_SHARES) / (1.5 * _SHARES)
+  return shares[jnp.argmin(jax.lax.map(error, shares), axis=0)]
 
 
 def between(low: jax.Array, high: jax.Array, scheme: Scheme) -> tuple[jax.Array, jax.Array | None]:

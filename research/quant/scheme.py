@@ -13,6 +13,7 @@ FLOATS = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}
 INTEGERS = ("int8", "int4", "int3", "int2")
 KINDS = (*INTEGERS, *CODEBOOKS, *FLOATS)
 TENSOR = -1  # a group of the whole matrix
+FITS = ("whole", "mse")
 SCALES = ("float32", "float16", "bfloat16", "double")
 
 
@@ -28,6 +29,8 @@ class Scheme:
     otherwise each group has a zero point and covers its least and largest number, and 0.
   scales: the type of scales, or "double": they are held in 8 bits each (QLoRA's double
     quantization, arXiv:2305.14314, section 3).
+  fit: what of a group's range the grid covers: "whole", or "mse", the share of it by which the sum
+    of squared errors is least (what is outside is clipped).
   activations: "int8" rounds what is multiplied by the numbers, row by row, and multiplies integers
     (W8A8); for "int8" with a scale an output.
   gradients: "int8" does so, by chance up or down, with the gradients that go back through them.
@@ -40,6 +43,7 @@ class Scheme:
   group: int = 0
   symmetric: bool = True
   scales: str = "float32"
+  fit: str = "whole"
   activations: str = ""
   gradients: str = ""
 
@@ -50,6 +54,8 @@ class Scheme:
       raise ValueError(
         f"scales {self.scales!r} are unknown{nearest(self.scales, SCALES)}; {_these(SCALES)}"
       )
+    if self.fit not in FITS:
+      raise ValueError(f"fit {self.fit!r} is unknown{nearest(self.fit, FITS)}; {_these(FITS)}")
     if self.group < TENSOR:
       raise ValueError(f"group {self.group}: sizes start at 1; 0 is a channel, -1 the whole matrix")
     if not self.symmetric and self.kind not in INTEGERS:

@@ -1,5 +1,7 @@
 """Rounding, packing and what `QArray`s stand for."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,38 @@ def test_three_bits_lie_in_one_row_of_bits():
   packed = np.asarray(pack(jnp.asarray(codes[:, None]), 3, -2))[:, 0]
   word = int.from_bytes(packed.tobytes(), "little")
   assert [(word >> (3 * i)) & 7 for i in range(8)] == codes.tolist()
+
+
+@pytest.mark.parametrize(
+  "scheme",
+  [
+    Scheme("int3", group=16),
+    Scheme("int4", symmetric=False),
+    Scheme("nf4", group=16),
+    Scheme("int8", group=-1),
+    Scheme("int2", group=16, symmetric=False, scales="float16"),
+  ],
+  ids=str,
+)
+def test_a_fit_is_the_best_share_of_the_range(scheme):
+  """Of 32, for each group by itself: against all of them, one at a time, on numbers with tails."""
+  values = _values(IN, OUT) ** 3
+  fitted = dataclasses.replace(scheme, fit="mse")
+  found = np.asarray(qarray.quantize(values, fitted).astype(jnp.float32))
+  size = {0: IN, -1: IN}.get(scheme.group, scheme.group)
+  low, high = (f(values.reshape(-1, size, OUT), axis=1) for f in (jnp.min, jnp.max))
+  if scheme.group == -1:
+    low, high = low.min(keepdims=True), high.max(keepdims=True)
+  tried = []
+  for share in 1 - np.arange(32) / 48:
+    grid = qarray.between(low * share, high * share, scheme)
+    rounded = qarray.encode(values, *grid, scheme).astype(jnp.float32)
+    squares = np.square(np.asarray(rounded - values)).reshape(-1, size, OUT).sum(axis=1)
+    tried.append(squares.sum(keepdims=True) if scheme.group == -1 else squares)
+  own = np.square(found - np.asarray(values)).reshape(-1, size, OUT).sum(axis=1)
+  own = own.sum(keepdims=True) if scheme.group == -1 else own
+  np.testing.assert_allclose(own, np.min(tried, axis=0), rtol=1e-5)
+  assert own.sum() < 0.98 * tried[0].sum() or scheme.kind == "int8"
 
 
 SCHEMES = [
