@@ -50,8 +50,8 @@ def get_config() -> ConfigDict:
   # Rules {"target": path regex, "name": method, ...}; a parameter takes the first that matches.
   # research.peft has the methods, with their arguments: at kernels lora, dora, vera, ia3, adalora
   # and embedding_lora; elsewhere prefix, prompt, p_tuning, bottleneck and trainable_tokens, which
-  # need no target. With "each_task": ("math", "chat") in a rule of lora, each of a mixture's tasks
-  # has its own.
+  # need no target. A lora's "start" is "pissa", "olora", "eva", or "loftq" on a base in few bits.
+  # With "each_task": ("math", "chat") in a rule of lora, each of a mixture's tasks has its own.
   config.adapters = ()
   # What of the base is held in few bits (QLoRA and its like): rules {"target": path regex, "kind":
   # "nf4", "group": 64, "scales": "double"}, as research.quant.Scheme has them; kind "none" leaves a

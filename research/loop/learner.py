@@ -73,6 +73,11 @@ def build(config: config_lib.Config) -> Learner:
       variables = _rounded(variables, config.quantize, trains)
     # Of what trains in another form it is the numbers that do.
     trains = _of_parameters(trains)
+  elif early := [path for path, node in peft.sites(adapters) if getattr(node, "loftq", False)]:
+    raise config_lib.ConfigError(
+      f"config.quantize: the adapter at {early[0]!r} begins as what rounding takes from its kernel"
+      " (loftq), and nothing is in few bits"
+    )
   return Learner(model, tokenizer, variables, trains, fresh, peft.starts(adapters), tasks)
 
 
@@ -90,7 +95,7 @@ def _rounded(
   learnt = {path for path in chosen if trains(f"params/{path}", flat[path])}
   held = quant.quantize(params, {p: s for p, s in chosen.items() if p not in learnt})
   held = quant.train(held, {p: s for p, s in chosen.items() if p in learnt})
-  return {"params": held, "adapters": peft.moved(variables["adapters"], held)}
+  return {"params": held, "adapters": peft.moved(variables["adapters"], held, params)}
 
 
 def _of_parameters(trains: Callable[[str, Any], bool]) -> Callable[[str, Any], bool]:

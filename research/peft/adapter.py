@@ -59,9 +59,9 @@ class Adapter:
     """Whether it changes a table where tokens are looked up, and not where it is the head, too."""
     return False
 
-  def on(self, kernel: Any) -> Adapter:
-    """This new adapter where `kernel` is another than it was made for, a rounded one."""
-    del kernel
+  def on(self, kernel: Any, before: Any) -> Adapter:
+    """This new adapter on `kernel`, rounded, in place of `before`, for which it was made."""
+    del kernel, before
     return self
 
   def materialize(self) -> Adapter:
@@ -99,11 +99,14 @@ def trainable_paths(adapters: Tree) -> frozenset[str]:
   return frozenset(found)
 
 
-def moved(adapters: Tree, params: Tree) -> Tree:
-  """New `adapters` as they begin on `params`, which have been rounded since they were made."""
-  flat = matrix.flatten(params)
+def moved(adapters: Tree, params: Tree, before: Tree) -> Tree:
+  """New `adapters` as they begin on `params`, which have been rounded, and were `before`."""
+  flat, old = matrix.flatten(params), matrix.flatten(before)
   return tree.unflatten(
-    {path: node.on(flat[path]) if path in flat else node for path, node in sites(adapters)}
+    {
+      path: node.on(flat[path], old[path]) if path in flat else node
+      for path, node in sites(adapters)
+    }
   )
 
 

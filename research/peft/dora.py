@@ -65,7 +65,7 @@ class DoRA(Adapter):
     own = jnp.sum(b * matmul(outer(a, a), b, (1, 0)), axis=0)
     return _roots(self.squares + scale * (2 * mixed + scale * own))
 
-  def on(self, kernel) -> DoRA:
+  def on(self, kernel, before) -> DoRA:
     """With the magnitudes of another kernel."""
     factors = LoRA(self.a, self.b, self.scale, self.ranks, self.dropout)
     return with_magnitude(factors, kernel)

@@ -13,9 +13,10 @@ from flax import struct
 
 from research.core import tree
 from research.core.grouped import grouped
+from research.core.matrix import is_matrix
 from research.core.products import matmul, outer
 from research.peft.adapter import Adapter
-from research.peft.decompositions import STARTS
+from research.peft.decompositions import STARTS, pissa
 from research.peft.kernel import EXPERTS, dropped, require_matrix, require_numbers
 
 
@@ -43,6 +44,7 @@ class LoRA(Adapter):
     projection's inputs no more than `x a` need be kept for the gradients.
   residual: the first `scale * a b` is a part of the base, which `peft.residual` takes out of it.
   eva: how `a` and ranks are still to begin; until then they are as without.
+  loftq: it is still to begin as what rounding takes from its kernel.
   """
 
   constants: ClassVar[frozenset[str]] = frozenset({"scale"})
@@ -55,6 +57,20 @@ class LoRA(Adapter):
   freeze_a: bool = struct.field(pytree_node=False, default=False)
   residual: bool = struct.field(pytree_node=False, default=False)
   eva: Eva | None = struct.field(pytree_node=False, default=None)
+  loftq: bool = struct.field(pytree_node=False, default=False)
+
+  def on(self, kernel, before):
+    """See `Adapter.on`: LoftQ begins here."""
+    if not self.loftq:
+      return self
+    if not is_matrix(kernel):
+      raise ValueError(
+        "the start 'loftq' makes up for rounding, and its kernel is not in few bits; give"
+        " config.quantize a rule for it"
+      )
+    lost = np.asarray(before, np.float32) - np.asarray(kernel.astype(jnp.float32))
+    a, b = _factors(pissa, lost, self.ranks, np.ravel(self.scale))
+    return self.replace(a=a, b=b, loftq=False)  # type: ignore[attr-defined]
 
   def trains(self, leaf: str) -> bool:
     """See `Adapter.trains`."""
@@ -99,8 +115,10 @@ def init(
   """A LoRA that changes nothing yet: `a` Kaiming-uniform (gain of sqrt(5)), `b` zero.
 
   With a `start` it is a part of the base, "pissa" or "olora" (`research.peft.decompositions`), and
-  changes nothing once `peft.residual` has taken that out of the base. The start "eva" is for a run
-  to make, by its first batches (`research.peft.eva`).
+  changes nothing once `peft.residual` has taken that out of the base. Two starts are for a run to
+  make: "eva", by its first batches (`research.peft.eva`), and "loftq", by its base in few bits: the
+  adapter is then what rounding took, as near as its rank allows (Li et al. 2023, arXiv:2310.08659,
+  algorithm 1 of one step, so that the base is rounded as without it).
 
   Args:
     path: where `kernel` lies, as in `layers/attention/q_proj/kernel`.
@@ -133,7 +151,8 @@ def init(
     s / (math.sqrt(r) if rank_stabilized else r) for r, s in zip(ranks, alphas, strict=True)
   ]
   eva = _eva(path, kernel, start, rho, batches)
-  if start and not eva:
+  loftq = start == "loftq"
+  if start and not (eva or loftq):
     a, b = _start(start, path, kernel, ranks, scales)
   else:
     a, b = _kaiming(kernel, ranks, rng)
@@ -144,8 +163,9 @@ def init(
     ranks=tuple(ranks),
     dropout=dropout,
     freeze_a=freeze_a,
-    residual=bool(start) and not eva,
+    residual=bool(start) and not (eva or loftq),
     eva=eva,
+    loftq=loftq,
   )
 
 
@@ -174,15 +194,21 @@ def _kaiming(kernel, ranks, rng):
 
 def _start(name, path, kernel, ranks, scales):
   if name not in STARTS:
-    near = tree.nearest(name, ("eva", *STARTS))
-    raise ValueError(f"start {name!r} is unknown{near}; there are eva, {', '.join(STARTS)}")
+    known = ("eva", "loftq", *STARTS)
+    near = tree.nearest(name, known)
+    raise ValueError(f"start {name!r} is unknown{near}; there are {', '.join(known)}")
   require_numbers(name, path, kernel)
+  return _factors(STARTS[name], np.asarray(kernel), ranks, scales)
+
+
+def _factors(decompose, kernel, ranks, scales):
+  """What `decompose` makes of each matrix of `kernel [..., in, out]`."""
   *stack, features, out = kernel.shape
   a = np.zeros((len(ranks), features, max(ranks)), np.float32)
   b = np.zeros((len(ranks), max(ranks), out), np.float32)
-  matrices = np.asarray(kernel).reshape(-1, features, out)
+  matrices = kernel.reshape(-1, features, out)
   for i, (matrix, rank, scale) in enumerate(zip(matrices, ranks, scales, strict=True)):
-    a[i, :, :rank], b[i, :rank] = STARTS[name](matrix.astype(np.float32), rank, scale)
+    a[i, :, :rank], b[i, :rank] = decompose(matrix.astype(np.float32), rank, scale)
   return jnp.asarray(a.reshape(*stack, *a.shape[1:])), jnp.asarray(b.reshape(*stack, *b.shape[1:]))
 
 
