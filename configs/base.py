@@ -138,6 +138,11 @@ def get_config() -> ConfigDict:
   # Learning where to start from, by tasks of a mixture (research.loop.meta); empty: none.
   config.train.meta = ConfigDict()
 
+  # Several runs, each from what the last one left (research.loop.stages): {"name": "student",
+  # "model.student": {...}, "teacher.source": "stages/assistant", "train.steps": 500} tells its name
+  # and its differences from this config. Empty: one run.
+  config.stages = ()
+
   config.eval = ConfigDict()
   # Evaluations come before the first step, after the last and every so many between; 0: none.
   config.eval.every_steps = 0

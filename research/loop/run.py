@@ -59,6 +59,8 @@ def run(
   """
   if not config.directory:
     raise config_lib.ConfigError("config.directory is empty; name the run's directory")
+  if config.get("stages"):
+    raise config_lib.ConfigError("config.stages are several runs, by research.loop.stages")
   directory = Path(config.directory)
   _require_same_config(directory, config)
   if (directory / "results.json").exists():
