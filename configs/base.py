@@ -77,6 +77,9 @@ def get_config() -> ConfigDict:
   config.teacher.dtype = ""
   # What of it is held in few bits: rules as in `quantize` above.
   config.teacher.quantize = ()
+  # How many likeliest tokens to keep of it on disk, asked once before the run, in place of running
+  # it beside the student: for a constant temperature, and logits alone. 0: it runs.
+  config.teacher.keep_tokens = 0
 
   # One of research.objectives, with its arguments: {"name": "causal", "weighting": {"name":
   # "uncertainty"}} learns how much each task of a mixture counts, "router_balance": 0.01 evens out

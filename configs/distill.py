@@ -2,10 +2,14 @@
 
   python -m research.train --config=configs/distill.py
 
-In two stages: the 30-layer teacher has been taught nothing new, so that the first one trains it on
-the problems (`teacher`), and in the second a student that is every other layer of the result learns
-from it (`student`), by the forward KL at a temperature that falls from 4 to 1, half and half with
-the cross-entropy. The student is a Hugging Face directory, runs/distill/stages/student/model.
+In two stages: the first, `teacher`, trains all 30 layers on the problems, and in the second,
+`student`, every other layer of the result learns from it, by the forward KL at a temperature that
+falls from 4 to 1, half and half with the cross-entropy. The student is a Hugging Face directory,
+runs/distill/stages/student/model.
+
+Not yet run to its end. A trial of 3 and 8 steps on 2 busy CPU cores (13 and 11 s a step, compiling
+84 and 56 s) took the held-out cross-entropy of 40 problems from 3.40 to 1.45 in the teacher, and
+from 12.34 to 1.84 in the student, whose divergence from its teacher went from 10.1 to 0.72.
 """
 
 from configs import base

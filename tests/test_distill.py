@@ -10,6 +10,8 @@ import pytest
 
 from research import models, train
 from research.core import tree
+from research.data import kept
+from research.loop import teacher as teachers
 
 LLAMA = {
   "model_type": "llama",
@@ -46,7 +48,6 @@ def get_config(what="student"):
     config.quantize = (rule,)
     config.adapters = ({"target": "layers/.*_proj/kernel", "name": "lora", "rank": 2},)
     config.objective.share = 1.0
-    config.model.unroll = 0  # so that both have an array a layer
   config.data.train.source = {"name": "jsonl", "path": "rows.jsonl", "cache": "cache"}
   config.data.train.length = 48
   config.data.train.window = 16
@@ -155,9 +156,38 @@ def test_the_base_as_a_teacher_is_held_once(world, command):
   assert _measured(world / "own", 0)["distillation/divergence"] == pytest.approx(0, abs=1e-5)
 
 
+def test_a_teacher_that_was_asked_once_says_the_same(world, command, monkeypatch):
+  """All its tokens kept, rounded to float16; and asked again of nothing that is on disk."""
+  constant = {
+    "name": "distillation",
+    "share": 0.5,
+    "temperature": {"name": "constant", "value": 2.0},
+  }
+  flags = ("--config=config.py", f"--config.objective={constant}", "--config.train.steps=2")
+  # Beside the student, with an array a layer.
+  assert command(*flags, "--config.directory=beside", "--config.model.unroll=0")[0] == 0
+  monkeypatch.setattr(kept, "FILE_ROWS", 7)
+  asked = (*flags, "--config.teacher.keep_tokens=258")
+  assert command(*asked, "--config.directory=asked")[0] == 0
+  for name in ("loss", "distillation/divergence", "gradient_norm"):
+    ours, theirs = ([step[name] for step in _steps(world / run)] for run in ("asked", "beside"))
+    np.testing.assert_allclose(ours, theirs, rtol=5e-3)
+  for step in (0, 2):
+    ours, theirs = (_measured(world / run, step)["loss"] for run in ("asked", "beside"))
+    np.testing.assert_allclose(ours, theirs, rtol=5e-3)
+  monkeypatch.setattr(teachers, "build", None)
+  assert command(*asked, "--config.directory=again")[0] == 0
+  assert _steps(world / "again") == _steps(world / "asked")
+
+
 @pytest.mark.parametrize(
   ("flags", "told"),
   [
+    (["--config.teacher.keep_tokens=4"], "config.objective: keep_tokens keeps a teacher at one"),
+    (
+      ["--config.teacher.keep_tokens=999", "--config.objective.temperature={'name': 'constant'}"],
+      "keep_tokens is 999 of 258 tokens",
+    ),
     (["--config.teacher.run=x"], "config.teacher: give either source"),
     (["--config.teacher.source="], "dtype and quantize are of a teacher"),
     (["--config.teacher.source=base"], "the base as a teacher is as it is"),

@@ -16,6 +16,7 @@ from research.core import config as config_lib
 from research.core import matrix
 from research.data import pipeline
 from research.evals import Evaluator, Result
+from research.loop import kept
 from research.loop import learner as learner_lib
 from research.loop import teacher as teachers
 from research.loop.step import Objective
@@ -99,17 +100,20 @@ def assemble(config: config_lib.Config) -> Problem:
       batch_size=batch_size,
       seed=config.seed,
       rows_per_task=rows_per_task,
+      kept=kept.build(config, learner, config.data.train),
       **rows,
     )
   with config_lib.blaming("adapters"):
     variables["adapters"] = _begun(model, variables, batches)
-  teacher = teachers.build(config, learner)
+  keeps = config.teacher.keep_tokens > 0
+  teacher = None if keeps else teachers.build(config, learner)
   if teacher and teacher.variables is not None:
     variables["teacher"] = teacher.variables
   with config_lib.blaming("objective"):
     lesson = None
-    if teacher:
-      lesson = objectives.Lesson(model, teacher.model, config.train.steps, config.seed)
+    if teacher or keeps:
+      running = teacher.model if teacher else None
+      lesson = objectives.Lesson(model, running, config.train.steps, config.seed)
     objective = objectives.build(config.objective, batches.tasks, lesson)
     if learnt := objectives.variables(objective):
       variables["objective"] = learnt
@@ -121,7 +125,10 @@ def assemble(config: config_lib.Config) -> Problem:
   if config.data.eval:
     with config_lib.blaming("data.eval"):
       _check_positions(model, variables["adapters"], config.data.eval.length)
-      held_out = pipeline.eval_batches(config.data.eval, tokenizer, batch_size=batch_size, **rows)
+      asked = kept.build(config, learner, config.data.eval)
+      held_out = pipeline.eval_batches(
+        config.data.eval, tokenizer, batch_size=batch_size, kept=asked, **rows
+      )
       loss = objectives.build(config.objective, held_out.tasks, lesson)
       loss = _routed(loss, learner.tasks, held_out.tasks)
     evaluators.append(held_out_loss(loss, held_out))

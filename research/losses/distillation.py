@@ -124,6 +124,13 @@ def require_one_vocabulary(student: int, teacher: int) -> None:
     )
 
 
+def require_log_probs(divergence: Divergence) -> None:
+  """Raises ValueError if the divergence is of logits, which `Kept` has not."""
+  one = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+  ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  jax.eval_shape(lambda x, i: divergences.bucketed(divergence, x, i, x), one, ids)
+
+
 def require_share(share: float) -> None:
   """Raises ValueError if `share` is no part of a loss."""
   if not 0 <= share <= 1:

@@ -5,7 +5,7 @@ from typing import Any
 
 from research.core import config
 from research.objectives.causal import causal
-from research.objectives.distillation import Lesson, distillation
+from research.objectives.distillation import Lesson, constant_temperature, distillation
 from research.objectives.embedding import embedding
 from research.objectives.labelled import classification, masked
 from research.objectives.routed import by_task
@@ -61,6 +61,7 @@ __all__ = [
   "by_task",
   "causal",
   "classification",
+  "constant_temperature",
   "distillation",
   "embedding",
   "masked",

@@ -29,7 +29,8 @@ class Lesson:
   """What a distillation is told of its run.
 
   student, teacher: models, of whose variables the teacher's are the collection `teacher`, or, where
-    that is not there, the student's without its adapters.
+    that is not there, the student's without its adapters. A teacher of None does not run: what was
+    kept of it is in the batch.
   total_steps: of the run, over which temperatures go.
   seed: of the run.
   """
@@ -90,10 +91,16 @@ def distillation(
     raise config.ConfigError(
       "config.objective: 'distillation' learns from a teacher, and config.teacher names none"
     )
-  tokens.require_model("distillation", lesson.teacher)
-  losses.require_one_vocabulary(lesson.student.config.vocab_size, lesson.teacher.config.vocab_size)
+  if lesson.teacher is not None:
+    tokens.require_model("distillation", lesson.teacher)
+    sizes = lesson.student.config.vocab_size, lesson.teacher.config.vocab_size
+    losses.require_one_vocabulary(*sizes)
+  elif features or attention:
+    raise ValueError("features and attention are of a teacher that runs; set keep_tokens to 0")
   losses.require_share(share)
   far = config.call(DIVERGENCES, divergence or {"name": "forward_kl"})
+  if lesson.teacher is None:
+    losses.require_log_probs(far)
   heat = config.call(
     TEMPERATURES, temperature or {"name": "constant"}, total_steps=lesson.total_steps
   )
@@ -109,14 +116,17 @@ def distillation(
     rngs = None if rng is None else {"dropout": rng}
     own = {name: part for name, part in variables.items() if name != "teacher"}
     ours = watch(model, own, batch, rngs=rngs, **inside)
-    teacher, constants = _teacher(lesson, model, variables)
-    theirs = watch(teacher, constants, batch, **inside)
-    head, needed = tokens.head_of(teacher, constants)
+    if lesson.teacher is None:
+      theirs, said = None, losses.Kept(batch["teacher_ids"], batch["teacher_log_probs"])
+    else:
+      teacher, constants = _teacher(lesson, model, variables)
+      theirs = watch(teacher, constants, batch, **inside)
+      said = losses.Teacher(*tokens.head_of(teacher, constants), theirs.output)
     degree = heat(lesson.total_steps - 1 if step is None else step)
     total, told = losses.chunked(
       *tokens.head_of(model, own, rngs),
       ours.output,
-      losses.Teacher(head, needed, theirs.output),
+      said,
       batch["weights"],
       divergence=far,
       temperature=degree,
@@ -141,6 +151,25 @@ def distillation(
   if learnt := intermediate.initial(summands, lesson.seed):
     return LearningLoss(loss, lambda: learnt)
   return loss
+
+
+def constant_temperature(section: Mapping[str, Any]) -> float:
+  """The temperature of a distillation's section, for what is kept of a teacher at it.
+
+  Raises:
+    ConfigError: the section is another objective's.
+    ValueError: it changes over the run.
+  """
+  if section["name"] != "distillation":
+    raise config.ConfigError(
+      f"config.teacher is for the objective 'distillation', not {section['name']!r}"
+    )
+  heat = section.get("temperature") or {"name": "constant"}
+  if heat["name"] != "constant":
+    raise ValueError(
+      f"keep_tokens keeps a teacher at one temperature, and {heat['name']!r} changes it"
+    )
+  return float(heat.get("value", 1.0))
 
 
 def _teacher(lesson, model, variables):

@@ -124,7 +124,6 @@ def tiny_config(directory, compilation_cache, **changes):
     "quantize",
     "trainable",
     "teacher",
-    "stages",
     "objective",
     "data",
   ):
