@@ -37,6 +37,10 @@ def get_config() -> ConfigDict:
   # (`python -m research.prepare --tokenizer` trains one).
   config.model.shape = ConfigDict()
   config.model.tokenizer = ""
+  # A smaller model made of the source (research.models.students): {"name": "sliced", "layers": 15}
+  # keeps so many of its layers, "heads" and "mlp_size" of each layer; "fresh" has that shape and
+  # random weights. Empty: the source itself.
+  config.model.student = ConfigDict()
   # The type of activations, of products' operands and of what is frozen; what trains is float32.
   config.model.dtype = "bfloat16"
   # Compute each layer again in the backward pass, instead of keeping its activations.
@@ -61,9 +65,26 @@ def get_config() -> ConfigDict:
   # beside "adapters".
   config.trainable = ("adapters",)
 
+  config.teacher = ConfigDict()
+  # What the objective "distillation" learns from: as `model.source`; "base" is the run's own base
+  # without adapters, of which there is no second copy. Empty: nothing.
+  config.teacher.source = ""
+  # An adapter of that source, in PEFT's format.
+  config.teacher.adapter = ""
+  # Or, in place of both, the directory of a complete run.
+  config.teacher.run = ""
+  # The type of its parameters and activations; "": the student's.
+  config.teacher.dtype = ""
+  # What of it is held in few bits: rules as in `quantize` above.
+  config.teacher.quantize = ()
+  # How many likeliest tokens to keep of it on disk, asked once before the run, in place of running
+  # it beside the student: for a constant temperature, and logits alone. 0: it runs.
+  config.teacher.keep_tokens = 0
+
   # One of research.objectives, with its arguments: {"name": "causal", "weighting": {"name":
   # "uncertainty"}} learns how much each task of a mixture counts, "router_balance": 0.01 evens out
-  # the use of experts.
+  # the use of experts; {"name": "distillation", "divergence": {"name": "forward_kl"}, "share": 0.5,
+  # "temperature": {"name": "linear", "start": 4.0}} learns from `teacher`.
   config.objective = ConfigDict({"name": "causal"})
 
   config.data = ConfigDict()
@@ -119,6 +140,11 @@ def get_config() -> ConfigDict:
   config.train.accumulate_steps = 1
   # Learning where to start from, by tasks of a mixture (research.loop.meta); empty: none.
   config.train.meta = ConfigDict()
+
+  # Several runs, each from what the last one left (research.loop.stages): {"name": "student",
+  # "model.student": {...}, "teacher.source": "stages/assistant", "train.steps": 500} tells its name
+  # and its differences from this config. Empty: one run.
+  config.stages = ()
 
   config.eval = ConfigDict()
   # Evaluations come before the first step, after the last and every so many between; 0: none.

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported when the command line is known to be good: JAX takes a second or two.
     from research.loop import interrupt
     from research.loop.report import Report
-    from research.loop.run import run
+    from research.loop.stages import run
 
     try:
       results = run(config, callbacks=[Report()])

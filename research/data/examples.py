@@ -41,6 +41,8 @@ class Example:
     closing: so many of the last tokens close a text, and stay when it is truncated.
     source: int32, what an encoder reads, of a pair; `tokens` then are the decoder's, of which the
       first is its start token.
+    kept: what was kept of a teacher at each token, `(ids [T, K] int32, log-probabilities [T, K]
+      float16)`, see `data.kept`.
   """
 
   tokens: np.ndarray
@@ -53,6 +55,7 @@ class Example:
   parts: tuple[int, ...] = ()
   closing: int = 0
   source: np.ndarray | None = None
+  kept: tuple[np.ndarray, np.ndarray] | None = None
 
   def __len__(self) -> int:
     return len(self.tokens)

@@ -151,6 +151,7 @@ def assemble(
   pad_id: int,
   also: Sequence[str] = (),
   form: tuple[str, ...] = ("targets",),
+  kept: int = 0,
 ) -> dict[str, np.ndarray]:
   """The batch of docs/architecture.md; an empty row is all padding.
 
@@ -160,15 +161,20 @@ def assemble(
     pad_id: the token at padding and the target where there is none.
     also: numbers of an example that each of its tokens tells; 0 at padding.
     form: `form_of` the whole batch, of which these may be a host's rows.
+    kept: K, how many tokens were kept of a teacher at each.
 
   Returns:
     `tokens`, `segments`, `positions`, those of `form` and `also` int32 and `weights` float32,
-    `[B, S]`.
+    `[B, S]`; with `kept` also `teacher_ids` int32 and `teacher_log_probs` float16, `[B, S, K]`.
   """
   shape = (len(rows), length)
   weights = np.zeros(shape, np.float32)
   own = {name: np.full(shape, pad_id if name == "targets" else 0, np.int32) for name in form}
   numbers = {name: np.zeros(shape, np.int32) for name in also}
+  of_teacher: dict[str, np.ndarray] = {}
+  if kept:
+    of_teacher["teacher_ids"] = np.zeros((*shape, kept), np.int32)
+    of_teacher["teacher_log_probs"] = np.zeros((*shape, kept), np.float16)
   tokens, segments, positions = place(
     [[part for example in row for part in _parts(example)] for row in rows], length, pad_id
   )
@@ -189,6 +195,9 @@ def assemble(
           own[name][r, start:end] = np.repeat(range(1, 1 + len(example.parts)), example.parts)
       for name, array in numbers.items():
         array[r, start:end] = getattr(example, name)
+      if example.kept is not None:
+        of_teacher["teacher_ids"][r, start:end] = example.kept[0]
+        of_teacher["teacher_log_probs"][r, start:end] = example.kept[1]
       start = end
   return {
     "tokens": tokens,
@@ -197,6 +206,7 @@ def assemble(
     "positions": positions,
     **own,
     **numbers,
+    **of_teacher,
   }
 
 

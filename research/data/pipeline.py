@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import grain
 
 from research.data.examples import Example
+from research.data.kept import Kept
 from research.data.windows import Batch, Place, Planner
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ def train_batches(
   virtual_tokens: int = 0,
   shard_index: int = 0,
   shard_count: int = 1,
+  kept: Kept | None = None,
 ) -> BatchIterator:
   """Endless batches (docs/architecture.md) of a data config, as this module describes it.
 
@@ -181,6 +183,7 @@ def train_batches(
     virtual_tokens: how many, with ids -1, -2, ..., begin every document; they count in lengths,
       none of them is learnt, and the last one predicts the document's first token.
     shard_index, shard_count: this host takes rows `shard_index::shard_count` of each batch.
+    kept: what was kept of a teacher for these data; batches then have it, too.
 
   Raises:
     ValueError: the config is wrong, or rows are and `config.on_bad_row` says stop; what
@@ -196,6 +199,7 @@ def train_batches(
     rows_per_task=rows_per_task,
     start_id=start_id,
     virtual_tokens=virtual_tokens,
+    kept=kept,
   )
   return BatchIterator(planner)
 
@@ -209,6 +213,7 @@ def eval_batches(
   virtual_tokens: int = 0,
   shard_index: int = 0,
   shard_count: int = 1,
+  kept: Kept | None = None,
 ) -> EvalBatches:
   """Batches of every usable example of a data config once, the last filled with padding.
 
@@ -223,5 +228,6 @@ def eval_batches(
     seed=None,
     start_id=start_id,
     virtual_tokens=virtual_tokens,
+    kept=kept,
   )
   return EvalBatches(planner)

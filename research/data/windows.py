@@ -24,6 +24,7 @@ from research.core import tree
 from research.data import denoising, formats, packing, sources
 from research.data import rows as rows_lib
 from research.data.examples import Example, Report
+from research.data.kept import Kept
 
 if TYPE_CHECKING:
   from research.data.tokenizer import Tokenizer
@@ -65,6 +66,7 @@ class Planner:
     rows_per_task: int = 0,
     start_id: int | None = None,
     virtual_tokens: int = 0,
+    kept: Kept | None = None,
   ):
     _check_config(config, start_id is not None, virtual_tokens)
     self._packed = config.packing == "best_fit"
@@ -105,22 +107,21 @@ class Planner:
       raise ValueError(f"rows by task need a mixture of tasks; {source.name} is one")
     if self.tasks:
       self._numbers.append("task")
-    self._stream = self._mixed(
-      [
-        rows_lib.Rows(
-          part,
-          tokenizer,
-          config,
-          self.report,
-          keep,
-          self._denoiser,
-          self._pairs,
-          config.length - virtual_tokens,
-        )
-        for part in parts
-      ],
-      weights,
-    )
+    self.parts = [
+      rows_lib.Rows(
+        part,
+        tokenizer,
+        config,
+        self.report,
+        keep,
+        self._denoiser,
+        self._pairs,
+        config.length - virtual_tokens,
+      )
+      for part in parts
+    ]
+    self._kept = kept
+    self._stream = self._mixed(self.parts, weights)
     self.settings = {
       "source": source.fingerprint,
       "seed": seed,
@@ -169,6 +170,8 @@ class Planner:
     What is drawn for an example depends on the seed, the epoch and the row alone.
     """
     examples = row.examples
+    if self._kept:
+      examples = self._kept.of(part, row.index, examples)
     if self._denoiser:
       place = [self._seed or 0, _CORRUPTION, part, position // rows, row.index]
       examples = tuple(
@@ -270,7 +273,8 @@ class Planner:
     padded = (rows + [[] for _ in range(self.batch_size - len(rows))])[self._shard]
     source, width = self._widths(rows)
     form = packing.form_of(rows)
-    batch = packing.assemble(padded, width, self._pad_id, self._numbers, form)
+    count = self._kept.count if self._kept else 0
+    batch = packing.assemble(padded, width, self._pad_id, self._numbers, form, count)
     if self._pairs:
       batch |= packing.assemble_sources(padded, source, self._pad_id)
     return batch

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from research.models.decoder import Decoder
+from research.models.students import take_layers, with_layers
 
 
 class Draft(NamedTuple):
@@ -26,19 +22,6 @@ def drop_layers(model: Decoder, variables: Any, layers: Sequence[int]) -> Draft:
   Raises:
     ValueError: there are none, or the model has no such layer.
   """
-  count = model.config.num_layers
-  if not layers or min(layers) < 0 or max(layers) >= count:
-    raise ValueError(f"a draft of the layers {list(layers)}: the model has 0 to {count - 1}")
-  index = np.array(layers, np.int32)
-  windows = tuple(model.config.windows[i] for i in layers) if model.config.windows else ()
-  config = dataclasses.replace(model.config, num_layers=len(layers), windows=windows)
-  kept = {
-    name: {
-      part: jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0), nodes)
-      if part == "layers"
-      else nodes
-      for part, nodes in collection.items()
-    }
-    for name, collection in variables.items()
-  }
+  config = with_layers(model.config, layers)
+  kept = {name: take_layers(collection, layers) for name, collection in variables.items()}
   return Draft(model.clone(config=config), kept)

@@ -14,7 +14,7 @@ from research.core import matrix, tree
 from research.core import rng as rng_lib
 from research.data.tokenizer import Tokenizer
 from research.loop import state as state_lib
-from research.models import heads
+from research.models import heads, students
 from research.peft.lora import LoRA
 
 
@@ -28,6 +28,7 @@ class Learner:
   fresh: paths of parameters that the checkpoint lacks.
   starts: those adapters as they begin, for `peft.plain`.
   tasks: names of the tasks that have adapters of their own, by slot of their bank.
+  cut: the model is another than its source, a student made from it.
   """
 
   model: Any
@@ -37,6 +38,7 @@ class Learner:
   fresh: frozenset[str]
   starts: dict[str, LoRA]
   tasks: tuple[str, ...]
+  cut: bool
 
 
 def build(config: config_lib.Config) -> Learner:
@@ -78,7 +80,8 @@ def build(config: config_lib.Config) -> Learner:
       f"config.quantize: the adapter at {early[0]!r} begins as what rounding takes from its kernel"
       " (loftq), and nothing is in few bits"
     )
-  return Learner(model, tokenizer, variables, trains, fresh, peft.starts(adapters), tasks)
+  cut = bool(config.model.student)
+  return Learner(model, tokenizer, variables, trains, fresh, peft.starts(adapters), tasks, cut)
 
 
 def _rounded(
@@ -120,17 +123,28 @@ def _model(
   section = dict(config.model)
   source, shape, directory = (section.pop(key) for key in ("source", "shape", "tokenizer"))
   shape, section["dtype"] = shape.take(), dtype
-  head = section.pop("head", None)
+  head, student = section.pop("head", None), section.pop("student", None)
   if bool(source) == bool(shape):
     raise ValueError("give either source, a checkpoint, or shape, that of a model to be trained")
   if source:
     if directory:
       raise ValueError("a tokenizer is for a model of a given shape; a source has its own")
     model, params, tokenizer = models.load(source, param_dtype=param_dtype, **section)
+    if student:
+      if head:
+        raise ValueError("a student is a decoder, and a head is for an encoder; give one of them")
+      if student.get("name") == "fresh" and adapters_alone(config):
+        raise ValueError(
+          "a student of random weights learns nothing by adapters; set trainable to 'all'"
+        )
+      rng = rng_lib.root(config.seed, "student")
+      model, params = students.build(student, model, params, rng)
     if not head:
       return model, params, tokenizer, frozenset()
     model, params, fresh = heads.attach(model, params, head, rng_lib.root(config.seed, "head"))
     return model, params, tokenizer, fresh
+  if student:
+    raise ValueError("a student is made from a source; a model of a given shape is what it is")
   if head:
     raise ValueError("a head is for a source; a model of a given shape has that of its config")
   if adapters_alone(config):

@@ -16,7 +16,9 @@ from research.core import config as config_lib
 from research.core import matrix
 from research.data import pipeline
 from research.evals import Evaluator, Result
+from research.loop import kept
 from research.loop import learner as learner_lib
+from research.loop import teacher as teachers
 from research.loop.step import Objective
 from research.models import families
 
@@ -39,7 +41,8 @@ class Batches(Protocol):
 class Problem:
   """Everything that the loop drives and does not know.
 
-  variables: `{"params": ..., "adapters": ...}`, and `"objective"` where the loss learns too.
+  variables: `{"params": ..., "adapters": ...}`, `"objective"` where the loss learns too, and
+    `"teacher"`, the frozen variables of another model, where it reads one.
   trains: says of a path of `variables` and its leaf whether the optimizer changes it.
   batches: this process's share of each batch.
   evaluators: `(model, variables, tokenizer) -> Result`.
@@ -47,6 +50,7 @@ class Problem:
   active: the share of the parameter at a path, such as all experts, that one token meets.
   export: `(directory, variables)` writes what was trained for other tools to load.
   notes: what a person should know before the run, a line each.
+  teacher: the model of the variables `"teacher"`.
   """
 
   model: Any
@@ -60,10 +64,15 @@ class Problem:
   export: Callable[[Path, dict[str, Any]], None]
   active: Callable[[str], float] = lambda path: 1.0
   notes: Sequence[str] = ()
+  teacher: Any = None
+
+  def size(self) -> int:
+    """How many numbers there are beside a teacher's."""
+    return matrix.count(_without_teacher(self.variables))
 
 
 def assemble(config: config_lib.Config) -> Problem:
-  """The problem that `model`, `adapters`, `trainable`, `objective`, `data` and `eval` describe.
+  """The problem that the config's sections of model, teacher, objective, data and eval describe.
 
   A head that the checkpoint lacks is initialized by the seed and trains, whatever `trainable` says.
 
@@ -91,12 +100,21 @@ def assemble(config: config_lib.Config) -> Problem:
       batch_size=batch_size,
       seed=config.seed,
       rows_per_task=rows_per_task,
+      kept=kept.build(config, learner, config.data.train),
       **rows,
     )
   with config_lib.blaming("adapters"):
     variables["adapters"] = _begun(model, variables, batches)
+  keeps = config.teacher.keep_tokens > 0
+  teacher = None if keeps else teachers.build(config, learner)
+  if teacher and teacher.variables is not None:
+    variables["teacher"] = teacher.variables
   with config_lib.blaming("objective"):
-    objective = objectives.build(config.objective, batches.tasks)
+    lesson = None
+    if teacher or keeps:
+      running = teacher.model if teacher else None
+      lesson = objectives.Lesson(model, running, config.train.steps, config.seed)
+    objective = objectives.build(config.objective, batches.tasks, lesson)
     if learnt := objectives.variables(objective):
       variables["objective"] = learnt
     objectives.require_model(config.objective.name, model)
@@ -107,12 +125,16 @@ def assemble(config: config_lib.Config) -> Problem:
   if config.data.eval:
     with config_lib.blaming("data.eval"):
       _check_positions(model, variables["adapters"], config.data.eval.length)
-      held_out = pipeline.eval_batches(config.data.eval, tokenizer, batch_size=batch_size, **rows)
-      loss = objectives.build(config.objective, held_out.tasks)
+      asked = kept.build(config, learner, config.data.eval)
+      held_out = pipeline.eval_batches(
+        config.data.eval, tokenizer, batch_size=batch_size, kept=asked, **rows
+      )
+      loss = objectives.build(config.objective, held_out.tasks, lesson)
       loss = _routed(loss, learner.tasks, held_out.tasks)
     evaluators.append(held_out_loss(loss, held_out))
   with config_lib.blaming("eval.evaluators"):
-    evaluators += evals.build([section.take() for section in config.eval.evaluators])
+    built = evals.build([section.take() for section in config.eval.evaluators])
+    evaluators += [_of_model(evaluator) for evaluator in built] if teacher else built
 
   return Problem(
     model=model,
@@ -125,7 +147,8 @@ def assemble(config: config_lib.Config) -> Problem:
     forward_flops=model.config.flops_per_token,
     export=_exporter(config.model.source, learner, modules, beside),
     active=model.config.active,
-    notes=_notes(learner, merges=beside is None),
+    notes=_notes(learner, merges=beside is None) + ([teacher.note()] if teacher else []),
+    teacher=None if teacher is None or teacher.variables is None else teacher.model,
   )
 
 
@@ -179,6 +202,17 @@ def _exporter(
   return export
 
 
+def _without_teacher(variables: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: part for name, part in variables.items() if name != "teacher"}
+
+
+def _of_model(evaluator: Evaluator) -> Evaluator:
+  """`evaluator`, told nothing of the teacher."""
+  return lambda model, variables, tokenizer: evaluator(
+    model, _without_teacher(variables), tokenizer
+  )
+
+
 def _routed(loss: Objective, names: Sequence[str], tasks: Sequence[str]) -> Objective:
   """`loss` with the adapter of each token's task, where tasks have their own."""
   return objectives.by_task(loss, names, tasks) if names else loss
@@ -221,7 +255,8 @@ def _beside_adapters(
   )
   adapted = {path for one in each.values() for path, _ in peft.sites(one)}
   reason: str | None = "more than adapters trains"
-  if adapted and not learner.fresh and not adapted & trained and not (learner.tasks and trained):
+  whole = learner.fresh or learner.cut  # no adapter's base is what its source has
+  if adapted and not whole and not adapted & trained and not (learner.tasks and trained):
     files = [peft.with_saved(one, params, trained) for one in each.values()]
     reason = next(filter(None, (peft.obstacle(one, modules) for one in files)), None)
   if reason is None:

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 from research import peft
-from research.core import cache, matrix, sharding, tree
+from research.core import cache, sharding, tree
 from research.core import compile as compile_lib
 from research.core import config as config_lib
 from research.io import metrics as metrics_lib
@@ -59,6 +59,8 @@ def run(
   """
   if not config.directory:
     raise config_lib.ConfigError("config.directory is empty; name the run's directory")
+  if config.get("stages"):
+    raise config_lib.ConfigError("config.stages are several runs, by research.loop.stages")
   directory = Path(config.directory)
   _require_same_config(directory, config)
   if (directory / "results.json").exists():
@@ -106,7 +108,7 @@ class _Trainer:
     with config_lib.blaming("mesh"):
       shardings = sharding.shardings(self._mesh, shapes)
       frozen = jax.device_put(frozen, sharding.shardings(self._mesh, frozen))
-    step_model, frozen = step.arrange(task.model, trainable, frozen, self._mesh)
+    step_model, frozen = step.arrange(task.model, trainable, frozen, self._mesh, task.teacher)
     # Of the stacks that may just have been copied, nothing keeps the originals.
     task = self._task = dataclasses.replace(task, variables=jax.eval_shape(lambda: task.variables))
     train_step = step.make_step(
@@ -136,7 +138,7 @@ class _Trainer:
       every_steps=config.log.every_steps,
       tensorboard=config.log.tensorboard,
       flops_per_token=throughput.train_flops_per_token(
-        task.forward_flops, task.variables, trainable, task.active
+        task.forward_flops, task.variables, trainable, task.active, task.teacher
       ),
       peak_flops=config.log.peak_flops or throughput.peak_flops(),
       trainable_paths=list(tree.flatten(trainable)),
@@ -264,7 +266,7 @@ class _Trainer:
 
   def _introduce(self) -> None:
     context = self._context
-    trained, total = tree.count(context.state.trainable), matrix.count(self._task.variables)
+    trained, total = tree.count(context.state.trainable), self._task.size()
     context.say(
       f"{total:,} parameters, of which {trained:,} ({trained / total:.2%}) are trained\n"
       f"{self._task.batches.description()}"
@@ -285,7 +287,7 @@ class _Trainer:
       "useful_tokens": sum(line["useful_tokens"] for line in steps),
       "skipped_updates": int(self._context.state.skipped),
       "trainable_parameters": tree.count(self._context.state.trainable),
-      "parameters": matrix.count(self._task.variables),
+      "parameters": self._task.size(),
       "evaluations": [{"step": at, **found} for at, found in self._context.evaluations],
     }
 

@@ -28,18 +28,27 @@ Objective = Callable[..., tuple[jax.Array, jax.Array, Mapping[str, Sum]]]
 Step = Callable[[TrainState, Any, dict[str, jax.Array]], tuple[TrainState, dict[str, Any]]]
 
 
-def arrange(model: Any, trainable: Any, frozen: Any, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
+def arrange(
+  model: Any, trainable: Any, frozen: Any, mesh: jax.sharding.Mesh, teacher: Any = None
+) -> tuple[Any, Any]:
   """The model and the frozen variables in the form that `make_step` runs fastest on.
 
   On a single CPU, where all layers are straight-line code, that is an array a layer for a base
-  that does not train. `models.unrolled.restack` undoes it.
+  that does not train, and for a teacher. `models.unrolled.restack` undoes it for the base.
   """
-  if not can_unstack(model) or jax.default_backend() != "cpu" or mesh.size > 1:
+  if jax.default_backend() != "cpu" or mesh.size > 1:
     return model, frozen
+  if teacher is not None and _is_straight(teacher):
+    frozen = {**frozen, "teacher": unstack(teacher, frozen["teacher"])[1]}
   trains_layers = any(path.startswith("params/layers/") for path in tree.flatten(trainable))
-  if trains_layers or model.unroll not in (0, model.config.num_layers):
+  if trains_layers or not _is_straight(model):
     return model, frozen
   return unstack(model, frozen)
+
+
+def _is_straight(model: Any) -> bool:
+  """Whether all its layers are straight-line code, and can have their own arrays."""
+  return can_unstack(model) and model.unroll in (0, model.config.num_layers)
 
 
 class Program:

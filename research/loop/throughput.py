@@ -44,6 +44,7 @@ def train_flops_per_token(
   variables: Any,
   trainable: Any,
   active: Callable[[str], float] = lambda path: 1.0,
+  teacher: Any = None,
 ) -> Callable[[float], float]:
   """`length -> FLOPs` that one token needs in training, in rows of `length` tokens.
 
@@ -58,6 +59,7 @@ def train_flops_per_token(
     variables: all variables, or their shapes.
     trainable: those that train, None elsewhere.
     active: the share of the parameter at a path that one token meets.
+    teacher: a model whose forward pass comes on top.
   """
   paths = tree.flatten(variables)
   # A decoder without a head multiplies by its embeddings; encoders have few tokens that do.
@@ -84,7 +86,8 @@ def train_flops_per_token(
 
   def per_token(length: float) -> float:
     forward = forward_flops(length)
-    return 2 * forward + (forward - forward_flops(0.0)) + constant
+    beside = teacher.config.flops_per_token(length) if teacher is not None else 0.0
+    return 2 * forward + (forward - forward_flops(0.0)) + constant + beside
 
   return per_token
 

@@ -43,7 +43,7 @@ def chunked(
   targets: jax.Array | None = None,
   share: float = 1.0,
   chunk_tokens: int = 256,
-) -> tuple[jax.Array, jax.Array, Mapping[str, tuple[jax.Array, jax.Array]]]:
+) -> tuple[jax.Array, Mapping[str, jax.Array]]:
   """`sum of weights * (share * divergence + (1 - share) * cross-entropy)`, chunk by chunk.
 
   Both sides' logits of a chunk exist at one time and no others, and each head multiplies once:
@@ -58,43 +58,44 @@ def chunked(
     teacher: of the same tokens.
     weights: float32 `[B, S]`, constants to differentiation.
     divergence: one of `divergences.DIVERGENCES`.
-    temperature: above 0; may be traced, if nobody differentiates it.
+    temperature: above 0; may be traced, and is a constant to differentiation.
     squared: whether the divergence is multiplied by the square of the temperature, so that its
       gradient keeps its size whatever that is (Hinton et al. 2015, arXiv:1503.02531, section 2).
       GKD and TRL do not.
-    targets: int32 `[B, S]`; with them there are metrics of cross-entropy, at a share of 1, too.
+    targets: int32 `[B, S]`; with them the cross-entropy is told, at a share of 1, too.
     share: of the divergence, between 0 and 1.
     chunk_tokens: tokens at a time, over all rows.
 
   Returns:
-    `(sum, weight, metrics)`, metrics as `name -> (sum, weight)`: `distillation/divergence`, and
-    where there are targets `distillation/cross_entropy` in nats and `accuracy`. Gradients flow
-    through the sum alone.
+    The sum, and what is told of each token, float32 `[B, S]`, all times its weight: `loss`, what it
+    adds to the sum, `divergence`, and where there are targets `cross_entropy` in nats and
+    `accuracy`. Gradients flow through the sum alone.
 
   Raises:
     ValueError: the vocabularies are not of one size, a share below 1 without targets, or a
       divergence of logits where log-probabilities were kept.
   """
-  if not 0 <= share <= 1:
-    raise ValueError(f"share is the divergence's part of the loss, between 0 and 1, not {share}")
+  require_share(share)
   if share < 1 and targets is None:
     raise ValueError(f"share is {share}: the rest is cross-entropy, which needs targets")
   constants: tuple[jax.Array, ...] = (
     (teacher.hidden,) if isinstance(teacher, Teacher) else (teacher.ids, teacher.log_probs)
   )
-  both = {"student": variables}
+  # The temperature goes with them: a tracer that losses close over would outlive its trace.
+  heat = jax.lax.stop_gradient(jnp.asarray(temperature, jnp.float32))
+  both = {"student": variables, "temperature": heat}
   if isinstance(teacher, Teacher):
     # What is shared with the student would otherwise be summed a second gradient, of zeros.
     both["teacher"] = jax.lax.stop_gradient(teacher.variables)
 
   def of_chunk(variables, hidden, constants, targets):
-    logits = head(variables["student"], hidden)
+    logits, temperature = head(variables["student"], hidden), variables["temperature"]
     student = logits.astype(jnp.float32) / temperature
     if isinstance(teacher, Kept):
       far = divergences.bucketed(divergence, student, *constants)
     else:
       others = teacher.head(variables["teacher"], *constants)
-      _require_one_vocabulary(logits, others)
+      require_one_vocabulary(logits.shape[-1], others.shape[-1])
       far = divergence(student, others.astype(jnp.float32) / temperature)
     far = far * jnp.square(temperature) if squared else far
     if targets is None:
@@ -110,19 +111,30 @@ def chunked(
     weights,
     chunk_tokens=chunk_tokens,
   )
-  weight = weights.sum()
-  names = ("distillation/divergence", "distillation/cross_entropy", "accuracy")
-  metrics = {name: (each.sum(), weight) for name, each in zip(names, told[1:], strict=False)}
-  return total, weight, metrics
+  names = ("loss", "divergence", "cross_entropy", "accuracy")
+  return total, dict(zip(names, told, strict=False))
 
 
-def _require_one_vocabulary(student: jax.Array, teacher: jax.Array) -> None:
-  if student.shape[-1] != teacher.shape[-1]:
+def require_one_vocabulary(student: int, teacher: int) -> None:
+  """Raises ValueError if the two have not as many logits."""
+  if student != teacher:
     raise ValueError(
-      f"the teacher has {teacher.shape[-1]} logits and the student {student.shape[-1]}: what they"
-      " say of a token can be compared in one vocabulary only; text that the teacher wrote can be"
-      " learnt in any"
+      f"the teacher has {teacher} logits and the student {student}: what they say of a token can be"
+      " compared in one vocabulary only; text that the teacher wrote can be learnt in any"
     )
+
+
+def require_log_probs(divergence: Divergence) -> None:
+  """Raises ValueError if the divergence is of logits, which `Kept` has not."""
+  one = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+  ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  jax.eval_shape(lambda x, i: divergences.bucketed(divergence, x, i, x), one, ids)
+
+
+def require_share(share: float) -> None:
+  """Raises ValueError if `share` is no part of a loss."""
+  if not 0 <= share <= 1:
+    raise ValueError(f"share is the divergence's part of the loss, between 0 and 1, not {share}")
 
 
 def keep(

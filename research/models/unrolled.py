@@ -23,6 +23,7 @@ from research.models.encoder import Encoder
 from research.nn.block import Block
 from research.nn.incremental import Slots
 from research.nn.moe import ROUTING
+from research.nn.tap import OBSERVERS
 
 
 @struct.dataclass
@@ -72,8 +73,8 @@ def _run(model, x, context, caches, kinds):
   ]
   dropout = model.make_rng("dropout") if model.has_rng("dropout") else None
   block = jax.checkpoint(_block, static_argnums=(0, 1)) if model.remat else _block
-  told = model.is_mutable_collection(ROUTING)
-  filled, routing = [], []
+  told = tuple(name for name in (ROUTING, OBSERVERS) if model.is_mutable_collection(name))
+  filled, telling = [], []
   for i, own in enumerate(layers):
     rngs = None if dropout is None else {"dropout": jax.random.fold_in(dropout, i)}
     cache = None if caches is None else caches[i]
@@ -81,19 +82,20 @@ def _run(model, x, context, caches, kinds):
     own = jax.tree.unflatten(structure, own)
     (x, cache), told_here = block(model.config, told, own, x, context, cache, rngs)
     filled.append(cache)
-    routing.append(told_here)
-  if told and routing[0]:
-    stacks = jax.tree.map(lambda *layers: jnp.stack(layers), *routing)
-    model.put_variable(ROUTING, "layers", stacks[ROUTING])
+    telling.append(told_here)
+  stacks = jax.tree.map(lambda *layers: jnp.stack(layers), *telling)
+  for name in told:
+    if name in stacks:
+      model.put_variable(name, "layers", stacks[name])
   return x, tuple(filled)
 
 
 # Compiled on its own, so that it is traced once for all layers; the compiler inlines it.
 @partial(jax.jit, static_argnums=(0, 1))
-def _block(config: StackConfig, told: bool, variables, x, context, cache, rngs):
-  """What the block returns, and what it tells of its routing if that is to be `told`."""
-  mutable = [ROUTING] if told else []
-  return Block(config, parent=None).apply(variables, x, context, cache, rngs=rngs, mutable=mutable)
+def _block(config: StackConfig, told: tuple[str, ...], variables, x, context, cache, rngs):
+  """What the block returns, and the collections of what is to be `told`."""
+  block = Block(config, parent=None)
+  return block.apply(variables, x, context, cache, rngs=rngs, mutable=list(told))
 
 
 def unroll(model: Decoder, variables: Any) -> tuple[Unrolled, Any]:
@@ -123,10 +125,21 @@ def unstack(model: Any, variables: Any) -> tuple[Any, Any]:
 
 
 def restack(variables: Any) -> Any:
-  """The inverse of `unstack` on variables."""
-  return jax.tree.map(
-    lambda leaf: jnp.stack(leaf.each) if _is_layers(leaf) else leaf, variables, is_leaf=_is_layers
+  """The inverse of `unstack` on variables; other collections than those of a model stay."""
+  stacks = jax.tree.map(
+    lambda leaf: jnp.stack(leaf.each) if _is_layers(leaf) else leaf,
+    variables["params"],
+    is_leaf=_is_layers,
   )
+  return {**variables, "params": stacks}
+
+
+def fitting(model: Any, variables: Any) -> Any:
+  """The model in the form that `variables` have: as `unstack` made it, or for stacks."""
+  leaves = jax.tree.leaves(variables, is_leaf=_is_layers)
+  if can_unstack(model) and any(map(_is_layers, leaves)):
+    return _UNROLLED[type(model)](model.config, model.dtype, model.remat)
+  return model
 
 
 def _is_layers(node: Any) -> bool:

@@ -227,7 +227,7 @@ class Attention(nn.Module):
     if elementwise and not self.has_variable("adapters", "kv"):
       out = attend_one(q, keys, values, mask, **how)
     else:
-      k, v, mask = tap(self, "kv", (k.astype(q.dtype), v.astype(q.dtype), mask))
+      k, v, mask = tap(self, "kv", (k.astype(q.dtype), v.astype(q.dtype), mask), queries=q)
       if bias is not None and mask.shape[-1] > bias.shape[-1]:
         # Keys that an adapter has put in front are at no distance.
         ahead = mask.shape[-1] - bias.shape[-1]

@@ -16,12 +16,12 @@ def tap(module: nn.Module, site: str, value: Any, **context: Any) -> Any:
   site's contract (docs/architecture.md).
 
   Where the collection `observers` is mutable, what is bound there at `site` becomes what its
-  `observe(**context)` returns.
+  `observe(value=value, **context)` returns.
   """
   if module.is_mutable_collection(OBSERVERS):
     observer: Any = module.get_variable(OBSERVERS, site)
     if observer is not None:
-      module.put_variable(OBSERVERS, site, observer.observe(**context))
+      module.put_variable(OBSERVERS, site, observer.observe(value=value, **context))
   adapter: Any = module.get_variable("adapters", site)
   if adapter is None:
     return value

@@ -5,6 +5,7 @@ from typing import Any
 
 from research.core import config
 from research.objectives.causal import causal
+from research.objectives.distillation import Lesson, constant_temperature, distillation
 from research.objectives.embedding import embedding
 from research.objectives.labelled import classification, masked
 from research.objectives.routed import by_task
@@ -14,6 +15,7 @@ from research.objectives.weighting import LearningLoss
 
 OBJECTIVES: dict[str, Callable[..., Loss]] = {
   "causal": causal,
+  "distillation": distillation,
   "masked": masked,
   "classification": classification,
   "embedding": embedding,
@@ -21,12 +23,24 @@ OBJECTIVES: dict[str, Callable[..., Loss]] = {
 }
 
 
-def build(section: Mapping[str, Any], tasks: Sequence[str] = ()) -> Loss:
+def build(
+  section: Mapping[str, Any], tasks: Sequence[str] = (), lesson: Lesson | None = None
+) -> Loss:
   """The objective that a config's section names, with the section's other keys.
 
   Args:
     tasks: the names of the data's tasks, which have metrics of their own.
+    lesson: what a distillation is told of its run; None where there is no teacher.
+
+  Raises:
+    ConfigError: the section cannot be, or there is a teacher and nobody learns from it.
   """
+  if section.get("name") == "distillation":
+    return config.call(OBJECTIVES, section, tasks=tasks, lesson=lesson)
+  if lesson is not None:
+    raise config.ConfigError(
+      f"config.teacher is for the objective 'distillation', not {section.get('name')!r}"
+    )
   return config.call(OBJECTIVES, section, tasks=tasks)
 
 
@@ -41,11 +55,14 @@ def variables(objective: Loss) -> Any:
 
 __all__ = [
   "OBJECTIVES",
+  "Lesson",
   "Loss",
   "build",
   "by_task",
   "causal",
   "classification",
+  "constant_temperature",
+  "distillation",
   "embedding",
   "masked",
   "require_model",

@@ -16,6 +16,7 @@ Loss = Callable[..., tuple[jax.Array, jax.Array, Sums]]
 # What each objective trains: the type of the model's config, and what such models are called.
 TRAINS: Mapping[str, tuple[type, str]] = {
   "causal": (DecoderConfig, "decoders"),
+  "distillation": (DecoderConfig, "decoders"),
   "masked": (EncoderConfig, "encoders"),
   "classification": (EncoderConfig, "encoders"),
   "embedding": (EncoderConfig, "encoders"),
@@ -47,11 +48,7 @@ def of_hidden(
   """
   weights = batch["weights"]
   total, losses, right = cross_entropy.chunked(
-    lambda v, h: model.apply(v, h, method="head", rngs=rngs),
-    {
-      collection: {name: tree[name] for name in model.head_names if name in tree}
-      for collection, tree in variables.items()
-    },
+    *head_of(model, variables, rngs),
     hidden,
     targets,
     weights if factors is None else weights * factors,
@@ -63,12 +60,31 @@ def of_hidden(
     plain = losses.sum()
   weight = weights.sum()
   metrics = {"loss": (plain, weight), "accuracy": (right.sum(), weight)}
-  for number, name in enumerate(tasks):
+  told = {"loss": losses, "accuracy": right}
+  return total, weight, metrics | of_tasks(told, batch, tasks)
+
+
+def head_of(
+  model: Any, variables: Tree, rngs: Mapping[str, jax.Array] | None = None
+) -> tuple[cross_entropy.Head, Tree]:
+  """The model's head as a function `(variables, hidden [..., D]) -> logits`, and its variables."""
+  own = {
+    collection: {name: tree[name] for name in model.head_names if name in tree}
+    for collection, tree in variables.items()
+  }
+  return lambda v, h: model.apply(v, h, method="head", rngs=rngs), own
+
+
+def of_tasks(
+  told: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], tasks: Sequence[str]
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+  """Metrics `NAME/TASK` of what is told of each token, `[B, S]`, times its weight."""
+  metrics: dict[str, tuple[jax.Array, jax.Array]] = {}
+  for number, task in enumerate(tasks):
     here = batch["task"] == number
-    count = jnp.sum(weights, where=here)
-    metrics[f"loss/{name}"] = (jnp.sum(losses, where=here), count)
-    metrics[f"accuracy/{name}"] = (jnp.sum(right, where=here), count)
-  return total, weight, metrics
+    count = jnp.sum(batch["weights"], where=here)
+    metrics |= {f"{name}/{task}": (jnp.sum(x, where=here), count) for name, x in told.items()}
+  return metrics
 
 
 def require(name: str, batch: Mapping[str, jax.Array], key: str, rows: str) -> None:

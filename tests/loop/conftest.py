@@ -118,7 +118,15 @@ def tiny_config(directory, compilation_cache, **changes):
   config.log.peak_flops = 1e12
   config.log.tensorboard = False
   # What only the assembly of a real problem reads.
-  for key in ("model", "adapters", "quantize", "trainable", "objective", "data"):
+  for key in (
+    "model",
+    "adapters",
+    "quantize",
+    "trainable",
+    "teacher",
+    "objective",
+    "data",
+  ):
     del config[key]
   del config.train["batch_size"], config.eval["evaluators"]
   for key, value in changes.items():
