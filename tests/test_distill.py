@@ -48,6 +48,8 @@ def get_config(what="student"):
     config.quantize = (rule,)
     config.adapters = ({"target": "layers/.*_proj/kernel", "name": "lora", "rank": 2},)
     config.objective.share = 1.0
+    if what == "alike":
+      config.teacher.quantize = (rule,)
   config.data.train.source = {"name": "jsonl", "path": "rows.jsonl", "cache": "cache"}
   config.data.train.length = 48
   config.data.train.window = 16
@@ -131,11 +133,15 @@ def test_an_adapter_on_a_base_in_few_bits_learns_from_the_whole(world, command):
   before, after = _measured(run, 0), _measured(run, 4)
   assert after["distillation/divergence"] < before["distillation/divergence"]
   assert (run / "adapter/adapter_config.json").exists()
-  # The run is a teacher in its turn, and its adapter one of the same source.
+  # The run is a teacher in its turn, and its adapter one of the same source in as few bits.
   found = []
-  for name, teacher in (
-    ("of_run", ("--config.teacher.run=adapter",)),
-    ("of_adapter", ("--config.teacher.source=model", "--config.teacher.adapter=adapter/adapter")),
+  for name, what, teacher in (
+    ("of_run", "adapter", ("--config.teacher.run=adapter",)),
+    (
+      "of_adapter",
+      "alike",
+      ("--config.teacher.source=model", "--config.teacher.adapter=adapter/adapter"),
+    ),
   ):
     flags = (
       "--config.teacher.source=",
@@ -143,7 +149,7 @@ def test_an_adapter_on_a_base_in_few_bits_learns_from_the_whole(world, command):
       "--config.train.steps=1",
       "--config.data.eval={}",
     )
-    code, _ = command("--config=config.py:adapter", f"--config.directory={name}", *flags)
+    code, _ = command(f"--config=config.py:{what}", f"--config.directory={name}", *flags)
     assert code == 0
     found.append(_steps(world / name)[0]["loss"])
   assert found[0] == found[1]
