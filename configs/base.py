@@ -138,6 +138,8 @@ def get_config() -> ConfigDict:
   config.train.batch_size = 16
   # Slices of the batch that are taken one after the other, to save memory.
   config.train.accumulate_steps = 1
+  # What trains on a grid (`quantize`) trains as it is for so many steps first.
+  config.train.round_after_steps = 0
   # Learning where to start from, by tasks of a mixture (research.loop.meta); empty: none.
   config.train.meta = ConfigDict()
 

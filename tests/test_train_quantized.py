@@ -41,6 +41,10 @@ def get_config(what):
   else:
     config.quantize = ({"target": "layers/.*_proj/kernel", "kind": "int3", "group": 16},)
     config.trainable = ("layers/mlp/.*kernel",)
+  if what in ("late", "plain"):
+    learnt = {"target": "layers/mlp/.*kernel", "kind": "int3", "group": 16}
+    config.quantize = (learnt,) if what == "late" else ()
+    config.train.round_after_steps = 2 if what == "late" else 0
   config.data.train.source = {"name": "jsonl", "path": "rows.jsonl", "cache": "cache"}
   config.data.train.length = 48
   config.data.train.window = 16
@@ -111,3 +115,21 @@ def test_what_trains_leaves_the_numbers_that_acted(world):
     grid = quant.quantize(before, {path: scheme}) if path.endswith("_proj/kernel") else before
     wanted = matrix.flatten(quant.dequantize(grid))[path]
     assert np.array_equal(kernel, wanted) != learnt, path
+
+
+def test_rounding_begins_after_some_steps(world, capsys):
+  """Which train what is to be rounded as it is."""
+  for what in ("late", "plain"):
+    assert train.main([f"--config=config.py:{what}"]) == 0
+  late, plain = (_losses(world / what) for what in ("late", "plain"))
+  np.testing.assert_allclose(late[:2], plain[:2], rtol=1e-6)
+  assert abs(late[2] - plain[2]) > 1e-3
+  kernel = models.load(world / "late/model")[1]["layers"]["mlp"]["up_proj"]["kernel"]
+  assert all(len(np.unique(group)) <= 8 for group in np.asarray(kernel)[0].T.reshape(-1, 16))
+  capsys.readouterr()
+  for flags, told in (
+    (("--config=config.py:late", "--config.train.round_after_steps=3"), "of 3 steps some"),
+    (("--config=config.py:plain", "--config.train.round_after_steps=1"), "nothing that trains is"),
+  ):
+    assert train.main([*flags, "--config.directory=other"]) == 2
+    assert told in capsys.readouterr().err

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from research import peft
+from research import peft, quant
 from research.core import cache, sharding, tree
 from research.core import compile as compile_lib
 from research.core import config as config_lib
@@ -111,16 +111,23 @@ class _Trainer:
     step_model, frozen = step.arrange(task.model, trainable, frozen, self._mesh, task.teacher)
     # Of the stacks that may just have been copied, nothing keeps the originals.
     task = self._task = dataclasses.replace(task, variables=jax.eval_shape(lambda: task.variables))
-    train_step = step.make_step(
-      step_model,
-      task.objective,
-      optimizer,
-      schedule,
-      accumulate_steps=config.train.accumulate_steps,
-      seed=config.seed,
-      meta=meta.build(config.train.meta),
-    )
-    self._step = step.Program(train_step, out_shardings=(shardings, None))
+    self._free_steps = _free_steps(config, task.variables["params"])
+
+    def program(free: bool) -> step.Program:
+      made = step.make_step(
+        step_model,
+        task.objective,
+        optimizer,
+        schedule,
+        accumulate_steps=config.train.accumulate_steps,
+        seed=config.seed,
+        meta=meta.build(config.train.meta),
+        free=free,
+      )
+      return step.Program(made, out_shardings=(shardings, None))
+
+    self._step = program(free=False)
+    self._free_step = program(free=True) if self._free_steps else self._step
 
     with config_lib.blaming("checkpoint"):
       self._checkpoints = Checkpoints(
@@ -204,7 +211,8 @@ class _Trainer:
       )
       for name, rows in next(self._task.batches).items()
     }
-    context.state, metrics = self._step(context.state, context.frozen, batch)
+    now = self._free_step if context.step < self._free_steps else self._step
+    context.state, metrics = now(context.state, context.frozen, batch)
     context.step += 1
     self._recorder.push(context.step, metrics)
 
@@ -290,6 +298,21 @@ class _Trainer:
       "parameters": self._task.size(),
       "evaluations": [{"step": at, **found} for at, found in self._context.evaluations],
     }
+
+
+def _free_steps(config: config_lib.Config, params: Any) -> int:
+  """How many first steps train what is to be rounded as it is."""
+  count = config.train.round_after_steps
+  if not 0 <= count < max(1, config.train.steps):
+    raise config_lib.ConfigError(
+      f"config.train.round_after_steps is {count}; of {config.train.steps} steps some are to train"
+      " on the grid"
+    )
+  if count and not quant.trains_rounded(params):
+    raise config_lib.ConfigError(
+      "config.train.round_after_steps: nothing that trains is on a grid; config.quantize says what"
+    )
+  return count
 
 
 def _evaluations(directory: Path) -> list[tuple[int, Mapping[str, float]]]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from research import peft
+from research import peft, quant
 from research.core import compile as compile_lib
 from research.core import rng as rng_lib
 from research.core import tree
@@ -85,6 +85,7 @@ def make_step(
   accumulate_steps: int,
   seed: int,
   meta: Meta | None = None,
+  free: bool = False,
 ) -> Step:
   """`step(state, frozen, batch) -> (state, metrics)`, pure and ready for `jax.jit`.
 
@@ -93,7 +94,8 @@ def make_step(
   left out: parameters and moments stay as they are, and the counters of the state tell.
 
   With `meta` the gradient is one of learning an initialization (`loop.meta`). What a method adds to
-  the mean loss, once a step (`peft.penalty`), is the metric `penalty` and in no other.
+  the mean loss, once a step (`peft.penalty`), is the metric `penalty` and in no other. A step that
+  is `free` trains what trains on a grid as if there were none.
 
   `metrics` holds `sums` (name -> (sum, weight): the loss, the objective's metrics), `counts`
   (`tokens`, of them `useful_tokens` that are no padding, and `context`, the sum over those of the
@@ -105,6 +107,7 @@ def make_step(
   def sums_and_gradients(trainable: Any, frozen: Any, batch: Any, rng: Any, step: Any) -> Any:
     def loss(values: Any) -> tuple[jax.Array, Any]:
       variables = peft.materialize(tree.combine(values, frozen))
+      variables = quant.free(variables) if free else variables
       total, weight, metrics = objective(model, variables, batch, rng, step)
       return total, {**metrics, "loss": (total, weight)}
 

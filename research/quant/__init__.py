@@ -4,7 +4,7 @@ from research.quant.cache import CacheScheme
 from research.quant.policy import Rules, dequantize, quantize, schemes, size
 from research.quant.qarray import QArray
 from research.quant.scheme import Scheme
-from research.quant.trained import Trained, hold, train
+from research.quant.trained import Trained, free, hold, train, trains_rounded
 
 __all__ = [
   "CacheScheme",
@@ -13,9 +13,11 @@ __all__ = [
   "Scheme",
   "Trained",
   "dequantize",
+  "free",
   "hold",
   "quantize",
   "schemes",
   "size",
   "train",
+  "trains_rounded",
 ]

@@ -118,6 +118,18 @@ def train(params: Tree, rules: policy.Rules) -> Tree:
   return tree.unflatten(flat)
 
 
+def free(params: Tree) -> Tree:
+  """`params` with the numbers of every `Trained` as they are, and not as they act."""
+  return jax.tree.map(
+    lambda node: node.values if isinstance(node, Trained) else node, params, is_leaf=is_matrix
+  )
+
+
+def trains_rounded(params: Tree) -> bool:
+  """Whether there is a `Trained` in `params`."""
+  return any(isinstance(leaf, Trained) for leaf in matrix.flatten(params).values())
+
+
 def hold(params: Tree) -> Tree:
   """`params` with a `QArray` for every `Trained`: what has acted, in few bits."""
   return jax.tree.map(
