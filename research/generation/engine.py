@@ -87,6 +87,7 @@ def generate(
     ValueError: a prompt is empty, is longer than the model's positions allow, or holds a token
       that the model has not; or a number above is not positive, or `which` is not of a bank.
   """
+  checks.writes(model, "generation")
   checks.positive(max_new_tokens=max_new_tokens, samples=samples, batch_size=batch_size)
   prompts = decode.led(model, variables, prompts, max_new_tokens)
   chosen = decode.slots(variables, which, len(prompts))

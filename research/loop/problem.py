@@ -14,11 +14,12 @@ import numpy as np
 from research import evals, models, objectives, peft, quant
 from research.core import config as config_lib
 from research.core import matrix
-from research.data import pipeline
+from research.data import pipeline, preferences
 from research.evals import Evaluator, Result
 from research.loop import learner as learner_lib
+from research.loop import references
 from research.loop.step import Objective
-from research.models import families
+from research.models import scored
 
 
 class Batches(Protocol):
@@ -39,12 +40,14 @@ class Batches(Protocol):
 class Problem:
   """Everything that the loop drives and does not know.
 
-  variables: `{"params": ..., "adapters": ...}`, and `"objective"` where the loss learns too.
+  variables: `{"params": ..., "adapters": ...}`, and `"objective"` where the loss learns too, and
+    `"reference"` where it is compared with a copy of the model.
   trains: says of a path of `variables` and its leaf whether the optimizer changes it.
   batches: this process's share of each batch.
   evaluators: `(model, variables, tokenizer) -> Result`.
   forward_flops: FLOPs of the base's forward pass, a token, in rows of a length.
   active: the share of the parameter at a path, such as all experts, that one token meets.
+  rows_per_example: neighbouring rows of a batch that belong together.
   export: `(directory, variables)` writes what was trained for other tools to load.
   notes: what a person should know before the run, a line each.
   """
@@ -59,6 +62,7 @@ class Problem:
   forward_flops: Callable[[float], float]
   export: Callable[[Path, dict[str, Any]], None]
   active: Callable[[str], float] = lambda path: 1.0
+  rows_per_example: int = 1
   notes: Sequence[str] = ()
 
 
@@ -72,7 +76,7 @@ def assemble(config: config_lib.Config) -> Problem:
   """
   learner = learner_lib.build(config)
   model, tokenizer, variables = learner.model, learner.tokenizer, learner.variables
-  modules = families.find(model.config.family).modules(model.config)
+  modules = scored.modules(model.config)
   with config_lib.blaming("adapters"):
     beside = _beside_adapters(learner, modules)
   virtual_tokens = len(peft.virtual_ids(variables["adapters"]))
@@ -80,37 +84,50 @@ def assemble(config: config_lib.Config) -> Problem:
   # An encoder-decoder's rows are pairs.
   pairs = isinstance(model, models.EncoderDecoder)
   start_id = model.config.start_id if pairs else None
-  rows = {**shard, "start_id": start_id, "virtual_tokens": virtual_tokens}
+  answers = objectives.ANSWERS.get(config.objective.get("name", ""))
+  rows: dict[str, Any] = {
+    "start_id": start_id,
+    "virtual_tokens": virtual_tokens,
+    "answers": answers,
+  }
   batch_size = config.train.batch_size
   rows_per_task = config.train.meta.get("rows_per_task", 0)
   with config_lib.blaming("data.train"):
     _check_positions(model, variables["adapters"], config.data.train.length)
-    batches = pipeline.train_batches(
+    stream = pipeline.train_batches(
       config.data.train,
       tokenizer,
       batch_size=batch_size,
       seed=config.seed,
       rows_per_task=rows_per_task,
+      **shard,
       **rows,
     )
+    tasks = stream.tasks
   with config_lib.blaming("adapters"):
-    variables["adapters"] = _begun(model, variables, batches)
+    variables["adapters"] = _begun(model, variables, stream)
   with config_lib.blaming("objective"):
-    objective = objectives.build(config.objective, batches.tasks)
+    objective = objectives.build(config.objective, tasks)
     if learnt := objectives.variables(objective):
       variables["objective"] = learnt
     objectives.require_model(config.objective.name, model)
+    reference = references.build(objective, learner, batch_size, rows)
+    variables |= reference.variables
+    batches = reference.of_batches(stream, config.data.train)
   with config_lib.blaming("adapters"):
-    objective = _routed(objective, learner.tasks, batches.tasks)
-    _check_tasks(config, learner.tasks, batches.tasks, pairs)
+    objective = _routed(objective, learner.tasks, tasks)
+    _check_tasks(config, learner.tasks, tasks, pairs)
   evaluators: list[Evaluator] = []
   if config.data.eval:
     with config_lib.blaming("data.eval"):
       _check_positions(model, variables["adapters"], config.data.eval.length)
-      held_out = pipeline.eval_batches(config.data.eval, tokenizer, batch_size=batch_size, **rows)
+      held_out = pipeline.eval_batches(
+        config.data.eval, tokenizer, batch_size=batch_size, **shard, **rows
+      )
       loss = objectives.build(config.objective, held_out.tasks)
       loss = _routed(loss, learner.tasks, held_out.tasks)
-    evaluators.append(held_out_loss(loss, held_out))
+      judged = reference.of_batches(held_out, config.data.eval)
+    evaluators.append(held_out_loss(loss, judged))
   with config_lib.blaming("eval.evaluators"):
     evaluators += evals.build([section.take() for section in config.eval.evaluators])
 
@@ -125,6 +142,7 @@ def assemble(config: config_lib.Config) -> Problem:
     forward_flops=model.config.flops_per_token,
     export=_exporter(config.model.source, learner, modules, beside),
     active=model.config.active,
+    rows_per_example=preferences.ROWS if answers else 1,
     notes=_notes(learner, merges=beside is None),
   )
 
@@ -166,7 +184,7 @@ def _exporter(
           peft.with_saved(adapters, variables["params"], beside),
           modules,
           base_model=source,
-          task_type=model.config.task_type,
+          task_type=scored.task_type(model.config),
         )
       return
     merged = quant.dequantize(variables["params"])
@@ -221,7 +239,9 @@ def _beside_adapters(
   )
   adapted = {path for one in each.values() for path, _ in peft.sites(one)}
   reason: str | None = "more than adapters trains"
-  if adapted and not learner.fresh and not adapted & trained and not (learner.tasks and trained):
+  # Of new heads PEFT's files have a place for a score.
+  placed = learner.fresh <= {scored.KERNEL}
+  if adapted and placed and not adapted & trained and not (learner.tasks and trained):
     files = [peft.with_saved(one, params, trained) for one in each.values()]
     reason = next(filter(None, (peft.obstacle(one, modules) for one in files)), None)
   if reason is None:
@@ -275,7 +295,7 @@ def held_out_loss(objective: Objective, batches: Iterable[Mapping[str, np.ndarra
 
   Its name is `held_out`; an item of its result is a batch.
   """
-  sums = jax.jit(
+  sums_of = jax.jit(
     lambda model, variables, batch: objective(model, variables, batch, None, None),
     static_argnums=0,
   )
@@ -284,17 +304,20 @@ def held_out_loss(objective: Objective, batches: Iterable[Mapping[str, np.ndarra
     del tokenizer
     records: list[dict[str, Any]] = []
     for number, batch in enumerate(batches):
-      total, weight, metrics = jax.device_get(sums(model, variables, batch))
+      total, weight, metrics = jax.device_get(sums_of(model, variables, batch))
       pairs = {**metrics, "loss": (total, weight)}
       means = {name: (name, f"{name}_weight") for name in pairs}
       record: dict[str, Any] = {"id": str(number)}
       for name, (a, b) in pairs.items():
         record |= {name: float(a), f"{name}_weight": float(b)}
       records.append(record)
-    figures = {
-      name: sum(record[name] for record in records) / sum(record[weight] for record in records)
+    sums = {
+      name: [sum(record[part] for record in records) for part in (name, weight)]
       for name, (_, weight) in means.items()
     }
+    # What no batch had, such as an answer that is good, has no mean.
+    figures = {name: total / weight for name, (total, weight) in sums.items() if weight}
+    means = {name: pair for name, pair in means.items() if name in figures}
     return Result("held_out", figures, records, means)
 
   return evaluate

@@ -38,6 +38,8 @@ MAY_CHANGE = ("checkpoint", "compilation_cache", "data.eval", "directory", "eval
 
 Results = dict[str, Any]
 
+_OF_MODEL = ("params", "adapters", "objective")  # collections of variables that are counted
+
 
 def run(
   config: config_lib.Config,
@@ -109,6 +111,9 @@ class _Trainer:
     step_model, frozen = step.arrange(task.model, trainable, frozen, self._mesh)
     # Of the stacks that may just have been copied, nothing keeps the originals.
     task = self._task = dataclasses.replace(task, variables=jax.eval_shape(lambda: task.variables))
+    # Frozen companions, such as a copy to compare with, are no parameters of the model.
+    of_model = {name: task.variables[name] for name in _OF_MODEL if name in task.variables}
+    self._parameters = matrix.count(of_model)
     train_step = step.make_step(
       step_model,
       task.objective,
@@ -117,6 +122,7 @@ class _Trainer:
       accumulate_steps=config.train.accumulate_steps,
       seed=config.seed,
       meta=meta.build(config.train.meta),
+      rows_per_example=task.rows_per_example,
     )
     self._step = step.Program(train_step, out_shardings=(shardings, None))
 
@@ -264,7 +270,7 @@ class _Trainer:
 
   def _introduce(self) -> None:
     context = self._context
-    trained, total = tree.count(context.state.trainable), matrix.count(self._task.variables)
+    trained, total = tree.count(context.state.trainable), self._parameters
     context.say(
       f"{total:,} parameters, of which {trained:,} ({trained / total:.2%}) are trained\n"
       f"{self._task.batches.description()}"
@@ -285,7 +291,7 @@ class _Trainer:
       "useful_tokens": sum(line["useful_tokens"] for line in steps),
       "skipped_updates": int(self._context.state.skipped),
       "trainable_parameters": tree.count(self._context.state.trainable),
-      "parameters": matrix.count(self._task.variables),
+      "parameters": self._parameters,
       "evaluations": [{"step": at, **found} for at, found in self._context.evaluations],
     }
 

@@ -4,9 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from research.core import config
+from research.objectives.answers import AnswerLoss
 from research.objectives.causal import causal
 from research.objectives.embedding import embedding
+from research.objectives.judged import kto
 from research.objectives.labelled import classification, masked
+from research.objectives.preference import pair_loss
+from research.objectives.reward import reward
 from research.objectives.routed import by_task
 from research.objectives.seq2seq import seq2seq
 from research.objectives.tokens import Loss, require_model
@@ -18,7 +22,13 @@ OBJECTIVES: dict[str, Callable[..., Loss]] = {
   "classification": classification,
   "embedding": embedding,
   "seq2seq": seq2seq,
+  "preference": pair_loss,
+  "kto": kto,
+  "reward": reward,
 }
+
+# Objectives of judged answers, and the kind of rows that they read (`data.preferences.READERS`).
+ANSWERS: dict[str, str] = {"preference": "pairs", "reward": "pairs", "kto": "judged"}
 
 
 def build(section: Mapping[str, Any], tasks: Sequence[str] = ()) -> Loss:
@@ -40,15 +50,20 @@ def variables(objective: Loss) -> Any:
 
 
 __all__ = [
+  "ANSWERS",
   "OBJECTIVES",
+  "AnswerLoss",
   "Loss",
   "build",
   "by_task",
   "causal",
   "classification",
   "embedding",
+  "kto",
   "masked",
+  "pair_loss",
   "require_model",
+  "reward",
   "seq2seq",
   "variables",
 ]
