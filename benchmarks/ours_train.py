@@ -1,7 +1,7 @@
 """Our side of training: the step that `research.train` runs, on `benchmarks/config.py`.
 
-Three works: `lora_step` on random tokens, also with other methods, `sft` on packed GSM8K through
-our data pipeline, and `encoder_step`, of a classifier.
+Four works: `lora_step` on random tokens, also with other methods, `sft` on packed GSM8K through
+our data pipeline, `dpo_step` on pairs of random tokens, and `encoder_step`, of a classifier.
 """
 
 from __future__ import annotations
@@ -150,6 +150,39 @@ def encoder_step(args: Any) -> tuple[dict[str, Any], Training]:
   return measured, training
 
 
+def dpo_step(args: Any) -> tuple[dict[str, Any], Training]:
+  """The same pairs again and again, against the base or against what is kept of it."""
+  section = settings.get_config(str(args.model))
+  section.objective = {
+    "name": "preference",
+    "loss": {"name": "sigmoid", "beta": workloads.BETA},
+    "reference": "kept" if args.kept else "base",
+  }
+  training = Training(config_lib.Config(section))
+  tokens = workloads.pairs()
+  weights = np.zeros(tokens.shape, np.float32)
+  weights[:, workloads.PAIR_PROMPT_TOKENS - 1 : -1] = 1
+  batch = {
+    "tokens": tokens,
+    "targets": np.roll(tokens, -1, axis=1),
+    "weights": weights,
+    "segments": np.ones_like(tokens),
+    "positions": np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape),
+    "row": np.repeat(np.arange(workloads.PAIRS, dtype=np.int32), 2),
+    "margin": np.zeros(len(tokens), np.float32),
+  }
+  if args.kept:
+    batch["reference"] = np.full(len(tokens), -1, np.float32)
+  batch = {name: jnp.asarray(rows) for name, rows in batch.items()}
+  seconds = worker.time_steps(lambda: training.advance(batch), warmup=args.warmup, steps=args.steps)
+  measured = {
+    "tokens_per_second": worker.median_rate(seconds, tokens.size),
+    "seconds": seconds,
+    "first_loss": training.losses[0],
+  }
+  return measured, training
+
+
 def _random_batch(virtual_ids: list[int]) -> dict[str, jax.Array]:
   """The LoRA step's batch: `[4, 256]` ordinary tokens, virtual ones first, one document a row."""
   tokens = workloads.random_tokens(workloads.STEP_BATCH, workloads.STEP_TOKENS)
@@ -170,12 +203,20 @@ def _random_batch(virtual_ids: list[int]) -> dict[str, jax.Array]:
 def main() -> None:
   """Runs one of the works and prints its figures as a line of JSON."""
   parser = worker.parser(__doc__)
-  works = {"lora_step": lora_step, "sft": sft, "encoder_step": encoder_step}
+  works = {
+    "lora_step": lora_step,
+    "sft": sft,
+    "dpo_step": dpo_step,
+    "encoder_step": encoder_step,
+  }
   parser.add_argument("work", choices=tuple(works))
   parser.add_argument(
     "--method", choices=tuple(settings.METHODS), default="lora", help="of lora_step"
   )
   parser.add_argument("--gsm8k", type=Path, help="train.jsonl of GSM8K; sft needs it")
+  parser.add_argument(
+    "--kept", action="store_true", help="of dpo_step: with precomputed log-probabilities"
+  )
   args = parser.parse_args()
   measured, training = works[args.work](args)
   worker.report(

@@ -19,6 +19,7 @@ MAX_GRADIENT_NORM = 1.0
 STEP_BATCH, STEP_TOKENS = 4, 256
 FORWARD_BATCH, FORWARD_TOKENS = 4, 512
 SFT_BATCH = 8
+PAIRS, PAIR_PROMPT_TOKENS, BETA = 4, 128, 0.1  # of preferences; rows have STEP_TOKENS
 VIRTUAL_TOKENS = 20  # of a prompt or prefix
 PROMPT_TOKENS, NEW_TOKENS = 64, 128
 
@@ -46,6 +47,13 @@ def random_tokens(batch: int, length: int) -> np.ndarray:
   """Ordinary token ids `[batch, length]`, int32, the same on every call and on every side."""
   generator = np.random.default_rng(0)
   return generator.integers(FIRST_ORDINARY_ID, VOCABULARY, (batch, length), dtype=np.int32)
+
+
+def pairs() -> np.ndarray:
+  """Token ids of pairs, `[8, 256]`: a chosen row and a rejected one, which begin alike, of each."""
+  tokens = random_tokens(2 * PAIRS, STEP_TOKENS)
+  tokens[1::2, :PAIR_PROMPT_TOKENS] = tokens[::2, :PAIR_PROMPT_TOKENS]
+  return tokens
 
 
 def encoder_rows() -> tuple[np.ndarray, np.ndarray]:

@@ -141,6 +141,30 @@ WORKS = {
       ),
       needs_gsm8k=True,
     ),
+    *(
+      Work(
+        name,
+        f"DPO step of LoRA, rank 16, 4 pairs of 256 tokens{', kept references' * len(kept)}",
+        _ours("ours_train", "dpo_step", *kept, warmup=2, steps=8),
+        tuple(
+          _peer(
+            peer,
+            "dpo_trl",
+            *arguments,
+            environment="trl",
+            model="bfloat16",
+            warmup=2,
+            steps=8,
+          )
+          for peer, arguments in peers
+        ),
+      )
+      for name, kept, peers in (
+        ("dpo_step", (), (("trl", ()),)),
+        # Beside the peer's step with a reference, too.
+        ("dpo_kept", ("--kept",), (("trl", ()), ("trl_kept", ("--kept",)))),
+      )
+    ),
     Work(
       "generation",
       "generation, batch 32, 64 + 128 tokens",
@@ -287,6 +311,9 @@ BARS = (
   Bar("sft", "trl", "tokens_per_second", 2.5, 4.0),
   Bar("sft", "trl_grouped", "tokens_per_second", None, None),
   Bar("sft", "trl_padding_free", "tokens_per_second", None, None),
+  Bar("dpo_step", "trl", "tokens_per_second", 1.8, None),
+  Bar("dpo_kept", "trl", "tokens_per_second", 2.5, None),
+  Bar("dpo_kept", "trl_kept", "tokens_per_second", None, None),
   Bar("generation", "torch", "tokens_per_second", 1.2, 1.6),
   Bar("generation_eight", "torch", "tokens_per_second", 1.1, None),
   Bar("generation_one", "torch", "tokens_per_second", 0.9, 1.1),

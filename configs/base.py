@@ -48,7 +48,8 @@ def get_config() -> ConfigDict:
   # Layers in one iteration of the compiled loop; 0: all of them on a CPU, one elsewhere.
   config.model.unroll = 0
   # What stands on an encoder: {"name": "sequence", "labels": 2}, "token" or "masked"
-  # (research.models.heads); a head that the checkpoint lacks is new and trains. Empty: its own.
+  # (research.models.heads); a head that the checkpoint lacks is new and trains. On a decoder:
+  # {"name": "score"}, for rewards. Empty: its own.
   config.model.head = ConfigDict()
 
   # Rules {"target": path regex, "name": method, ...}; a parameter takes the first that matches.
@@ -83,8 +84,13 @@ def get_config() -> ConfigDict:
 
   # One of research.objectives, with its arguments: {"name": "causal", "weighting": {"name":
   # "uncertainty"}} learns how much each task of a mixture counts, "router_balance": 0.01 evens out
-  # the use of experts; {"name": "distillation", "divergence": {"name": "forward_kl"}, "share": 0.5,
-  # "temperature": {"name": "linear", "start": 4.0}} learns from `teacher`.
+  # the use of experts.
+  # {"name": "distillation", "divergence": {"name": "forward_kl"}, "share": 0.5, "temperature":
+  # {"name": "linear", "start": 4.0}} learns from `teacher`.
+  # {"name": "preference", "loss": {"name": "sigmoid", "beta": 0.1}, "reference": "base"} is DPO:
+  # research.losses.preference has the losses, and the reference is the model without its adapters
+  # ("base"), a copy of it as the run begins ("copy"), or what that said of the data, computed before
+  # the first step ("kept"); "kto" and "reward" are beside it.
   config.objective = ConfigDict({"name": "causal"})
 
   config.data = ConfigDict()
@@ -104,7 +110,8 @@ def get_config() -> ConfigDict:
   config.data.train.completion_only = True
   # "drop" (and count) or "stop".
   config.data.train.on_bad_row = "drop"
-  # "drop", "truncate", "split" or "stop".
+  # "drop", "truncate", "split" or "stop"; of preferences "truncate" leaves out the end of answers,
+  # "truncate_start" the beginning of prompts.
   config.data.train.on_long_row = "truncate"
   config.data.train.shuffle = True
   # A problem made of each document (research.data.denoising), anew each epoch; empty: none.
@@ -134,7 +141,7 @@ def get_config() -> ConfigDict:
 
   config.train = ConfigDict()
   config.train.steps = 1000
-  # Rows in an update, over all devices and slices.
+  # Rows in an update, over all devices and slices; of preferences pairs, or judged answers.
   config.train.batch_size = 16
   # Slices of the batch that are taken one after the other, to save memory.
   config.train.accumulate_steps = 1

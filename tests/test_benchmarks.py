@@ -37,3 +37,14 @@ def test_the_lora_step_trains(toy, monkeypatch, method):
   assert measured["tokens_per_second"] > 0
   assert training.compile_seconds > 0
   assert training.losses[-1] < training.losses[0]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_dpo_step_trains(toy, monkeypatch, kept):
+  monkeypatch.setattr(workloads, "STEP_TOKENS", 16)
+  monkeypatch.setattr(workloads, "PAIR_PROMPT_TOKENS", 8)
+  monkeypatch.setattr(workloads, "LEARNING_RATE", 0.1)
+  args = types.SimpleNamespace(model=toy, kept=kept, warmup=1, steps=2)
+  measured, training = ours_train.dpo_step(args)
+  assert len(measured["seconds"]) == 2
+  assert training.losses[-1] < training.losses[0]

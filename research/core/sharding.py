@@ -45,6 +45,7 @@ _PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r"(pooler|masked_head/transform|classifier/(dense|out))/kernel", ("embed", None)),
   (r"(pooler|masked_head/transform|classifier/(dense|out))/bias", (None,)),
   (r"masked_head/bias", ("vocab",)),
+  (r"score/kernel", ("embed", None)),
   (r"relative_bias/embedding", (None, None)),
 )
 

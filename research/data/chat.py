@@ -229,10 +229,28 @@ def encode_completion(
 ) -> tuple[list[int], list[int]]:
   """The ids of prompt and completion, and a mask that is 1 at the completion's.
 
+  See `encode_joined`; of messages, the mask ends with the last EOS token.
+
+  Raises:
+    ValueError: as `encode_joined`.
+  """
+  ids, start = encode_joined(tokenizer, prompt, completion)
+  mask = [0] * len(ids)
+  _mark(mask, ids, start, len(ids), tokenizer.eos_ids)
+  return ids, mask
+
+
+def encode_joined(
+  tokenizer: Tokenizer,
+  prompt: str | Sequence[Message],
+  completion: str | Sequence[Message],
+) -> tuple[list[int], int]:
+  """The ids of prompt and completion, and how many of them are the prompt's.
+
   The boundary is TRL's: the longest common prefix of the prompt's tokens and those of the
   whole. Strings are joined as they are, framed as the tokenizer frames text, and end with
   EOS. Lists of messages are rendered by the chat template, the prompt with a generation
-  prompt, and the mask ends with the last EOS token.
+  prompt.
 
   Raises:
     ValueError: as `encode_messages`; a string with a list; strings without an EOS token.
@@ -243,8 +261,7 @@ def encode_completion(
       raise ValueError("the tokenizer has no EOS token to end a completion with")
     if not ids or ids[-1] not in tokenizer.eos_ids:
       ids.append(tokenizer.eos_ids[0])
-    start = _common_prefix(_encode_framed(tokenizer, prompt), ids)
-    return ids, [int(i >= start) for i in range(len(ids))]
+    return ids, _common_prefix(_encode_framed(tokenizer, prompt), ids)
   if isinstance(prompt, str) or isinstance(completion, str):
     raise ValueError(
       "prompt and completion must both be strings or both lists of messages, not"
@@ -258,10 +275,7 @@ def encode_completion(
       " completion's tokens cannot be told apart"
     )
   ids = _encode(tokenizer, text)
-  mask = [0] * len(ids)
-  start = _common_prefix(_encode(tokenizer, before), ids)
-  _mark(mask, ids, start, len(ids), tokenizer.eos_ids)
-  return ids, mask
+  return ids, _common_prefix(_encode(tokenizer, before), ids)
 
 
 def _template(tokenizer: Tokenizer) -> str:

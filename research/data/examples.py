@@ -43,6 +43,9 @@ class Example:
       first is its start token.
     kept: what was kept of a teacher at each token, `(ids [T, K] int32, log-probabilities [T, K]
       float16)`, see `data.kept`.
+    rival: another answer after the same prompt, which has the next row of the batch.
+    told: numbers of the whole example, which a batch has for each row.
+    row: the number of its row in the source.
   """
 
   tokens: np.ndarray
@@ -56,6 +59,9 @@ class Example:
   closing: int = 0
   source: np.ndarray | None = None
   kept: tuple[np.ndarray, np.ndarray] | None = None
+  rival: Example | None = None
+  told: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  row: int = -1
 
   def __len__(self) -> int:
     return len(self.tokens)
@@ -81,6 +87,7 @@ class Example:
       tokens=np.concatenate([ids, self.tokens]),
       weights_mask=learnt,
       prefix=self.prefix and virtual_tokens + self.prefix,
+      rival=self.rival and self.rival.led_by(virtual_tokens),
     )
 
   @property
@@ -161,3 +168,21 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
   if not isinstance(value, str):
     raise BadRow("of the wrong type", f"column {column!r} is {type(value).__name__}, not a string")
   return value
+
+
+def messages_of(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
+  """The messages in a column as a list of dicts; BadRow for anything else.
+
+  TFDS hands a sequence of dicts as a dict of lists.
+  """
+  value = row[column]
+  if isinstance(value, Mapping) and all(isinstance(v, list) for v in value.values()):
+    value = [dict(zip(value, fields, strict=True)) for fields in zip(*value.values(), strict=True)]
+  if not isinstance(value, list) or not value:
+    raise BadRow("of the wrong type", f"column {column!r} is not a list of messages")
+  for message in value:
+    if not isinstance(message, Mapping) or "role" not in message:
+      raise BadRow(
+        "of the wrong type", f"column {column!r} holds {message!r}; a message has role and content"
+      )
+  return [dict(message) for message in value]

@@ -2,9 +2,8 @@
 
 A row is a dict of columns, named as TRL names them. The first of `FORMATS` whose columns
 a row has decides how it is read; columns beyond those (`answer`, `task`, …) are left
-alone: `text` with a `label` is to be classified (see `labelled`), without one it is read. A format
-that gives something other than one token sequence (`prompt`, `chosen`, `rejected`) joins by one
-more entry there.
+alone: `text` with a `label` is to be classified (see `labelled`), without one it is read. Rows of
+preferences are read for the objectives that ask for them (see `preferences`).
 
 Axis legend: T tokens of one document.
 """
@@ -19,27 +18,12 @@ import numpy as np
 
 from research.core import tree
 from research.data import chat, labelled
-from research.data.examples import BadRow, Example, text_of
+from research.data.examples import BadRow, Example, messages_of, text_of
 
 if TYPE_CHECKING:
   from research.data.tokenizer import Tokenizer
 
-ON_LONG_ROW = ("drop", "truncate", "split", "stop")
-
-
-def _messages_of(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
-  """The messages as a list of dicts; TFDS hands a sequence of dicts as a dict of lists."""
-  value = row[column]
-  if isinstance(value, Mapping) and all(isinstance(v, list) for v in value.values()):
-    value = [dict(zip(value, fields, strict=True)) for fields in zip(*value.values(), strict=True)]
-  if not isinstance(value, list) or not value:
-    raise BadRow("of the wrong type", f"column {column!r} is not a list of messages")
-  for message in value:
-    if not isinstance(message, Mapping) or "role" not in message:
-      raise BadRow(
-        "of the wrong type", f"column {column!r} holds {message!r}; a message has role and content"
-      )
-  return [dict(message) for message in value]
+ON_LONG_ROW = ("drop", "truncate", "truncate_start", "split", "stop")
 
 
 def _example(tokens: Iterable[int], mask: Iterable[Any]) -> Example:
@@ -61,14 +45,14 @@ def _encode(encode: Callable[..., Any], tokenizer: Tokenizer, *parts: Any) -> tu
 def _tokenize_messages(
   row: Mapping[str, Any], tokenizer: Tokenizer, completion_only: bool
 ) -> Example:
-  tokens, mask = _encode(chat.encode_messages, tokenizer, _messages_of(row, "messages"))
+  tokens, mask = _encode(chat.encode_messages, tokenizer, messages_of(row, "messages"))
   return _example(tokens, mask if completion_only else [True] * len(tokens))
 
 
 def _tokenize_completion(
   row: Mapping[str, Any], tokenizer: Tokenizer, completion_only: bool
 ) -> Example:
-  read = text_of if isinstance(row["prompt"], str) else _messages_of
+  read = text_of if isinstance(row["prompt"], str) else messages_of
   prompt, completion = read(row, "prompt"), read(row, "completion")
   tokens, mask = _encode(chat.encode_completion, tokenizer, prompt, completion)
   return _example(tokens, mask if completion_only else [True] * len(tokens))
@@ -146,6 +130,8 @@ def format_of(columns: Iterable[str]) -> Format:
   known = " | ".join(" + ".join(fmt.columns) for fmt in FORMATS)
   missing = [name for fmt in FORMATS for name in fmt.columns if name not in columns]
   hint = next((found for name in columns if (found := tree.nearest(name, missing))), "")
+  if {"chosen", "rejected"} <= set(columns):
+    hint = "; pairs are for the objectives 'preference' and 'reward'"
   raise BadRow("without its columns", f"columns {columns} fit no format of {known}{hint}")
 
 

@@ -105,8 +105,12 @@ def packed_rows(
 
 
 def sides(example: Example) -> tuple[int, int]:
-  """The tokens of its source, of which a document has none, and of its target."""
-  return 0 if example.source is None else len(example.source), len(example)
+  """The tokens of its source, of which a document has none, and of its target.
+
+  Of two answers, which have a row each, those of the longer one.
+  """
+  rival = 0 if example.rival is None else len(example.rival)
+  return 0 if example.source is None else len(example.source), max(len(example), rival)
 
 
 def rows_by_length(
@@ -226,6 +230,24 @@ def assemble_sources(
   names = ("source_tokens", "source_segments", "source_positions")
   sources = [[e.source for e in row if e.source is not None] for row in rows]
   return dict(zip(names, place(sources, length, pad_id), strict=True))
+
+
+def told(rows: Sequence[Sequence[Example]], names: Sequence[str]) -> dict[str, np.ndarray]:
+  """What the one example of each row tells of itself, `[B]`; of an empty row 0, and row -1.
+
+  Args:
+    rows: B rows of one example or none.
+    names: of numbers that examples tell.
+
+  Returns:
+    Those, float32, and `row` int32, the number of the example's row in its source.
+  """
+  ones = [row[0] if row else None for row in rows]
+  found = {
+    name: np.array([0.0 if one is None else one.told[name] for one in ones], np.float32)
+    for name in names
+  }
+  return found | {"row": np.array([-1 if one is None else one.row for one in ones], np.int32)}
 
 
 def _parts(example: Example) -> list[np.ndarray]:

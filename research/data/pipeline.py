@@ -8,8 +8,8 @@ A config has `source` (see `sources`), `length` (tokens a row), `target_length` 
 encoder-decoder, whose sources have `length`; 0 is as many), `packing` (`best_fit`, or
 `none`: a document a row), `buckets` (the lengths that `none` pads to; `length` is always
 one), `completion_only`, `corruption` (see `denoising`), `on_bad_row` (`drop`, `stop`),
-`on_long_row` (`drop`, `truncate`, `split`, `stop`), `shuffle` and `window` (examples planned at
-a time, and so in memory).
+`on_long_row` (`drop`, `truncate`, `split`, `stop`, and of preferences `truncate_start`), `shuffle`
+and `window` (examples planned at a time, and so in memory).
 """
 
 from __future__ import annotations
@@ -131,12 +131,16 @@ class EvalBatches:
   Attributes:
     report: the rows dropped or changed; complete after one pass.
     tasks: see `BatchIterator`.
+    rows: of the source.
+    settings: what batches depend on, for JSON.
   """
 
   def __init__(self, planner: Planner):
     self._planner = planner
     self.report = planner.report
     self.tasks = planner.tasks
+    self.rows = planner.epoch_rows
+    self.settings = planner.settings
 
   def __iter__(self) -> Iterator[Batch]:
     place = Place()
@@ -165,6 +169,7 @@ def train_batches(
   rows_per_task: int = 0,
   start_id: int | None = None,
   virtual_tokens: int = 0,
+  answers: str | None = None,
   shard_index: int = 0,
   shard_count: int = 1,
   kept: Kept | None = None,
@@ -182,7 +187,10 @@ def train_batches(
       source and a target.
     virtual_tokens: how many, with ids -1, -2, ..., begin every document; they count in lengths,
       none of them is learnt, and the last one predicts the document's first token.
-    shard_index, shard_count: this host takes rows `shard_index::shard_count` of each batch.
+    answers: "pairs" or "judged" (`preferences.READERS`), whose examples take two rows each, one
+      after the other; `batch_size` then counts examples.
+    shard_index, shard_count: this host takes rows `shard_index::shard_count` of each batch, or its
+      share of whole groups and examples where several rows belong together.
     kept: what was kept of a teacher for these data; batches then have it, too.
 
   Raises:
@@ -200,6 +208,7 @@ def train_batches(
     start_id=start_id,
     virtual_tokens=virtual_tokens,
     kept=kept,
+    answers=answers,
   )
   return BatchIterator(planner)
 
@@ -211,6 +220,7 @@ def eval_batches(
   batch_size: int,
   start_id: int | None = None,
   virtual_tokens: int = 0,
+  answers: str | None = None,
   shard_index: int = 0,
   shard_count: int = 1,
   kept: Kept | None = None,
@@ -229,5 +239,6 @@ def eval_batches(
     start_id=start_id,
     virtual_tokens=virtual_tokens,
     kept=kept,
+    answers=answers,
   )
   return EvalBatches(planner)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import grain
 
-from research.data import denoising, formats, sources
+from research.data import denoising, formats, preferences, sources
 from research.data.examples import BadRow, Example, Report
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Rows(grain.sources.RandomAccessDataSource):
   """Row `i` of a source as examples, before any corruption; all kept if `keep`.
 
   length: the most tokens of an example, or of a pair's source.
+  answers: a key of `preferences.READERS`, where rows are of judged answers.
   """
 
   def __init__(
@@ -50,12 +51,14 @@ class Rows(grain.sources.RandomAccessDataSource):
     denoiser: denoising.Denoiser | None,
     pairs: Pairs | None,
     length: int,
+    answers: str | None = None,
   ):
     self._source = source
     self._tokenizer = tokenizer
     self._denoiser = denoiser
     # A denoiser makes pairs of documents.
     self._pairs = None if denoiser else pairs
+    self._answers = answers
     self._length = length
     if denoiser:
       self._length = denoiser.raw_length(length, pairs.target_length if pairs else None)
@@ -79,7 +82,9 @@ class Rows(grain.sources.RandomAccessDataSource):
   def _read(self, index: int) -> tuple[Example, ...]:
     row = self._source[index]
     try:
-      if self._pairs:
+      if self._answers:
+        example = preferences.READERS[self._answers](row, self._tokenizer)
+      elif self._pairs:
         example = formats.tokenize_pair(row, self._tokenizer, start_id=self._pairs.start_id)
       else:
         example = formats.tokenize(
@@ -93,6 +98,11 @@ class Rows(grain.sources.RandomAccessDataSource):
     except BadRow as error:
       return self._drop(index, error, "on_bad_row", self._stop_on_bad)
     try:
+      if self._answers:
+        piece = preferences.fit(example, self._length, self._on_long_row)
+        if piece is not example:
+          self._count(index, f"truncated to {self._length} tokens", "an answer with its prompt")
+        return (piece,)
       if self._pairs:
         lengths = (self._length, self._pairs.target_length)
         piece = formats.fit_pair(example, *lengths, self._on_long_row)

@@ -20,8 +20,7 @@ import grain
 import numpy as np
 import tqdm
 
-from research.core import tree
-from research.data import denoising, formats, packing, sources
+from research.data import denoising, packing, preferences, settings, sources
 from research.data import rows as rows_lib
 from research.data.examples import Example, Report
 from research.data.kept import Kept
@@ -66,9 +65,13 @@ class Planner:
     rows_per_task: int = 0,
     start_id: int | None = None,
     virtual_tokens: int = 0,
+    answers: str | None = None,
     kept: Kept | None = None,
   ):
-    _check_config(config, start_id is not None, virtual_tokens)
+    settings.require(config, start_id is not None, virtual_tokens, answers)
+    if answers:
+      settings.require_answers(config, answers, batch_size, start_id, rows_per_task)
+    self._answers = answers
     self._packed = config.packing == "best_fit"
     self._buckets = sorted(config.buckets)
     self._pairs = None
@@ -79,9 +82,11 @@ class Planner:
       self._capacity = (config.length, self._pairs.target_length)
     self._virtual_tokens = virtual_tokens
     self._pad_id = tokenizer.pad_id or 0
-    self.batch_size = batch_size
+    # In rows; of answers the batch is told in examples, each of which takes several.
+    self.batch_size = batch_size * (preferences.ROWS if answers else 1)
     self._rows_per_task = rows_per_task
-    self._shard = _share(batch_size, shard, rows_per_task)
+    unit = preferences.ROWS if answers else rows_per_task
+    self._shard = settings.share(self.batch_size, shard, unit)
     # Rows of one document are whole batches of like length, so a window is whole batches.
     self._unit = 1 if self._packed else batch_size
     self._target = math.ceil(config.window / self._unit) * self._unit
@@ -117,6 +122,7 @@ class Planner:
         self._denoiser,
         self._pairs,
         config.length - virtual_tokens,
+        answers,
       )
       for part in parts
     ]
@@ -142,10 +148,13 @@ class Planner:
       self.settings |= dataclasses.asdict(self._pairs)
     if virtual_tokens:
       self.settings["virtual_tokens"] = virtual_tokens
+    if answers:
+      self.settings["answers"] = answers
     self._window: Window | None = None
 
   def _mixed(self, parts: Sequence[rows_lib.Rows], weights: Sequence[float]) -> Any:
     """The stream: endless, shuffled and mixed with a seed; all rows in order without."""
+    self._starts = np.cumsum([0, *map(len, parts)])
     streams = [grain.MapDataset.source(part) for part in parts]
     if self._seed is not None:
       if self._shuffle:
@@ -178,8 +187,10 @@ class Planner:
         self._denoiser(example, np.random.default_rng([*place, piece]))
         for piece, example in enumerate(examples)
       )
+    number = int(self._starts[part]) + row.index
     return tuple(
-      dataclasses.replace(example, task=part).led_by(self._virtual_tokens) for example in examples
+      dataclasses.replace(example, task=part, row=number).led_by(self._virtual_tokens)
+      for example in examples
     )
 
   def window(self, start: Place, progress: bool = False) -> Window:
@@ -252,9 +263,22 @@ class Planner:
           "rows of anchor and positive need data.packing='none': a row of the batch is an example"
         )
       return packing.packed_rows(examples, self._capacity, rng)
+    if self._answers:
+      return self._answer_rows(examples, rng)
     if self._seed is not None and not self._shuffle:
       return [[example] for example in examples]
     return packing.rows_by_length(examples, together, rng)
+
+  def _answer_rows(
+    self, examples: list[Example], rng: np.random.Generator | None
+  ) -> list[list[Example]]:
+    """Two rows of each example, those of a batch of like length."""
+    in_order = self._seed is not None and not self._shuffle
+    size = self._unit
+    rows = [[e] for e in examples] if in_order else packing.rows_by_length(examples, size, rng)
+    ordered = [example for row in rows for example in row]
+    batches = [ordered[at : at + size] for at in range(0, len(ordered), size)]
+    return [row for batch in batches for row in preferences.rows_of(batch, self._capacity[1])]
 
   def _widths(self, rows: list[list[Example]]) -> tuple[int, int]:
     """The lengths of a batch of these rows and of its sources, the same on every host."""
@@ -277,6 +301,8 @@ class Planner:
     batch = packing.assemble(padded, width, self._pad_id, self._numbers, form, count)
     if self._pairs:
       batch |= packing.assemble_sources(padded, source, self._pad_id)
+    if self._answers:
+      batch |= packing.told(padded, preferences.TOLD[self._answers])
     return batch
 
   def description(self, start: Place) -> str:
@@ -294,52 +320,3 @@ class Planner:
       f"{self._name}: {self.epoch_rows:,} rows; a window of {documents:,} has {tokens:,} tokens, "
       f"{how} with {1 - tokens / slots:.1%} padding"
     )
-
-
-def _share(batch_size: int, shard: tuple[int, int], rows_per_task: int) -> slice:
-  """The rows of a batch that are this host's, whole tasks where rows come by task."""
-  index, count = shard
-  if not 0 <= index < count or batch_size % count:
-    raise ValueError(
-      f"shard {index} of {count} of a batch of {batch_size}: the shard is from 0 to below the "
-      "count, and the count divides the batch"
-    )
-  if not rows_per_task:
-    return slice(index, batch_size, count)
-  share = batch_size // count
-  if share % rows_per_task:
-    raise ValueError(
-      f"{share} rows of a batch are no whole tasks of {rows_per_task} rows; "
-      f"batch_size is a multiple of {rows_per_task * count}"
-    )
-  return slice(index * share, (index + 1) * share)
-
-
-def _check_config(config: Any, pairs: bool, virtual_tokens: int) -> None:
-  choices = {
-    "packing": ("best_fit", "none"),
-    "on_bad_row": ("drop", "stop"),
-    "on_long_row": formats.ON_LONG_ROW,
-  }
-  for key, known in choices.items():
-    value = getattr(config, key)
-    if value not in known:
-      raise ValueError(
-        f"data.{key} {value!r} is none of {', '.join(known)}{tree.nearest(str(value), known)}"
-      )
-  if config.target_length and not pairs:
-    raise ValueError(
-      f"data.target_length {config.target_length} is of encoder-decoders; 0 for a decoder"
-    )
-  if pairs and not config.corruption and config.on_long_row == "split":
-    raise ValueError("data.on_long_row 'split' is for documents; pairs are truncated or dropped")
-  if config.length < 2 or config.window < 1:
-    raise ValueError(
-      f"data.length is at least 2 and data.window at least 1, not {config.length}, {config.window}"
-    )
-  if virtual_tokens and config.length - virtual_tokens < 2:
-    raise ValueError(
-      f"data.length {config.length} leaves no room beside {virtual_tokens} virtual tokens"
-    )
-  if any(not 1 < bucket <= max(config.length, config.target_length) for bucket in config.buckets):
-    raise ValueError(f"data.buckets {config.buckets} are not all from 2 to {config.length}")

@@ -10,6 +10,7 @@ from research.evals.bleu import Bleu
 from research.evals.classification import Classification
 from research.evals.harness import Harness
 from research.evals.perplexity import Perplexity
+from research.evals.reference_kl import ReferenceKL
 from research.evals.result import (
   Difference,
   Evaluator,
@@ -18,6 +19,7 @@ from research.evals.result import (
   comparison_table,
   table,
 )
+from research.evals.reward import Reward
 from research.evals.verifiable import Verifiable
 
 EVALUATORS: dict[str, Callable[..., Evaluator]] = {
@@ -25,6 +27,8 @@ EVALUATORS: dict[str, Callable[..., Evaluator]] = {
   "classification": Classification,
   "harness": Harness,
   "perplexity": Perplexity,
+  "reference_kl": ReferenceKL,
+  "reward": Reward,
   "verifiable": Verifiable,
 }
 

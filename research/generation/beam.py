@@ -56,6 +56,7 @@ def beam_search(
   Raises:
     ValueError: as `generate`; `samples` is more than `num_beams`, or a value means nothing.
   """
+  checks.writes(model, "beam search")
   checks.positive(
     num_beams=num_beams, max_new_tokens=max_new_tokens, samples=samples, batch_size=batch_size
   )

@@ -18,6 +18,13 @@ def decoder(model: Decoder | EncoderDecoder, what: str) -> None:
   """Raises ValueError if the model is none: `what` goes on with a text, and has no source."""
   if not isinstance(model, Decoder):
     raise ValueError(f"{what} is for decoders; a {model.config.family} writes by generate or beams")
+  writes(model, what)
+
+
+def writes(model: Decoder | EncoderDecoder, what: str) -> None:
+  """Raises ValueError if the model tells no next token, as one that gives a score does not."""
+  if isinstance(model, Decoder) and model.config.head is not None:
+    raise ValueError(f"{what} is for models that write; this one gives a score")
 
 
 def tokens(model: Decoder | EncoderDecoder, ids: Sequence[int], name: str) -> None:

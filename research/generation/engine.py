@@ -92,6 +92,7 @@ def generate(
       that the model has not; or a number above is not positive, `which` is not of a bank, or an
       encoder-decoder's cache shall be in few bits.
   """
+  checks.writes(model, "generation")
   checks.positive(max_new_tokens=max_new_tokens, samples=samples, batch_size=batch_size)
   prompts = decode.led(model, variables, prompts, max_new_tokens)
   if cache is not None:

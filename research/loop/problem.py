@@ -14,13 +14,13 @@ import numpy as np
 from research import evals, models, objectives, peft, quant
 from research.core import config as config_lib
 from research.core import matrix
-from research.data import pipeline
+from research.data import pipeline, preferences
 from research.evals import Evaluator, Result
-from research.loop import kept
+from research.loop import kept, references
 from research.loop import learner as learner_lib
 from research.loop import teacher as teachers
 from research.loop.step import Objective
-from research.models import families
+from research.models import scored
 
 
 class Batches(Protocol):
@@ -41,13 +41,15 @@ class Batches(Protocol):
 class Problem:
   """Everything that the loop drives and does not know.
 
-  variables: `{"params": ..., "adapters": ...}`, `"objective"` where the loss learns too, and
-    `"teacher"`, the frozen variables of another model, where it reads one.
+  variables: `{"params": ..., "adapters": ...}`, `"objective"` where the loss learns too, and the
+    frozen `"teacher"`, variables of another model, and `"reference"`, a copy of this one, where it
+    reads them.
   trains: says of a path of `variables` and its leaf whether the optimizer changes it.
   batches: this process's share of each batch.
   evaluators: `(model, variables, tokenizer) -> Result`.
   forward_flops: FLOPs of the base's forward pass, a token, in rows of a length.
   active: the share of the parameter at a path, such as all experts, that one token meets.
+  rows_per_example: neighbouring rows of a batch that belong together.
   export: `(directory, variables)` writes what was trained for other tools to load.
   notes: what a person should know before the run, a line each.
   teacher: the model of the variables `"teacher"`.
@@ -63,12 +65,9 @@ class Problem:
   forward_flops: Callable[[float], float]
   export: Callable[[Path, dict[str, Any]], None]
   active: Callable[[str], float] = lambda path: 1.0
+  rows_per_example: int = 1
   notes: Sequence[str] = ()
   teacher: Any = None
-
-  def size(self) -> int:
-    """How many numbers there are beside a teacher's."""
-    return matrix.count(_without_teacher(self.variables))
 
 
 def assemble(config: config_lib.Config) -> Problem:
@@ -81,7 +80,7 @@ def assemble(config: config_lib.Config) -> Problem:
   """
   learner = learner_lib.build(config)
   model, tokenizer, variables = learner.model, learner.tokenizer, learner.variables
-  modules = families.find(model.config.family).modules(model.config)
+  modules = scored.modules(model.config)
   with config_lib.blaming("adapters"):
     beside = _beside_adapters(learner, modules)
   virtual_tokens = len(peft.virtual_ids(variables["adapters"]))
@@ -89,22 +88,29 @@ def assemble(config: config_lib.Config) -> Problem:
   # An encoder-decoder's rows are pairs.
   pairs = isinstance(model, models.EncoderDecoder)
   start_id = model.config.start_id if pairs else None
-  rows = {**shard, "start_id": start_id, "virtual_tokens": virtual_tokens}
+  answers = objectives.ANSWERS.get(config.objective.get("name", ""))
+  rows: dict[str, Any] = {
+    "start_id": start_id,
+    "virtual_tokens": virtual_tokens,
+    "answers": answers,
+  }
   batch_size = config.train.batch_size
   rows_per_task = config.train.meta.get("rows_per_task", 0)
   with config_lib.blaming("data.train"):
     _check_positions(model, variables["adapters"], config.data.train.length)
-    batches = pipeline.train_batches(
+    stream = pipeline.train_batches(
       config.data.train,
       tokenizer,
       batch_size=batch_size,
       seed=config.seed,
       rows_per_task=rows_per_task,
       kept=kept.build(config, learner, config.data.train),
+      **shard,
       **rows,
     )
+    tasks = stream.tasks
   with config_lib.blaming("adapters"):
-    variables["adapters"] = _begun(model, variables, batches)
+    variables["adapters"] = _begun(model, variables, stream)
   keeps = config.teacher.keep_tokens > 0
   teacher = None if keeps else teachers.build(config, learner)
   if teacher and teacher.variables is not None:
@@ -114,24 +120,28 @@ def assemble(config: config_lib.Config) -> Problem:
     if teacher or keeps:
       running = teacher.model if teacher else None
       lesson = objectives.Lesson(model, running, config.train.steps, config.seed)
-    objective = objectives.build(config.objective, batches.tasks, lesson)
+    objective = objectives.build(config.objective, tasks, lesson)
     if learnt := objectives.variables(objective):
       variables["objective"] = learnt
     objectives.require_model(config.objective.name, model)
+    reference = references.build(objective, learner, batch_size, rows)
+    variables |= reference.variables
+    batches = reference.of_batches(stream, config.data.train)
   with config_lib.blaming("adapters"):
-    objective = _routed(objective, learner.tasks, batches.tasks)
-    _check_tasks(config, learner.tasks, batches.tasks, pairs)
+    objective = _routed(objective, learner.tasks, tasks)
+    _check_tasks(config, learner.tasks, tasks, pairs)
   evaluators: list[Evaluator] = []
   if config.data.eval:
     with config_lib.blaming("data.eval"):
       _check_positions(model, variables["adapters"], config.data.eval.length)
       asked = kept.build(config, learner, config.data.eval)
       held_out = pipeline.eval_batches(
-        config.data.eval, tokenizer, batch_size=batch_size, kept=asked, **rows
+        config.data.eval, tokenizer, batch_size=batch_size, kept=asked, **shard, **rows
       )
       loss = objectives.build(config.objective, held_out.tasks, lesson)
       loss = _routed(loss, learner.tasks, held_out.tasks)
-    evaluators.append(held_out_loss(loss, held_out))
+      judged = reference.of_batches(held_out, config.data.eval)
+    evaluators.append(held_out_loss(loss, judged))
   with config_lib.blaming("eval.evaluators"):
     built = evals.build([section.take() for section in config.eval.evaluators])
     evaluators += [_of_model(evaluator) for evaluator in built] if teacher else built
@@ -147,6 +157,7 @@ def assemble(config: config_lib.Config) -> Problem:
     forward_flops=model.config.flops_per_token,
     export=_exporter(config.model.source, learner, modules, beside),
     active=model.config.active,
+    rows_per_example=preferences.ROWS if answers else 1,
     notes=_notes(learner, merges=beside is None) + ([teacher.note()] if teacher else []),
     teacher=None if teacher is None or teacher.variables is None else teacher.model,
   )
@@ -189,7 +200,7 @@ def _exporter(
           peft.with_saved(adapters, variables["params"], beside),
           modules,
           base_model=source,
-          task_type=model.config.task_type,
+          task_type=scored.task_type(model.config),
         )
       return
     merged = quant.dequantize(variables["params"])
@@ -255,8 +266,9 @@ def _beside_adapters(
   )
   adapted = {path for one in each.values() for path, _ in peft.sites(one)}
   reason: str | None = "more than adapters trains"
-  whole = learner.fresh or learner.cut  # no adapter's base is what its source has
-  if adapted and not whole and not adapted & trained and not (learner.tasks and trained):
+  # Of new heads PEFT's files have a place for a score; a student's base is no checkpoint.
+  placed = learner.fresh <= {scored.KERNEL} and not learner.cut
+  if adapted and placed and not adapted & trained and not (learner.tasks and trained):
     files = [peft.with_saved(one, params, trained) for one in each.values()]
     reason = next(filter(None, (peft.obstacle(one, modules) for one in files)), None)
   if reason is None:
@@ -310,7 +322,7 @@ def held_out_loss(objective: Objective, batches: Iterable[Mapping[str, np.ndarra
 
   Its name is `held_out`; an item of its result is a batch.
   """
-  sums = jax.jit(
+  sums_of = jax.jit(
     lambda model, variables, batch: objective(model, variables, batch, None, None),
     static_argnums=0,
   )
@@ -319,17 +331,20 @@ def held_out_loss(objective: Objective, batches: Iterable[Mapping[str, np.ndarra
     del tokenizer
     records: list[dict[str, Any]] = []
     for number, batch in enumerate(batches):
-      total, weight, metrics = jax.device_get(sums(model, variables, batch))
+      total, weight, metrics = jax.device_get(sums_of(model, variables, batch))
       pairs = {**metrics, "loss": (total, weight)}
       means = {name: (name, f"{name}_weight") for name in pairs}
       record: dict[str, Any] = {"id": str(number)}
       for name, (a, b) in pairs.items():
         record |= {name: float(a), f"{name}_weight": float(b)}
       records.append(record)
-    figures = {
-      name: sum(record[name] for record in records) / sum(record[weight] for record in records)
+    sums = {
+      name: [sum(record[part] for record in records) for part in (name, weight)]
       for name, (_, weight) in means.items()
     }
+    # What no batch had, such as an answer that is good, has no mean.
+    figures = {name: total / weight for name, (total, weight) in sums.items() if weight}
+    means = {name: pair for name, pair in means.items() if name in figures}
     return Result("held_out", figures, records, means)
 
   return evaluate

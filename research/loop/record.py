@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from research.io import metrics as metrics_lib
+from research.loop.falling import Falling
 
 # Steps whose mean duration the terminal shows.
 _RATE_STEPS = 20
@@ -48,6 +49,10 @@ class Recorder:
       max_nonfinite_steps: updates skipped in a row that end the run.
     """
     self._json = metrics_lib.JsonLines(directory / "metrics.jsonl", resume_step)
+    self._falling = Falling()
+    if resume_step:
+      for line in metrics_lib.read_json_lines(directory / "metrics.jsonl"):
+        self._falling(line)  # what it says of these was said
     self._board = None
     if tensorboard:
       self._board = metrics_lib.TensorBoard(directory / "tensorboard", resume_step)
@@ -121,7 +126,10 @@ class Recorder:
       sums["model_flops_utilization"] = (self._flops(counts), seconds * self._peak_flops)
       self._durations.append((counts["tokens"], seconds))
     self._compiled = True
-    self._json.write(step, {**_means(sums), **counts, "seconds": seconds})
+    means = _means(sums)
+    self._json.write(step, {**means, **counts, "seconds": seconds})
+    if note := self._falling(means):
+      self.say(f"step {step}: {note}")
     for name, (a, b) in sums.items():
       total, weight = self._window.get(name, (0.0, 0.0))
       self._window[name] = (total + a, weight + b)

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 from research import peft, quant
-from research.core import cache, sharding, tree
+from research.core import cache, matrix, sharding, tree
 from research.core import compile as compile_lib
 from research.core import config as config_lib
 from research.io import metrics as metrics_lib
@@ -37,6 +37,8 @@ from research.optim import build as optim
 MAY_CHANGE = ("checkpoint", "compilation_cache", "data.eval", "directory", "eval", "log")
 
 Results = dict[str, Any]
+
+_OF_MODEL = ("params", "adapters", "objective")  # collections of variables that are counted
 
 
 def run(
@@ -111,6 +113,9 @@ class _Trainer:
     step_model, frozen = step.arrange(task.model, trainable, frozen, self._mesh, task.teacher)
     # Of the stacks that may just have been copied, nothing keeps the originals.
     task = self._task = dataclasses.replace(task, variables=jax.eval_shape(lambda: task.variables))
+    # Frozen companions, a teacher or a copy to compare with, are no parameters of the model.
+    of_model = {name: task.variables[name] for name in _OF_MODEL if name in task.variables}
+    self._parameters = matrix.count(of_model)
     self._free_steps = _free_steps(config, task.variables["params"])
 
     def program(free: bool) -> step.Program:
@@ -122,6 +127,7 @@ class _Trainer:
         accumulate_steps=config.train.accumulate_steps,
         seed=config.seed,
         meta=meta.build(config.train.meta),
+        rows_per_example=task.rows_per_example,
         free=free,
       )
       return step.Program(made, out_shardings=(shardings, None))
@@ -274,7 +280,7 @@ class _Trainer:
 
   def _introduce(self) -> None:
     context = self._context
-    trained, total = tree.count(context.state.trainable), self._task.size()
+    trained, total = tree.count(context.state.trainable), self._parameters
     context.say(
       f"{total:,} parameters, of which {trained:,} ({trained / total:.2%}) are trained\n"
       f"{self._task.batches.description()}"
@@ -295,7 +301,7 @@ class _Trainer:
       "useful_tokens": sum(line["useful_tokens"] for line in steps),
       "skipped_updates": int(self._context.state.skipped),
       "trainable_parameters": tree.count(self._context.state.trainable),
-      "parameters": self._task.size(),
+      "parameters": self._parameters,
       "evaluations": [{"step": at, **found} for at, found in self._context.evaluations],
     }
 

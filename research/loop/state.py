@@ -38,7 +38,7 @@ def trains(
 ) -> Callable[[str, Any], bool]:
   """The predicate over `variables` (paths `params/...`, `adapters/...`) that splits them.
 
-  What an objective learns (`objective/...`) trains always.
+  What an objective learns (`objective/...`) trains always, and other collections never.
 
   Args:
     section: any of `"adapters"` (what of them is not constant), `"all"` (every parameter, and
@@ -69,6 +69,8 @@ def trains(
       return True
     if path.startswith("params/"):
       return path in chosen
+    if not path.startswith("adapters/"):
+      return False
     return with_adapters and adapter_trains(_within(path), leaf)
 
   if not any(predicate(path, leaf) for path, leaf in tree.flatten(variables).items()):

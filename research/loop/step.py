@@ -85,13 +85,15 @@ def make_step(
   accumulate_steps: int,
   seed: int,
   meta: Meta | None = None,
+  rows_per_example: int = 1,
   free: bool = False,
 ) -> Step:
   """`step(state, frozen, batch) -> (state, metrics)`, pure and ready for `jax.jit`.
 
   The gradient is that of (sum of losses) / (sum of weights) over the whole batch, whether it is
   taken at once or in `accumulate_steps` slices. An update whose loss or gradient is not finite is
-  left out: parameters and moments stay as they are, and the counters of the state tell.
+  left out: parameters and moments stay as they are, and the counters of the state tell. Slices have
+  whole examples, of `rows_per_example` neighbouring rows each.
 
   With `meta` the gradient is one of learning an initialization (`loop.meta`). What a method adds to
   the mean loss, once a step (`peft.penalty`), is the metric `penalty` and in no other. A step that
@@ -123,7 +125,7 @@ def make_step(
     if accumulate_steps == 1:
       sums, gradients = take(state.trainable, frozen, batch, rng, state.step)
     else:
-      unit = meta.rows_per_task if meta else 1
+      unit = meta.rows_per_task if meta else rows_per_example
       slices = {name: cut(rows, accumulate_steps, unit) for name, rows in batch.items()}
       sums, gradients = summed(take, state.trainable, frozen, slices, rng, state.step)
     total, weight = sums["loss"]

@@ -77,10 +77,9 @@ def with_adapter(subject: Subject, directory: Path) -> Subject:
 
 def _adapters(subject: Subject, directory: Path) -> Any:
   from research import peft
-  from research.models import families
+  from research.models import scored
 
-  config = subject.model.config
-  modules = families.find(config.family).modules(config)
+  modules = scored.modules(subject.model.config)
   return peft.load(directory, subject.variables["params"], modules)
 
 
@@ -180,7 +179,11 @@ def load_run(directory: Path, dtype: str | None = None) -> Subject:
     subject = _base(config, dtype)
     subject = _with_bank(subject, {path.name: path for path in each})
   elif (directory / "adapter").is_dir():
-    subject = with_adapter(_base(config, dtype), directory / "adapter")
+    subject = _base(config, dtype)
+    if config.model.get("head"):
+      # Its numbers are in the adapter's files, beside it.
+      subject = _with_head(subject, config.model.head)
+    subject = with_adapter(subject, directory / "adapter")
   elif (directory / "model").is_dir():
     subject = load_model(str(directory / "model"), dtype)
     subject.base = config.model.source
@@ -200,6 +203,16 @@ def _base(config: config_lib.Config, dtype: str) -> Subject:
     return subject
   held = quant.quantize(subject.variables["params"], config.quantize)
   return dataclasses.replace(subject, variables={"params": held})
+
+
+def _with_head(subject: Subject, section: Mapping[str, Any]) -> Subject:
+  """The subject with a new head, of the kind that a run's config asks for."""
+  from research.core import rng
+  from research.models import heads
+
+  params = subject.variables["params"]
+  model, params, _ = heads.attach(subject.model, params, section, rng.root(0, "head"))
+  return dataclasses.replace(subject, model=model, variables={"params": params})
 
 
 def load(args: argparse.Namespace) -> Subject:

@@ -98,6 +98,7 @@ class DecoderConfig(StackConfig):
   local_rope: rotary embedding of the layers with a window, by default `rope`.
   positions: one of `POSITIONS`, for models without `rope`: "learned" ones up to `max_positions`,
     "sinusoidal" ones added to embeddings, or "alibi", a bias of scores (`research.nn.bias`).
+  head: None tells the next token, "score" is a number for a text, as a reward model gives it.
   """
 
   task_type: ClassVar[str | None] = "CAUSAL_LM"
@@ -109,9 +110,12 @@ class DecoderConfig(StackConfig):
   windows: tuple[int, ...] = ()
   local_rope: Rope | None = None
   positions: str = "learned"
+  head: str | None = None
 
   def __post_init__(self):
     super().__post_init__()
+    if self.head not in (None, "score"):
+      raise ValueError(f"head {self.head!r} of a decoder is unknown; known: score")
     if self.windows and len(self.windows) != self.num_layers:
       raise ValueError(f"{len(self.windows)} windows are given for {self.num_layers} layers")
     if self.positions not in POSITIONS:
@@ -139,7 +143,8 @@ class DecoderConfig(StackConfig):
       keys += 2 * window - window**2 / length
     scores = self.num_heads * self.head_size * keys
     layers = self.num_layers * self.layer_weights()
-    return 2.0 * (layers + scores + self.hidden_size * self.vocab_size)
+    head = 0 if self.head else self.hidden_size * self.vocab_size  # a score is of one token
+    return 2.0 * (layers + scores + head)
 
 
 HEADS = ("masked", "sequence", "token")

@@ -41,7 +41,9 @@ class Decoder(nn.Module):
       self.position_embed = Embed(c.max_positions, c.hidden_size, self.dtype, name="positions")
     self.layers = self._stack()
     self.final_norm = Norm(c.norm, c.norm_eps)
-    if not c.tied_head:
+    if c.head == "score":
+      self.score = Linear(1)
+    elif not c.tied_head:
       self.lm_head = Linear(c.vocab_size)
 
   def _stack(self):
@@ -135,10 +137,14 @@ class Decoder(nn.Module):
   @property
   def head_names(self) -> tuple[str, ...]:
     """The top-level names of the variables that `head` reads."""
+    if self.config.head == "score":
+      return ("score",)
     return ("embed",) if self.config.tied_head else ("lm_head",)
 
   def head(self, hidden):
-    """`[..., D]` -> float32 logits `[..., V]`."""
+    """`[..., D]` -> float32 logits `[..., V]`; of a score `[..., 1]`."""
+    if self.config.head == "score":
+      return self.score(hidden).astype(jnp.float32)
     if self.config.tied_head:
       logits = self.embed.attend(hidden)
     else:

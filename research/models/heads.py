@@ -1,4 +1,5 @@
-"""What stands on an encoder: predictions of hidden tokens, and classes of documents and tokens.
+"""What stands on a model: of encoders, predictions of hidden tokens, and classes of documents and
+tokens; of decoders a score.
 
 B batch, S sequence, D model, V vocabulary, C classes.
 """
@@ -15,12 +16,13 @@ import jax.numpy as jnp
 
 from research.core import config as config_lib
 from research.core import tree
-from research.models.config import EncoderConfig
+from research.models.config import DecoderConfig, EncoderConfig
 from research.nn.linear import Linear
 from research.nn.mlp import ACTIVATIONS
 from research.nn.norm import Norm
 
 if TYPE_CHECKING:
+  from research.models.decoder import Decoder
   from research.models.encoder import Encoder
 
 Tree = Any
@@ -90,29 +92,37 @@ SECTIONS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
+def score() -> dict[str, Any]:
+  """A number for a text, at its last token, of a decoder."""
+  return {"head": "score"}
+
+
 def attach(
-  model: Encoder, params: Tree, section: Mapping[str, Any], rng: jax.Array
-) -> tuple[Encoder, Tree, frozenset[str]]:
-  """The encoder with the head that a config's section asks for.
+  model: Encoder | Decoder, params: Tree, section: Mapping[str, Any], rng: jax.Array
+) -> tuple[Encoder | Decoder, Tree, frozenset[str]]:
+  """The encoder or decoder with the head that a config's section asks for.
 
   A head that it has and that is like it is kept; another is left out, and what is missing is
   initialized as if in pre-training.
 
   Args:
     section: `{"name": "sequence", "labels": ["negative", "positive"]}`, a key of `SECTIONS` and
-      that one's arguments.
+      that one's arguments; for decoders `{"name": "score"}`.
 
   Returns:
     The model, its parameters, and the paths of those that are new.
 
   Raises:
-    ValueError: the section is wrong, or the model is no encoder.
+    ValueError: the section is wrong, or the model is neither.
   """
-  if not isinstance(model.config, EncoderConfig):
-    raise ValueError(f"a head {section.get('name')!r} is for encoders, not a {model.config.family}")
-  wanted = config_lib.call(SECTIONS, section)
-  pooler = wanted["head"] == "sequence" and model.config.dense is None
-  changed = model.clone(config=dataclasses.replace(model.config, pooler=pooler, **wanted))
+  if isinstance(model.config, DecoderConfig):
+    wanted = config_lib.call({"score": score}, section)
+  elif isinstance(model.config, EncoderConfig):
+    wanted = config_lib.call(SECTIONS, section)
+    wanted["pooler"] = wanted["head"] == "sequence" and model.config.dense is None
+  else:
+    raise ValueError(f"no head {section.get('name')!r} goes on a {model.config.family}")
+  changed = model.clone(config=dataclasses.replace(model.config, **wanted))
   token = jnp.zeros((1, 1), jnp.int32)
   have = tree.flatten(params)
   shapes = tree.flatten(jax.eval_shape(changed.init, rng, token)["params"])

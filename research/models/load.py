@@ -13,7 +13,7 @@ import numpy as np
 from research.core import tree
 from research.data.tokenizer import Tokenizer
 from research.io import gguf, safetensors
-from research.models import families, named, quantized
+from research.models import families, named, quantized, scored
 from research.models.config import DecoderConfig, EncoderConfig, StackConfig
 from research.models.decoder import Decoder
 from research.models.encoder import Encoder
@@ -71,9 +71,8 @@ def save(
   directory: str | Path, model: Model, params: Tree, tokenizer: Tokenizer | None = None
 ) -> None:
   """Writes a Hugging Face directory that `transformers` loads."""
-  tensors = weights.save(
-    families.find(model.config.family).weights(model.config), jax.device_get(params)
-  )
+  names = families.find(model.config.family).weights(model.config)
+  tensors = weights.save(scored.table(model.config, names), jax.device_get(params))
   dtype = str(params["embed"]["embedding"].dtype)
   _write_directory(Path(directory), model, tensors, tokenizer, {"dtype": dtype})
 
@@ -98,7 +97,8 @@ def save_quantized(
 
 def _write_directory(directory, model, tensors, tokenizer, more):
   directory.mkdir(parents=True, exist_ok=True)
-  config = families.find(model.config.family).write_config(model.config) | more
+  config = families.find(model.config.family).write_config(model.config)
+  config = scored.written(model.config, config) | more
   config["torch_dtype"] = config["dtype"]
   if tokenizer is not None:
     eos = list(tokenizer.eos_ids)
@@ -145,7 +145,7 @@ def _open_directory(path):
   if not file.exists():
     raise FileNotFoundError(f"{path} has no config.json; a model directory needs one")
   hf = json.loads(file.read_text())
-  config = read_config(hf)
+  config = scored.read(read_config(hf), hf)
   family = families.find(config.family)
   tensors = safetensors.read(path)
   for pattern, name in getattr(family, "RENAMED", ()):
@@ -158,12 +158,12 @@ def _open_directory(path):
   if hasattr(family, "complete"):
     config = family.complete(config, tensors)
   ignore = list(family.IGNORED)
-  if isinstance(config, DecoderConfig) and config.tied_head:
+  if isinstance(config, DecoderConfig) and (config.tied_head or config.head):
     ignore.append(r"lm_head\.weight")  # a copy of the embedding, which some tools store
   # Weights alone are a model too; whatever needs text says so when the tokenizer is None.
   has_tokenizer = any(path.glob("tokenizer*"))
   tokenizer = Tokenizer.from_directory(path) if has_tokenizer else None
-  return config, family.weights(config), tensors, ignore, tokenizer
+  return config, scored.table(config, family.weights(config)), tensors, ignore, tokenizer
 
 
 def _quantization(path):

@@ -4,10 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from research.core import config
+from research.objectives.answers import AnswerLoss
 from research.objectives.causal import causal
 from research.objectives.distillation import Lesson, constant_temperature, distillation
 from research.objectives.embedding import embedding
+from research.objectives.judged import kto
 from research.objectives.labelled import classification, masked
+from research.objectives.preference import pair_loss
+from research.objectives.reward import reward
 from research.objectives.routed import by_task
 from research.objectives.seq2seq import seq2seq
 from research.objectives.tokens import Loss, require_model
@@ -20,7 +24,13 @@ OBJECTIVES: dict[str, Callable[..., Loss]] = {
   "classification": classification,
   "embedding": embedding,
   "seq2seq": seq2seq,
+  "preference": pair_loss,
+  "kto": kto,
+  "reward": reward,
 }
+
+# Objectives of judged answers, and the kind of rows that they read (`data.preferences.READERS`).
+ANSWERS: dict[str, str] = {"preference": "pairs", "reward": "pairs", "kto": "judged"}
 
 
 def build(
@@ -54,7 +64,9 @@ def variables(objective: Loss) -> Any:
 
 
 __all__ = [
+  "ANSWERS",
   "OBJECTIVES",
+  "AnswerLoss",
   "Lesson",
   "Loss",
   "build",
@@ -64,8 +76,11 @@ __all__ = [
   "constant_temperature",
   "distillation",
   "embedding",
+  "kto",
   "masked",
+  "pair_loss",
   "require_model",
+  "reward",
   "seq2seq",
   "variables",
 ]

@@ -21,6 +21,9 @@ TRAINS: Mapping[str, tuple[type, str]] = {
   "classification": (EncoderConfig, "encoders"),
   "embedding": (EncoderConfig, "encoders"),
   "seq2seq": (EncoderDecoderConfig, "encoder-decoders"),
+  "preference": (DecoderConfig, "decoders"),
+  "kto": (DecoderConfig, "decoders"),
+  "reward": (DecoderConfig, "decoders"),
 }
 
 
@@ -94,7 +97,7 @@ def require(name: str, batch: Mapping[str, jax.Array], key: str, rows: str) -> N
     key: of the batch. rows: what rows have it.
   """
   if key not in batch:
-    kinds = {"targets", "labels", "roles"} & set(batch)
+    kinds = {"targets", "labels", "roles", "margin", "label"} & set(batch)
     raise ValueError(
       f"the objective {name!r} needs {rows}; these rows have {', '.join(kinds)} and no {key}"
     )
