@@ -143,7 +143,7 @@ def test_what_cannot_be():
   config = _config("wrong", objective={"name": "causal"})
   with pytest.raises((ConfigError, ValueError), match="objectives 'preference' and 'reward'"):
     run.run(Config(config.to_dict()))
-  config = _config("wrong")
+  config = _config("classes")
   config.model.head = {"name": "sequence", "labels": 2}
   with pytest.raises(ConfigError, match="there are score"):
     run.run(Config(config.to_dict()))

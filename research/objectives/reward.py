@@ -32,10 +32,6 @@ def reward(*, tasks: Sequence[str] = (), centring: float = 0.0) -> AnswerLoss:
     del step
     tokens.require_model("reward", model)
     tokens.require("reward", batch, "margin", "rows of chosen and rejected answers")
-    if model.config.head != "score":
-      raise ValueError(
-        "the objective 'reward' needs config.model.head = {'name': 'score'}; the model has none"
-      )
     found = scored.scores(model, variables, batch, None if rng is None else {"dropout": rng})
     chosen, rejected = jnp.split(answers.apart(found), 2)
     there = jnp.any(batch["segments"] > 0, axis=1).reshape(-1, 2).all(axis=1)

@@ -112,3 +112,8 @@ def require_model(name: str, model: Any) -> None:
       f"the objective {name!r} trains {what}, not a {model.config.family}, which has"
       f" {', '.join(fitting)}"
     )
+  if isinstance(model.config, DecoderConfig) and (model.config.head == "score") != (
+    name == "reward"
+  ):
+    needs = "config.model.head = {'name': 'score'}" if name == "reward" else "no head for scores"
+    raise ValueError(f"the objective {name!r} needs {needs}; the model's is {model.config.head!r}")

@@ -37,7 +37,7 @@ def test_a_step(tmp_path, byte_tokenizer):
   model = models.build(LLAMA, unroll=1)
   policy, reference = (
     jax.tree.map(lambda leaf: leaf * 4, models.initialize(model, jax.random.key(seed)))
-    for seed in (0, 1)
+    for seed in (1, 0)
   )
   theirs = []
   for name, params in (("policy", policy), ("reference", reference)):
