@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
   # {"name": "linear", "start": 4.0}} learns from `teacher`.
   # {"name": "preference", "loss": {"name": "sigmoid", "beta": 0.1}, "reference": "base"} is DPO:
   # research.losses.preference has the losses, and the reference is the model without its adapters
-  # ("base"), a copy of it as the run begins ("copy"), or what that said of the data, computed before
+  # ("base"), a copy of it as the run begins ("copy"), or what that said of the data, found before
   # the first step ("kept"); "kto" and "reward" are beside it.
   config.objective = ConfigDict({"name": "causal"})
 
