@@ -123,13 +123,22 @@ REFERENCES = {
   "quantized": (_dpo("base"), {"quantize": NF4}),
   "full copy": (_dpo("copy"), {"adapters": (), "trainable": ("all",)}),
 }
-SLOW = ("kto", "quantized")
-WHOLE = ("quantized", "full copy")  # which are not killed: the others tell of that
+WHOLE = ("none", "quantized", "full copy")  # which are not killed: the others tell of that
 
 
 @pytest.fixture(scope="module")
-def runs():
-  return {}
+def done(world):
+  """What the run of a name left: its results and its steps' lines. It runs when first asked."""
+  found = {}
+
+  def ask(name):
+    if name not in found:
+      objective, changes = REFERENCES[name]
+      results = run.run(_config(name, objective, **changes))
+      found[name] = results, _lines(world / name)
+    return found[name]
+
+  return ask
 
 
 def _result(directory):
@@ -138,14 +147,10 @@ def _result(directory):
   return {file.name: file.read_bytes() for file in found}
 
 
-@pytest.mark.parametrize(
-  "name",
-  [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in REFERENCES],
-)
-def test_a_run_learns_and_goes_on_to_the_same_bits(world, runs, name):
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_run_learns_and_goes_on_to_the_same_bits(world, done, name):
   objective, changes = REFERENCES[name]
-  results = run.run(_config(name, objective, **changes))
-  steps = _lines(world / name)
+  results, steps = done(name)
   if name not in ("none", "kto"):
     np.testing.assert_allclose(steps[0]["loss"], np.log(2), rtol=1e-5)
     assert steps[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
@@ -158,7 +163,6 @@ def test_a_run_learns_and_goes_on_to_the_same_bits(world, runs, name):
   beside = results["trainable_parameters"] if changes.get("adapters", LORA) else 0
   assert results["parameters"] >= base_parameters + beside  # LoRA's scales are constant
   assert results["parameters"] < 1.1 * (base_parameters + beside)
-  runs[name] = steps
   if name in WHOLE:
     return
   broken = _config(f"{name} broken", objective, **changes)
@@ -170,24 +174,21 @@ def test_a_run_learns_and_goes_on_to_the_same_bits(world, runs, name):
   assert [line["loss"] for line in again] == [line["loss"] for line in steps]
 
 
-def test_references_agree(runs):
+def test_references_agree(done):
   """A copy of the model, what was kept of it, and it without the adapter are the same."""
-  if not runs.keys() >= {"base", "copy", "kept"}:
-    pytest.skip("the runs are another worker's")
   for name in ("copy", "kept"):
-    losses = [[line["loss"] for line in runs[each]] for each in (name, "base")]
+    losses = [[line["loss"] for line in done(each)[1]] for each in (name, "base")]
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
-def test_accumulation_takes_whole_pairs(world, runs):
-  if "base" not in runs:
-    pytest.skip("the run is another worker's")
+def test_accumulation_takes_whole_pairs(world, done):
   # A pair's loss is of its own, so that slices change nothing.
-  train = {"steps": 1, "batch_size": 4, "accumulate_steps": 2, "meta": {}}
-  run.run(_config("sliced", _dpo("base"), train=train))
+  values = _config("sliced", _dpo("base")).to_dict()
+  values["train"] |= {"steps": 1, "accumulate_steps": 2}
+  run.run(Config(values))
   (sliced,) = _lines(world / "sliced")
   for key in ("loss", "gradient_norm", "logps/chosen", "rewards/accuracies"):
-    np.testing.assert_allclose(sliced[key], runs["base"][0][key], rtol=1e-5)
+    np.testing.assert_allclose(sliced[key], done("base")[1][0][key], rtol=1e-5)
 
 
 def test_held_out_pairs_are_measured_and_references_kept_for_them_too(world):
@@ -213,9 +214,8 @@ def test_what_was_kept_is_not_computed_again(world, monkeypatch):
     problem.assemble(_config("kept more", {**_dpo("kept"), "ld_alpha": 0.5}))
 
 
-def test_the_adapter_is_peft_s(world, runs):
-  if "base" not in runs:
-    pytest.skip("the run is another worker's")
+def test_the_adapter_is_peft_s(world, done):
+  done("base")
   model, params, _ = models.load("model")
   modules = families.find("llama").modules(model.config)
   adapters = peft.load(world / "base/adapter", params, modules)

@@ -22,6 +22,8 @@ from research.loop import teacher as teachers
 from research.loop.step import Objective
 from research.models import scored
 
+_COMPANIONS = ("teacher", "reference")  # collections that are not the model's
+
 
 class Batches(Protocol):
   """Endless batches of numpy arrays, and where in the data they stand."""
@@ -144,7 +146,7 @@ def assemble(config: config_lib.Config) -> Problem:
     evaluators.append(held_out_loss(loss, judged))
   with config_lib.blaming("eval.evaluators"):
     built = evals.build([section.take() for section in config.eval.evaluators])
-    evaluators += [_of_model(evaluator) for evaluator in built] if teacher else built
+    evaluators += [_of_model(evaluator) for evaluator in built]
 
   return Problem(
     model=model,
@@ -213,15 +215,14 @@ def _exporter(
   return export
 
 
-def _without_teacher(variables: Mapping[str, Any]) -> dict[str, Any]:
-  return {name: part for name, part in variables.items() if name != "teacher"}
-
-
 def _of_model(evaluator: Evaluator) -> Evaluator:
-  """`evaluator`, told nothing of the teacher."""
-  return lambda model, variables, tokenizer: evaluator(
-    model, _without_teacher(variables), tokenizer
-  )
+  """`evaluator`, told nothing of a teacher or a reference."""
+
+  def evaluate(model: Any, variables: Any, tokenizer: Any) -> Result:
+    own = {name: part for name, part in variables.items() if name not in _COMPANIONS}
+    return evaluator(model, own, tokenizer)
+
+  return evaluate
 
 
 def _routed(loss: Objective, names: Sequence[str], tasks: Sequence[str]) -> Objective:
