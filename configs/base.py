@@ -145,6 +145,9 @@ def get_config() -> ConfigDict:
   config.train.batch_size = 16
   # Slices of the batch that are taken one after the other, to save memory.
   config.train.accumulate_steps = 1
+  # A distillation's student writes answers itself, {"share": 0.5, "max_new_tokens": 128,
+  # "temperature": 1.0}, after the prompts of a share of the batches (research.loop.on_policy).
+  config.train.on_policy = ConfigDict()
   # What trains on a grid (`quantize`) trains as it is for so many steps first.
   config.train.round_after_steps = 0
   # Learning where to start from, by tasks of a mixture (research.loop.meta); empty: none.

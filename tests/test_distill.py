@@ -12,6 +12,7 @@ from research import models, train
 from research.core import tree
 from research.data import kept
 from research.loop import teacher as teachers
+from research.loop.on_policy import OnPolicy
 
 LLAMA = {
   "model_type": "llama",
@@ -50,6 +51,9 @@ def get_config(what="student"):
     config.objective.share = 1.0
     if what == "alike":
       config.teacher.quantize = (rule,)
+  if what == "written":
+    config.train.on_policy = {"share": 0.5, "max_new_tokens": 8}
+    config.data.train.packing = "none"
   config.data.train.source = {"name": "jsonl", "path": "rows.jsonl", "cache": "cache"}
   config.data.train.length = 48
   config.data.train.window = 16
@@ -153,6 +157,20 @@ def test_an_adapter_on_a_base_in_few_bits_learns_from_the_whole(world, command):
     assert code == 0
     found.append(_steps(world / name)[0]["loss"])
   assert found[0] == found[1]
+
+
+def test_what_the_student_writes_is_the_same_after_a_resume(world, command):
+  run = world / "written"
+  assert command("--config=config.py:written", "--config.data.eval={}")[0] == 0
+  due = [OnPolicy(share=0.5).numbers(0, step)[0] for step in range(4)]
+  assert due[2:] in ([True, False], [False, True], [True, True])  # one is written after the resume
+  steps = _steps(run)
+  (run / "results.json").unlink()
+  shutil.rmtree(run / "adapter")
+  shutil.rmtree(run / "checkpoints/4")
+  code, err = command("--config=config.py:written", "--config.data.eval={}")
+  assert code == 0 and "going on from step 2 of 4" in err
+  assert _steps(run) == steps
 
 
 def test_the_base_as_a_teacher_is_held_once(world, command):

@@ -16,7 +16,7 @@ from research.core import config as config_lib
 from research.core import matrix
 from research.data import pipeline, preferences
 from research.evals import Evaluator, Result
-from research.loop import kept, references
+from research.loop import kept, on_policy, references
 from research.loop import learner as learner_lib
 from research.loop import teacher as teachers
 from research.loop.step import Objective
@@ -55,6 +55,8 @@ class Problem:
   export: `(directory, variables)` writes what was trained for other tools to load.
   notes: what a person should know before the run, a line each.
   teacher: the model of the variables `"teacher"`.
+  rewrite: `(step, variables, batch) -> batch` of this process, before it is put on devices;
+    `variables` is a function that gives them.
   """
 
   model: Any
@@ -70,6 +72,7 @@ class Problem:
   rows_per_example: int = 1
   notes: Sequence[str] = ()
   teacher: Any = None
+  rewrite: Callable[..., dict[str, np.ndarray]] | None = None
 
 
 def assemble(config: config_lib.Config) -> Problem:
@@ -162,6 +165,7 @@ def assemble(config: config_lib.Config) -> Problem:
     rows_per_example=preferences.ROWS if answers else 1,
     notes=_notes(learner, merges=beside is None) + ([teacher.note()] if teacher else []),
     teacher=None if teacher is None or teacher.variables is None else teacher.model,
+    rewrite=on_policy.build(config, model, tokenizer, teacher is not None),
   )
 
 

@@ -211,11 +211,14 @@ class _Trainer:
     """One step: dispatched, not waited for."""
     context = self._context
     self._recorder.begin()
+    local = next(self._task.batches)
+    if self._task.rewrite:
+      local = self._task.rewrite(context.step, lambda: context.variables, local)
     batch = {
       name: jax.make_array_from_process_local_data(
         sharding.batch_sharding(self._mesh, rows.ndim), rows
       )
-      for name, rows in next(self._task.batches).items()
+      for name, rows in local.items()
     }
     now = self._free_step if context.step < self._free_steps else self._step
     context.state, metrics = now(context.state, context.frozen, batch)

@@ -128,7 +128,7 @@ def tiny_config(directory, compilation_cache, **changes):
     "data",
   ):
     del config[key]
-  del config.train["batch_size"], config.eval["evaluators"]
+  del config.train["batch_size"], config.train["on_policy"], config.eval["evaluators"]
   for key, value in changes.items():
     section = config
     *parents, name = key.split("__")
