@@ -145,7 +145,7 @@ def test_what_cannot_be():
     run.run(Config(config.to_dict()))
   config = _config("classes")
   config.model.head = {"name": "sequence", "labels": 2}
-  with pytest.raises(ConfigError, match="there are score"):
+  with pytest.raises(ConfigError, match="is for encoders, not a llama"):
     run.run(Config(config.to_dict()))
   config = _config("headless")
   config.model.head = {}

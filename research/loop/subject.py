@@ -199,9 +199,10 @@ def _base(config: config_lib.Config, dtype: str) -> Subject:
   subject = load_model(config.model.source, dtype)
   # What began as a part of the base was taken out before that was rounded; the adapter is for the
   # base as it was, and is nearer to what was trained there.
-  if any(rule.get("start") in ("olora", "pissa") for rule in config.adapters):
+  rules, adapters = config.get("quantize", ()), config.get("adapters", ())
+  if any(rule.get("start") in ("olora", "pissa") for rule in adapters):
     return subject
-  held = quant.quantize(subject.variables["params"], config.quantize)
+  held = quant.quantize(subject.variables["params"], rules)
   return dataclasses.replace(subject, variables={"params": held})
 
 

@@ -116,6 +116,11 @@ def attach(
     ValueError: the section is wrong, or the model is neither.
   """
   if isinstance(model.config, DecoderConfig):
+    if section.get("name") in SECTIONS:
+      raise ValueError(
+        f"the head {section['name']!r} is for encoders, not a {model.config.family}, which takes"
+        " 'score'"
+      )
     wanted = config_lib.call({"score": score}, section)
   elif isinstance(model.config, EncoderConfig):
     wanted = config_lib.call(SECTIONS, section)

@@ -77,7 +77,8 @@ def test_adapters_learn_on_it_as_on_the_numbers(held, method):
   model, params, plain = held
   rule = {"name": method, "target": "layers/.*_proj/kernel"}
   rule |= {"rank": 2} if method != "ia3" else {}
-  adapters = peft.moved(peft.attach((rule,), params, jax.random.key(2)), params)
+  adapters = peft.attach((rule,), params, jax.random.key(2))
+  adapters = peft.moved(adapters, params, plain)
   targets, weights = jnp.roll(TOKENS, -1, axis=1), jnp.ones(TOKENS.shape)
 
   @jax.jit
