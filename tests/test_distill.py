@@ -2,13 +2,15 @@
 
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import models, train
+from research import models, peft, train
+from research.core import config as config_lib
 from research.core import tree
 from research.data import kept
 from research.loop import teacher as teachers
@@ -49,8 +51,6 @@ def get_config(what="student"):
     config.quantize = (rule,)
     config.adapters = ({"target": "layers/.*_proj/kernel", "name": "lora", "rank": 2},)
     config.objective.share = 1.0
-    if what == "alike":
-      config.teacher.quantize = (rule,)
   if what == "written":
     config.train.on_policy = {"share": 0.5, "max_new_tokens": 8}
     config.data.train.packing = "none"
@@ -138,25 +138,19 @@ def test_an_adapter_on_a_base_in_few_bits_learns_from_the_whole(world, command):
   assert after["distillation/divergence"] < before["distillation/divergence"]
   assert (run / "adapter/adapter_config.json").exists()
   # The run is a teacher in its turn, and its adapter one of the same source in as few bits.
+  tokenizer = models.load(world / "model")[2]
+  learner = types.SimpleNamespace(tokenizer=tokenizer, variables={"adapters": {}})
+  none = {"source": "", "adapter": "", "run": "", "dtype": "", "quantize": ()}
   found = []
-  for name, what, teacher in (
-    ("of_run", "adapter", ("--config.teacher.run=adapter",)),
-    (
-      "of_adapter",
-      "alike",
-      ("--config.teacher.source=model", "--config.teacher.adapter=adapter/adapter"),
-    ),
-  ):
-    flags = (
-      "--config.teacher.source=",
-      *teacher,
-      "--config.train.steps=1",
-      "--config.data.eval={}",
-    )
-    code, _ = command(f"--config=config.py:{what}", f"--config.directory={name}", *flags)
-    assert code == 0
-    found.append(_steps(world / name)[0]["loss"])
-  assert found[0] == found[1]
+  rule = {"target": "layers/.*_proj/kernel", "kind": "nf4", "group": 16}
+  again = {"source": "model", "adapter": "adapter/adapter", "quantize": (rule,)}
+  for told in ({"run": "adapter"}, again):
+    section = {"model": {"dtype": "float32", "unroll": 1}, "teacher": none | told}
+    teacher = teachers.build(config_lib.Config(section), learner)
+    assert teacher.model.config.num_layers == 2
+    found.append(teacher.variables)
+  assert any(np.any(node.b) for _, node in peft.sites(found[0]["adapters"]))
+  jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 def test_what_the_student_writes_is_the_same_after_a_resume(world, command):

@@ -62,6 +62,13 @@ def test_parameters_adapters_and_their_moments():
   }
 
 
+def test_a_teachers_parameters_lie_where_a_students_do():
+  whole = _shapes({f"teacher/{path}": told for path, told in SPECS.items()})
+  found = {p: s.spec for p, s in tree.flatten(sharding.shardings(MESH, whole)).items()}
+  for path, (_, spec) in SPECS.items():
+    assert found[f"teacher/{path}"] == PartitionSpec(*spec), path
+
+
 def test_an_unknown_parameter_and_an_uneven_split_are_errors():
   with pytest.raises(ValueError, match="no sharding rule for params/conv/kernel"):
     sharding.shardings(MESH, _shapes({"params/conv/kernel": ((2, 2), None)}))

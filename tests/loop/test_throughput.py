@@ -1,5 +1,7 @@
 """FLOPs of training against the counts that papers give."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -40,6 +42,16 @@ def test_a_frozen_base_is_four_a_weight_and_its_adapters_six():
   trainable, _ = tree.partition(variables, lambda path, _: path.startswith("adapters"))
   flops = throughput.train_flops_per_token(_forward, variables, trainable)
   assert flops(0.0) == 4 * (MATRICES + V * D) + 6 * L * D * 2
+
+
+def test_a_teacher_adds_its_forward_pass():
+  variables = _tree(PARAMS)
+  config = types.SimpleNamespace(flops_per_token=lambda length: 1000.0 + length)
+  alone, beside = (
+    throughput.train_flops_per_token(_forward, variables, variables, teacher=teacher)
+    for teacher in (None, types.SimpleNamespace(config=config))
+  )
+  assert beside(10.0) - alone(10.0) == 1010.0
 
 
 def test_a_lookup_table_beside_a_head_is_no_matrix():
