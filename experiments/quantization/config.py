@@ -65,6 +65,7 @@ VARIANTS: dict[str, Variant] = {
   "w8a8 smoothquant": Variant(
     _projections("int8", activations="int8"), calibration.SmoothQuant(), "w8a8"
   ),
+  "w8a8 outliers": Variant(_projections("int8", activations="int8", outliers=16)),
   "nf4": Variant(_projections("nf4", group=64)),
   "nf4 double": Variant(_projections("nf4", group=64, scales="double")),
 }

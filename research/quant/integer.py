@@ -20,6 +20,17 @@ def rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   return jnp.clip(jnp.round(units), -MOST, MOST).astype(jnp.int8), scale
 
 
+def apart(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """`x [..., n]` in two: the `count` columns with its largest numbers, and the rest.
+
+  Returns:
+    `x` with zeros in those columns; they, `[..., count]`; and which they are, `[count]`.
+  """
+  sizes = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=tuple(range(x.ndim - 1)))
+  _, columns = jax.lax.top_k(sizes, count)
+  return x.at[..., columns].set(0), jnp.take(x, columns, axis=-1), columns
+
+
 def rows_at_random(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """As `rows`, but up or down by chance, so that the mean over many numbers stays.
 

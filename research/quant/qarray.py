@@ -158,8 +158,14 @@ def _product(x, kernel):
     return matmul(x, kernel.astype(x.dtype), (x.ndim - 1, ours))
   # One scale an output is as well multiplied afterwards.
   if kernel.scheme.activations:
+    whole: Any = 0
+    if kernel.scheme.outliers:
+      x, largest, columns = integer.apart(x, kernel.scheme.outliers)
+      theirs = jnp.take(kernel.codes, columns, axis=ours).astype(x.dtype)
+      whole = matmul(largest, theirs, (x.ndim - 1, ours))
     codes, scale = integer.rows(x)
-    return integer.matmul(codes, kernel.codes, (x.ndim - 1, ours)) * (scale * kernel.of_outputs())
+    total = integer.matmul(codes, kernel.codes, (x.ndim - 1, ours)) * scale
+    return (total + whole) * kernel.of_outputs()
   return matmul(x, kernel.codes.astype(x.dtype), (x.ndim - 1, ours)) * kernel.of_outputs()
 
 

@@ -33,6 +33,9 @@ class Scheme:
     of squared errors is least (what is outside is clipped).
   activations: "int8" rounds what is multiplied by the numbers, row by row, and multiplies integers
     (W8A8); for "int8" with a scale an output.
+  outliers: of rounded activations, so many inputs, those with the largest numbers of a batch, are
+    multiplied as they are (LLM.int8: Dettmers et al. 2022, arXiv:2208.07339, section 3.2, which
+    takes those with a number from 6 on; how many must be known to compile).
   gradients: "int8" does so, by chance up or down, with the gradients that go back through them.
 
   Raises:
@@ -45,6 +48,7 @@ class Scheme:
   scales: str = "float32"
   fit: str = "whole"
   activations: str = ""
+  outliers: int = 0
   gradients: str = ""
 
   def __post_init__(self):
@@ -71,6 +75,10 @@ class Scheme:
         raise ValueError(f"{name} {getattr(self, name)!r} are unknown; there is int8, or none")
     if (self.activations or self.gradients) and not self.has_channels:
       raise ValueError("products of integers are for symmetric int8 without groups")
+    if self.outliers < 0 or (self.outliers and not self.activations):
+      raise ValueError(
+        f"outliers {self.outliers}: how many inputs of rounded activations stay whole"
+      )
     if self.gradients and not self.activations:
       raise ValueError("gradients in int8 are for products whose activations are, too")
     if self.scales == "double" and (self.group <= 0 or not self.symmetric):
@@ -103,6 +111,8 @@ class Scheme:
       divisors = [g for g in (256, 128, 96, 64, 48, 32, 16, 8) if inputs % g == 0]
       would = f"; {', '.join(map(str, divisors))} would" if divisors else ""
       raise ValueError(f"{what}: a group of {self.group} does not divide {inputs} inputs{would}")
+    if self.outliers >= inputs:
+      raise ValueError(f"{what}: {self.outliers} outliers are all of its {inputs} inputs")
     if inputs % unit(self.bits):
       raise ValueError(f"{what}: {inputs} inputs of {self.bits} bits fill no whole bytes")
 

@@ -88,7 +88,7 @@ def _backward(residuals, g):
   held = kernel.held()
   dx = qarray.backward(g, held, x.dtype)
   flat, dflat = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-  if kernel.scheme.activations:
+  if kernel.scheme.activations and not kernel.scheme.outliers:
     codes, scale = integer.rows(flat)
     if kernel.scheme.gradients:
       # Rows are what is summed over: a scale of theirs goes to the other side, before that is

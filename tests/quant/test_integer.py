@@ -1,5 +1,7 @@
 """Products of integers and kernels that train on a grid, against the same in float64."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +42,23 @@ def test_a_product_is_that_of_what_was_rounded():
   np.testing.assert_allclose(dx, np.asarray(G, np.float64) @ numbers.T, rtol=1e-5, atol=1e-5)
 
 
+def test_outliers_are_multiplied_as_they_are():
+  """Columns with the largest numbers, wherever; rows' scales are of the others."""
+  scheme = dataclasses.replace(W8A8, outliers=2)
+  x = X.at[0, 3, 7].set(50.0).at[1, :, 20].mul(30)
+  held = qarray.quantize(W, scheme)
+  numbers = np.asarray(held.astype(jnp.float32), np.float64)
+  rest = np.asarray(x).copy()
+  rest[..., [7, 20]] = 0
+  largest = np.asarray(x, np.float64)[..., [7, 20]]
+  wanted = _rounded(rest) @ numbers + largest @ numbers[[7, 20]]
+  np.testing.assert_allclose(dot(x, held), wanted, rtol=1e-5, atol=1e-4)
+  apart = [np.abs(dot(x, qarray.quantize(W, s)) - x @ numbers).max() for s in (W8A8, scheme)]
+  assert apart[1] < 0.2 * apart[0]
+  with pytest.raises(ValueError, match="64 outliers are all of its 64 inputs"):
+    dataclasses.replace(scheme, outliers=64).require_fits(IN, "a kernel")
+
+
 def test_integers_are_summed_exactly():
   """Sums beyond what float32 tells apart, rounded once."""
   a, b = (jnp.asarray(RNG.integers(-127, 128, (4, 9000)), jnp.int8) for _ in range(2))
@@ -77,7 +96,15 @@ def test_rounding_by_chance_is_up_as_often_as_far():
 
 
 @pytest.mark.parametrize(
-  "scheme", [Scheme("int3", group=16), Scheme("nf4", group=16), W8A8, ALL8], ids=str
+  "scheme",
+  [
+    Scheme("int3", group=16),
+    Scheme("nf4", group=16),
+    W8A8,
+    ALL8,
+    Scheme("int8", activations="int8", outliers=3),
+  ],
+  ids=str,
 )
 def test_what_trains_acts_as_what_is_held(scheme):
   """Forward to the bit; gradients straight through, as if the rounded kernel were the numbers."""
@@ -87,7 +114,8 @@ def test_what_trains_acts_as_what_is_held(scheme):
   np.testing.assert_array_equal(y, dot(X, held))
   dx, dkernel = back(G)
   np.testing.assert_array_equal(dx, _vjp(held)[1])
-  seen = np.asarray(X, np.float64) if not scheme.activations else _rounded(X)
+  whole = not scheme.activations or scheme.outliers
+  seen = np.asarray(X, np.float64) if whole else _rounded(X)
   wanted = seen.reshape(-1, IN).T @ np.asarray(G, np.float64).reshape(-1, OUT)
   slack = 0.02 * wanted.std() if scheme.gradients else 1e-4
   assert np.abs(dkernel.values - wanted).max() < 4 * slack
@@ -116,6 +144,7 @@ def test_numbers_that_are_used_as_an_array_learn_straight_through():
     ({"kind": "int8", "group": 16, "activations": "int8"}, "symmetric int8 without groups"),
     ({"kind": "int8", "activations": "int4"}, "activations 'int4' are unknown"),
     ({"kind": "int8", "gradients": "int8"}, "whose activations are"),
+    ({"kind": "int8", "outliers": 4}, "outliers 4: how many inputs of rounded activations"),
   ],
 )
 def test_what_cannot_be_is_told(how, told):
