@@ -27,7 +27,11 @@ METHODS = {
   "int8": ({"name": "lora", **_LORA},),
 }
 _INT8 = {"target": _TARGET, "kind": "int8", "activations": "int8"}
-QUANTIZED = {"int8_forward": (_INT8,), "int8": ({**_INT8, "gradients": "int8"},)}
+QUANTIZED = {
+  "int8_forward": (_INT8,),
+  "int8_outliers": ({**_INT8, "outliers": 16},),
+  "int8": ({**_INT8, "gradients": "int8"},),
+}
 
 
 def get_config(source: str = "", method: str = "lora") -> ConfigDict:

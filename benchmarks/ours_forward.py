@@ -13,11 +13,12 @@ from research.models import unrolled
 def main() -> None:
   """Times the pass over a batch and prints the figures as a line of JSON."""
   parser = worker.parser(__doc__)
-  parser.add_argument("--quantize", choices=("int8",), help="what layers' products are of")
+  ways = ("int8_forward", "int8_outliers")
+  parser.add_argument("--quantize", choices=ways, help="what layers' products are of")
   args = parser.parse_args()
   model, params, _ = models.load(args.model, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
   if args.quantize:
-    params = quant.quantize(params, config.QUANTIZED["int8_forward"])
+    params = quant.quantize(params, config.QUANTIZED[args.quantize])
   model, variables = unrolled.unstack(model, {"params": params})
   tokens = workloads.random_tokens(workloads.FORWARD_BATCH, workloads.FORWARD_TOKENS)
   forward = jax.jit(lambda variables, tokens: model.apply(variables, tokens, method="hidden"))

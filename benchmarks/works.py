@@ -274,8 +274,11 @@ WORKS = {
     Work(
       "w8a8_forward",
       "forward pass in W8A8, 4x512 tokens",
-      _ours("ours_forward", "--quantize=int8", warmup=2, steps=8),
-      (_ourselves("bfloat16", "ours_forward", warmup=2, steps=8),),
+      _ours("ours_forward", "--quantize=int8_forward", warmup=2, steps=8),
+      (
+        _ourselves("bfloat16", "ours_forward", warmup=2, steps=8),
+        _ourselves("outliers", "ours_forward", "--quantize=int8_outliers", warmup=2, steps=8),
+      ),
     ),
     Work(
       "methods_peft",
@@ -330,6 +333,7 @@ BARS = (
   ),
   Bar("int8_step", "bfloat16", "tokens_per_second", 1.15, None),
   Bar("int8_step", "forward", "tokens_per_second", None, None),
+  Bar("w8a8_forward", "outliers", "tokens_per_second", None, None),
   Bar("w8a8_forward", "bfloat16", "tokens_per_second", 1.0, 1.5),
   Bar("methods_peft", "peft_dora", "tokens_per_second", None, None, cost=True),
   Bar("lora_step", "torch", "peak_bytes", 0.9, 0.6),

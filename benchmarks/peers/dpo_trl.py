@@ -19,6 +19,7 @@ from benchmarks.peers.sft_trl import Clock
 
 
 def main() -> None:
+  """Trains for the given steps and prints the figures as a line of JSON."""
   parser = worker.parser(__doc__)
   parser.add_argument("--kept", action="store_true", help="with precomputed log-probabilities")
   args = parser.parse_args()

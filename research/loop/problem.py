@@ -22,7 +22,8 @@ from research.loop import teacher as teachers
 from research.loop.step import Objective
 from research.models import scored
 
-_COMPANIONS = ("teacher", "reference")  # collections that are not the model's
+# The collections of variables that are the model's, and not a teacher's or a reference's.
+_OF_MODEL = ("params", "adapters", "objective")
 
 
 class Batches(Protocol):
@@ -219,12 +220,16 @@ def _exporter(
   return export
 
 
+def of_model(variables: Mapping[str, Any]) -> dict[str, Any]:
+  """`variables` without what is frozen beside the model, as a teacher."""
+  return {name: variables[name] for name in _OF_MODEL if name in variables}
+
+
 def _of_model(evaluator: Evaluator) -> Evaluator:
   """`evaluator`, told nothing of a teacher or a reference."""
 
   def evaluate(model: Any, variables: Any, tokenizer: Any) -> Result:
-    own = {name: part for name, part in variables.items() if name not in _COMPANIONS}
-    return evaluator(model, own, tokenizer)
+    return evaluator(model, of_model(variables), tokenizer)
 
   return evaluate
 

@@ -38,8 +38,6 @@ MAY_CHANGE = ("checkpoint", "compilation_cache", "data.eval", "directory", "eval
 
 Results = dict[str, Any]
 
-_OF_MODEL = ("params", "adapters", "objective")  # collections of variables that are counted
-
 
 def run(
   config: config_lib.Config,
@@ -114,8 +112,7 @@ class _Trainer:
     # Of the stacks that may just have been copied, nothing keeps the originals.
     task = self._task = dataclasses.replace(task, variables=jax.eval_shape(lambda: task.variables))
     # Frozen companions, a teacher or a copy to compare with, are no parameters of the model.
-    of_model = {name: task.variables[name] for name in _OF_MODEL if name in task.variables}
-    self._parameters = matrix.count(of_model)
+    self._parameters = matrix.count(problem.of_model(task.variables))
     self._free_steps = _free_steps(config, task.variables["params"])
 
     def program(free: bool) -> step.Program:
