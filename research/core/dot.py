@@ -12,7 +12,7 @@ import jax
 from flax import struct
 
 from research.core.matrix import Matrix
-from research.core.products import matmul, outer
+from research.core.products import matmul, outer, outer_of_rows
 
 
 @struct.dataclass
@@ -69,7 +69,7 @@ def _backward(residuals, g):
   x, kernel = residuals
   g = g.astype(x.dtype)
   dx = matmul(g, kernel.astype(x.dtype), (g.ndim - 1, 1)).astype(x.dtype)
-  dkernel = outer(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])).astype(kernel.dtype)
+  dkernel = outer_of_rows(x, g).astype(kernel.dtype)
   return dx, dkernel
 
 

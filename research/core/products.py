@@ -7,6 +7,8 @@ to bfloat16). bfloat16 operands with a float32 result are the native mode of mat
 import jax
 import jax.numpy as jnp
 
+from research.core.sharding import is_spread
+
 
 def matmul(a: jax.Array, b: jax.Array, contract: tuple[int, int], batch: int = 0) -> jax.Array:
   """Contracts axis `contract[0]` of `a` with `contract[1]` of `b` -> float32.
@@ -44,6 +46,24 @@ def outer(a: jax.Array, b: jax.Array, batch: int = 0) -> jax.Array:
 
   return jax.lax.platform_dependent(
     a, b, cpu=thin_first, default=lambda a, b: matmul(a, b, (batch, batch), batch)
+  )
+
+
+def outer_of_rows(a: jax.Array, b: jax.Array) -> jax.Array:
+  """`outer` over all leading axes: `[..., p]`, `[..., q]` -> float32 `[p, q]`.
+
+  Rows that are spread over devices stay where they are: to make one axis of several would gather
+  them.
+  """
+  if not is_spread():
+    return outer(a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1]))
+  rows = tuple(range(a.ndim - 1))
+  return jax.lax.dot_general(
+    a,
+    b,
+    ((rows, rows), ((), ())),
+    precision=jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None,
+    preferred_element_type=jnp.float32,
   )
 
 

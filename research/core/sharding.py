@@ -12,6 +12,7 @@ nothing below changes a number.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -59,6 +60,9 @@ _MESH: dict[str, tuple[str, ...]] = {
   "sequence": ("sequence",),
   "vocab": ("tensor",),
 }
+
+# For `constrain`: an axis that the compiler may split as it likes.
+FREE = PartitionSpec.UNCONSTRAINED
 
 _COLLECTION = re.compile(r"(?:.*/)?(params|adapters)/(.*)")
 
@@ -108,9 +112,110 @@ def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(*(_MESH[axis] for axis in axes)))
 
 
+def share_of_process(mesh: Mesh) -> tuple[int, int]:
+  """Which share of a batch's rows this process reads, and how many shares there are.
+
+  Processes whose devices have the same rows (they split heads or positions) read the same share.
+
+  Raises:
+    ValueError: the mesh gives processes rows that overlap without being the same.
+  """
+  blocks = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+  held: dict[int, set[int]] = {}
+  for block, devices in enumerate(blocks):
+    for device in devices:
+      held.setdefault(device.process_index, set()).add(block)
+  shares = sorted({tuple(sorted(found)) for found in held.values()})
+  if sum(map(len, shares)) != len(blocks) or len(set(map(len, shares))) > 1:
+    told = ", ".join(f"{axis}={count}" for axis, count in mesh.shape.items())
+    raise ValueError(
+      f"mesh {told} splits rows across {len(held)} processes unevenly; let data * fsdp be a"
+      " multiple or a divisor of their number"
+    )
+  return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
+
+
+def place(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+  """This process's share of a batch, `[B', S, ...]` or `[B']`, on the mesh: `[B, S, ...]`."""
+  _, shares = share_of_process(mesh)
+  return {
+    name: jax.make_array_from_process_local_data(
+      batch_sharding(mesh, rows.ndim), rows, (len(rows) * shares, *rows.shape[1:])
+    )
+    for name, rows in batch.items()
+  }
+
+
+def gathered(values: Any) -> Any:
+  """A tree whose arrays are whole on this process; all processes have to call it.
+
+  What is not on other processes stays where it is.
+  """
+
+  def whole(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+      return leaf
+    if not leaf.is_fully_replicated:
+      mesh = leaf.sharding.mesh  # type: ignore[attr-defined]  # all that is spread is by name
+      leaf = jax.device_put(leaf, replicated(mesh))
+    return leaf.addressable_data(0)
+
+  return jax.tree.map(whole, values)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """A copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def is_spread() -> bool:
+  """Whether what is traced now is for several devices: within `jax.set_mesh` of such a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return not mesh.empty and mesh.size > 1
+
+
+def parts(axis: str) -> int:
+  """Among how many devices a logical axis is split where a program is traced; 1 without a mesh."""
+  if not is_spread():
+    return 1
+  mesh = jax.sharding.get_abstract_mesh()
+  return math.prod(mesh.shape[name] for name in _MESH[axis])
+
+
+def split_axes() -> frozenset[str]:
+  """The mesh axes of more than one device, where a program is traced."""
+  shape = jax.sharding.get_abstract_mesh().shape
+  return frozenset(name for name, size in shape.items() if size > 1)
+
+
+def spec(x: jax.Array, *axes: Any) -> PartitionSpec:
+  """Where these logical axes of `x` live on the mesh that a program is traced with.
+
+  Only `split_axes` are named.
+
+  Args:
+    axes: a logical axis each, of which one whose length the mesh does not divide is not split; None
+      for one that is not; or `FREE`.
+  """
+  found: list[Any] = []
+  for size, axis in zip(x.shape, axes, strict=True):
+    if isinstance(axis, str):
+      divides = size % parts(axis) == 0
+      names = tuple(name for name in _MESH[axis] if name in split_axes())
+      found.append(names if divides and names else None)
+    else:
+      found.append(axis)
+  return PartitionSpec(*found)
+
+
+def constrain(x: jax.Array, *axes: Any) -> jax.Array:
+  """`x` with its axes where these logical axes live, see `spec`, where `is_spread`.
+
+  The compiler spreads what follows from parameters and batch by itself, and guesses where both
+  claim a mesh axis. What is told here: activations stay with their rows and tokens, and parameters
+  come to them.
+  """
+  return jax.lax.with_sharding_constraint(x, spec(x, *axes)) if is_spread() else x
 
 
 def _sharding(mesh: Mesh, path: str, leaf: Any) -> NamedSharding:

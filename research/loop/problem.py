@@ -13,7 +13,7 @@ import numpy as np
 
 from research import evals, models, objectives, peft, quant
 from research.core import config as config_lib
-from research.core import matrix
+from research.core import matrix, sharding
 from research.data import pipeline, preferences
 from research.evals import Evaluator, Result
 from research.loop import kept, on_policy, references
@@ -90,7 +90,9 @@ def assemble(config: config_lib.Config) -> Problem:
   with config_lib.blaming("adapters"):
     beside = _beside_adapters(learner, modules)
   virtual_tokens = len(peft.virtual_ids(variables["adapters"]))
-  shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
+  with config_lib.blaming("mesh"):
+    mesh = sharding.make_mesh(config.mesh)
+    index, count = sharding.share_of_process(mesh)
   # An encoder-decoder's rows are pairs.
   pairs = isinstance(model, models.EncoderDecoder)
   start_id = model.config.start_id if pairs else None
@@ -111,7 +113,8 @@ def assemble(config: config_lib.Config) -> Problem:
       seed=config.seed,
       rows_per_task=rows_per_task,
       kept=kept.build(config, learner, config.data.train),
-      **shard,
+      shard_index=index,
+      shard_count=count,
       **rows,
     )
     tasks = stream.tasks
@@ -142,14 +145,25 @@ def assemble(config: config_lib.Config) -> Problem:
       _check_positions(model, variables["adapters"], config.data.eval.length)
       asked = kept.build(config, learner, config.data.eval)
       held_out = pipeline.eval_batches(
-        config.data.eval, tokenizer, batch_size=batch_size, kept=asked, **shard, **rows
+        config.data.eval,
+        tokenizer,
+        batch_size=batch_size,
+        kept=asked,
+        shard_index=index,
+        shard_count=count,
+        **rows,
       )
       loss = objectives.build(config.objective, held_out.tasks, lesson)
       loss = _routed(loss, learner.tasks, held_out.tasks)
       judged = reference.of_batches(held_out, config.data.eval)
-    evaluators.append(held_out_loss(loss, judged))
+    evaluators.append(held_out_loss(loss, judged, mesh))
   with config_lib.blaming("eval.evaluators"):
     built = evals.build([section.take() for section in config.eval.evaluators])
+    if built and jax.process_count() > 1:
+      raise ValueError(
+        "evaluators run in one process, and there are several; leave them out, and measure the run"
+        " by research.evaluate when it is complete"
+      )
     evaluators += [_of_model(evaluator) for evaluator in built]
 
   return Problem(
@@ -327,21 +341,26 @@ def _check_positions(model: Any, adapters: Any, length: int) -> None:
     )
 
 
-def held_out_loss(objective: Objective, batches: Iterable[Mapping[str, np.ndarray]]) -> Evaluator:
+def held_out_loss(
+  objective: Objective, batches: Iterable[Mapping[str, np.ndarray]], mesh: jax.sharding.Mesh
+) -> Evaluator:
   """An evaluator: the objective's loss and metrics over all of `batches`, by token weights.
 
-  Its name is `held_out`; an item of its result is a batch.
+  Its name is `held_out`; an item of its result is a batch. batches: this process's shares.
   """
   sums_of = jax.jit(
     lambda model, variables, batch: objective(model, variables, batch, None, None),
     static_argnums=0,
+    out_shardings=sharding.replicated(mesh),
   )
 
   def evaluate(model: Any, variables: Any, tokenizer: Any) -> Result:
     del tokenizer
     records: list[dict[str, Any]] = []
     for number, batch in enumerate(batches):
-      total, weight, metrics = jax.device_get(sums_of(model, variables, batch))
+      total, weight, metrics = jax.device_get(
+        sums_of(model, variables, sharding.place(batch, mesh))
+      )
       pairs = {**metrics, "loss": (total, weight)}
       means = {name: (name, f"{name}_weight") for name in pairs}
       record: dict[str, Any] = {"id": str(number)}

@@ -70,7 +70,8 @@ def run(
     compile_lib.run_inline()
     trainer = _Trainer(config, directory, assemble(config), callbacks, interrupts)
     try:
-      return trainer.train()
+      with jax.set_mesh(trainer.mesh):
+        return trainer.train()
     finally:
       trainer.close()
 
@@ -99,16 +100,16 @@ class _Trainer:
     self._saves_evaluated = config.checkpoint.keep_best > 0
 
     with config_lib.blaming("mesh"):
-      self._mesh = sharding.make_mesh(config.mesh)
+      self.mesh = sharding.make_mesh(config.mesh)
     trainable, frozen = tree.partition(task.variables, task.trains)
     with config_lib.blaming("adapters"):
       around = peft.allocation(trainable, self._total_steps)
     optimizer, schedule = optim.build(config.optimizer, trainable, self._total_steps, around)
     shapes = state.abstract(trainable, optimizer)
     with config_lib.blaming("mesh"):
-      shardings = sharding.shardings(self._mesh, shapes)
-      frozen = jax.device_put(frozen, sharding.shardings(self._mesh, frozen))
-    step_model, frozen = step.arrange(task.model, trainable, frozen, self._mesh, task.teacher)
+      shardings = sharding.shardings(self.mesh, shapes)
+      frozen = jax.device_put(frozen, sharding.shardings(self.mesh, frozen))
+    step_model, frozen = step.arrange(task.model, trainable, frozen, self.mesh, task.teacher)
     # Of the stacks that may just have been copied, nothing keeps the originals.
     task = self._task = dataclasses.replace(task, variables=jax.eval_shape(lambda: task.variables))
     # Frozen companions, a teacher or a copy to compare with, are no parameters of the model.
@@ -127,7 +128,8 @@ class _Trainer:
         rows_per_example=task.rows_per_example,
         free=free,
       )
-      return step.Program(made, out_shardings=(shardings, None))
+      # Metrics are whole on every device, so that each process can read them.
+      return step.Program(made, out_shardings=(shardings, sharding.replicated(self.mesh)))
 
     self._step = program(free=False)
     self._free_step = program(free=True) if self._free_steps else self._step
@@ -158,7 +160,7 @@ class _Trainer:
     write_json(directory / "config.json", config.to_dict())
     environment.append(directory / "environment.json", first_step=saved or 0)
     if saved is None:
-      initial = state.create(trainable, optimizer, self._mesh)
+      initial = state.create(trainable, optimizer, self.mesh)
     else:
       initial = self._restore(saved, shapes, shardings)
     self._context = Context(
@@ -192,7 +194,9 @@ class _Trainer:
       context.say(f"{interrupted}: saved step {context.step}; the same command goes on from there")
       raise
     self._checkpoints.wait()
-    self._task.export(context.directory, context.variables)
+    variables = sharding.gathered(context.variables)
+    if not jax.process_index():
+      self._task.export(context.directory, variables)
     for callback in self._callbacks:
       callback.on_end(context)
     results = self._results()
@@ -211,12 +215,7 @@ class _Trainer:
     local = next(self._task.batches)
     if self._task.rewrite:
       local = self._task.rewrite(context.step, lambda: context.variables, local)
-    batch = {
-      name: jax.make_array_from_process_local_data(
-        sharding.batch_sharding(self._mesh, rows.ndim), rows
-      )
-      for name, rows in local.items()
-    }
+    batch = sharding.place(local, self.mesh)
     now = self._free_step if context.step < self._free_steps else self._step
     context.state, metrics = now(context.state, context.frozen, batch)
     context.step += 1

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from research.core import sharding
+
 Tree = Any
 # `(variables, hidden [B, s, D], *others) -> (losses [B, s], also told [B, s], ...)`
 TokenLosses = Callable[..., tuple[jax.Array, ...]]
@@ -46,19 +48,27 @@ def weighted_sum(
     through the sum alone.
   """
   batch, length, _ = hidden.shape
-  chunks = min(length, max(1, -(-batch * length // chunk_tokens)))
+  # Where the tokens of a row are on several devices, each moves its own.
+  parts = sharding.parts("sequence")
+  length //= parts
+  chunks = min(length, max(1, -(-batch * parts * length // chunk_tokens)))
   width = -(-length // chunks)
-  order = jnp.argsort(weights == 0, axis=1, stable=True)
+  order = jnp.argsort(weights.reshape(batch, parts, length) == 0, axis=2, stable=True)
 
   def split(x):  # [B, S, ...] -> [chunks, B, s, ...]
-    x = jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
-    x = jnp.pad(x, [(0, 0), (0, chunks * width - length)] + [(0, 0)] * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(batch, chunks, width, *x.shape[2:]), 1, 0)
+    rest = x.shape[2:]
+    x = x.reshape(batch, parts, length, *rest)
+    x = jnp.take_along_axis(x, order.reshape(order.shape + (1,) * len(rest)), axis=2)
+    x = jnp.pad(x, [(0, 0), (0, 0), (0, chunks * width - length)] + [(0, 0)] * len(rest))
+    x = jnp.moveaxis(x.reshape(batch, parts, chunks, width, *rest), 2, 0)
+    x = x.reshape(chunks, batch, parts * width, *rest)
+    return sharding.constrain(x, None, "batch", "sequence", *(None for _ in rest))
 
   total, told = _sums(losses, variables, split(hidden), jax.tree.map(split, others), split(weights))
-  told = jnp.moveaxis(told, 0, 2)  # [N, B, chunks, s]
-  told = told.reshape(len(told), batch, -1)[..., :length]
-  return total, jnp.take_along_axis(told, jnp.argsort(order, axis=1)[None], axis=2)
+  told = jnp.moveaxis(told.reshape(chunks, -1, batch, parts, width), 0, 3)
+  told = told.reshape(-1, batch, parts, chunks * width)[..., :length]
+  told = jnp.take_along_axis(told, jnp.argsort(order, axis=2)[None], axis=3)
+  return total, told.reshape(-1, batch, parts * length)
 
 
 def _chunk_sums(losses, variables, hidden, others, weights):

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core import sharding
 from research.core.products import matmul, outer
 from research.nn.incremental import MASKED, attend_one
 from research.nn.linear import Linear
@@ -45,6 +46,29 @@ def attend(
   Returns:
     `[B, N, G, S, K]` in the type of `q`; softmax in float32.
   """
+  if bias is not None:
+    bias = bias.reshape(bias.shape[0], *q.shape[1:3], *mask.shape[1:])
+  scale = scale or q.shape[-1] ** -0.5
+  # Several devices work on rows, heads and queries of their own: keys come to queries.
+  split = sharding.parts("sequence") > 1
+  local = partial(_pieced, causal=causal and not split, scale=scale, softcap=softcap)
+  if not sharding.is_spread():
+    return local(q, k, v, mask, bias)
+  own = sharding.spec(q, "batch", "heads", None, "sequence", None)
+  seen = sharding.spec(k, "batch", "heads", None, None)
+  visible = sharding.spec(mask, "batch", "sequence", None)
+  added = bias if bias is None else sharding.spec(bias, "batch", "heads", None, "sequence", None)
+  return jax.shard_map(
+    local,
+    in_specs=(own, seen, seen, visible, added),
+    out_specs=own,
+    axis_names=sharding.split_axes(),
+    check_vma=False,  # the written-out derivative does not say what differs between devices
+  )(q, k, v, mask, bias)
+
+
+def _pieced(q, k, v, mask, bias, *, causal, scale, softcap):
+  """`attend` on one device; bias: `[1 or B, N, G, S, T]`."""
   queries, keys = mask.shape[1:]
   count = min(MAX_PIECES, max(1, queries // MIN_PIECE)) if causal else 1
   bounds = [i * queries // count for i in range(count + 1)]
@@ -53,9 +77,7 @@ def attend(
     (low, high, hidden + high if causal else keys)
     for low, high in zip(bounds, bounds[1:], strict=False)
   )
-  if bias is not None:
-    bias = bias.reshape(bias.shape[0], *q.shape[1:3], queries, keys)
-  return _attend(q, k, v, mask, bias, pieces, scale or q.shape[-1] ** -0.5, softcap)
+  return _attend(q, k, v, mask, bias, pieces, scale, softcap)
 
 
 # The derivative is written out so that both directions multiply in the operands' type and keep

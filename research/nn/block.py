@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 from flax import struct
 
+from research.core.sharding import constrain
 from research.nn.attention import Attention
 from research.nn.mlp import MLP
 from research.nn.moe import ROUTING, MoE
@@ -107,9 +108,10 @@ class Block(nn.Module):
         elementwise=context.elementwise,
       )
       out = tap(self, f"{name}_out", out, x=normed, stream=x)
-      x = x + norm(c.post_norm, f"{name}_post_norm", out)
+      x = _spread(x + norm(c.post_norm, f"{name}_post_norm", out))
       return norm(c.sum_norm, f"{name}_sum_norm", x), cache
 
+    x = _spread(x)
     if context.cross is None:
       x, cache = attend("attention", x, context, cache)
     else:
@@ -120,8 +122,12 @@ class Block(nn.Module):
 
     normed = norm(c.pre_norm, "mlp_norm", x)
     out = tap(self, "mlp_out", mlp(normed), x=normed, stream=x)
-    x = x + norm(c.post_norm, "mlp_post_norm", out)
+    x = _spread(x + norm(c.post_norm, "mlp_post_norm", out))
     return norm(c.sum_norm, "mlp_sum_norm", x), cache
+
+
+def _spread(x):
+  return constrain(x, "batch", "sequence", None)
 
 
 def stack(config: Any, layers: int, *, remat: bool, unroll: int) -> nn.Module:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from research.core.matrix import is_matrix, rows
-from research.core.products import matmul, outer
+from research.core.products import matmul, outer_of_rows
+from research.core.sharding import FREE, constrain
 from research.nn.tap import tap
 
 
@@ -25,15 +26,20 @@ class Embed(nn.Module):
     self.embedding = table
 
   def __call__(self, ids: jax.Array) -> jax.Array:
-    looked_up = rows(self.embedding, ids).astype(self.dtype)
+    looked_up = rows(_whole_rows(self.embedding), ids).astype(self.dtype)
     looked_up = tap(self, "embedding", looked_up, ids=ids, table=self.embedding)
     return tap(self, "prompt", looked_up, ids=ids)
 
   def attend(self, x: jax.Array) -> jax.Array:
     """`[..., D]` -> float32 logits `[..., rows]` against the table's rows (tied head)."""
-    table = self.embedding
+    table = _whole_rows(self.embedding)
     logits = table.product(x) if is_matrix(table) else _attend(x, table)
     return tap(self, "embedding", logits, x=x, table=table)
+
+
+def _whole_rows(table):
+  """A table that is split by features, gathered; by rows it stays as it is."""
+  return table if is_matrix(table) else constrain(table, FREE, None)
 
 
 @jax.custom_vjp
@@ -49,7 +55,7 @@ def _backward(residuals, g):
   x, table = residuals
   g = g.astype(x.dtype)
   dx = matmul(g, table.astype(x.dtype), (g.ndim - 1, 0)).astype(x.dtype)
-  dtable = outer(g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])).astype(table.dtype)
+  dtable = outer_of_rows(g, x).astype(table.dtype)
   return dx, dtable
 
 

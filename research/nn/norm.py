@@ -33,7 +33,7 @@ def _rms_backward(eps, residuals, g):
   unit = x.astype(jnp.float32) * inverse
   dunit = g * scale.astype(jnp.float32)
   dx = inverse * (dunit - unit * jnp.mean(dunit * unit, axis=-1, keepdims=True))
-  dscale = jnp.sum((g * unit).reshape(-1, x.shape[-1]), axis=0)
+  dscale = jnp.sum(g * unit, axis=tuple(range(x.ndim - 1)))
   return dx.astype(x.dtype), dscale.astype(scale.dtype)
 
 
@@ -65,12 +65,11 @@ def _layer_backward(eps, residuals, g):
     - jnp.mean(dunit, axis=-1, keepdims=True)
     - unit * jnp.mean(dunit * unit, axis=-1, keepdims=True)
   )
-  rows = g.reshape(-1, x.shape[-1])
-  dscale = jnp.sum(rows * unit.reshape(rows.shape), axis=0)
+  rows = tuple(range(x.ndim - 1))
   return (
     dx.astype(x.dtype),
-    dscale.astype(scale.dtype),
-    jnp.sum(rows, axis=0).astype(bias.dtype),
+    jnp.sum(g * unit, axis=rows).astype(scale.dtype),
+    jnp.sum(g, axis=rows).astype(bias.dtype),
   )
 
 

@@ -14,7 +14,7 @@ from flax import struct
 from research.core import tree
 from research.core.grouped import grouped
 from research.core.matrix import is_matrix
-from research.core.products import matmul, outer
+from research.core.products import matmul, outer_of_rows
 from research.peft.adapter import Adapter
 from research.peft.decompositions import STARTS, pissa
 from research.peft.kernel import EXPERTS, dropped, require_matrix, require_numbers
@@ -251,9 +251,7 @@ def _backward(residuals, g):
   g = g.astype(kind)
   dlow = (matmul(g, b.astype(kind), (g.ndim - 1, 1)) * scale).astype(kind)  # [..., R]
   dx = matmul(dlow, a.astype(kind), (dlow.ndim - 1, 1)).astype(kind)
-  rows, drows = (v.reshape(-1, v.shape[-1]) for v in (x, dlow))
-  low, g = (v.reshape(-1, v.shape[-1]) for v in (low, g))
-  return dx, outer(rows, drows).astype(a.dtype), outer(low, g).astype(b.dtype), None
+  return dx, outer_of_rows(x, dlow).astype(a.dtype), outer_of_rows(low, g).astype(b.dtype), None
 
 
 low_rank.defvjp(_forward, _backward)

@@ -1,7 +1,10 @@
 """Paths to mesh axes, told as whole tables."""
 
+import types
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
@@ -88,3 +91,44 @@ def test_meshes():
 def test_batches_are_split_by_rows_and_positions():
   spec = sharding.batch_sharding(sharding.make_mesh(dict.fromkeys(sharding.MESH_AXES, 1)), 2).spec
   assert spec == PartitionSpec(("data", "fsdp"), ("sequence",))
+
+
+def test_activations_are_told_where_they_are_within_a_mesh_of_several_devices():
+  x = jnp.zeros((4, 6, 3))
+  assert not sharding.is_spread() and sharding.parts("batch") == 1
+  assert sharding.constrain(x, "batch", "sequence", None) is x
+  with jax.sharding.use_abstract_mesh(MESH):
+    assert sharding.is_spread() and sharding.parts("batch") == sharding.parts("heads") == 2
+    assert sharding.split_axes() == {"fsdp", "tensor"}
+    # Only axes of several devices are named, and only where they divide.
+    found = sharding.spec(x, "batch", "sequence", "heads")
+    assert found == PartitionSpec(("fsdp",), None, None)
+    assert sharding.spec(x, sharding.FREE, "mlp", None) == PartitionSpec(sharding.FREE, T, None)
+
+
+def _mesh(processes):
+  """Of devices that are no more than their process's number."""
+  devices = np.array(processes, object)
+  for place, process in np.ndenumerate(devices):
+    devices[place] = types.SimpleNamespace(process_index=process)
+  shape = dict(zip(sharding.MESH_AXES, devices.shape, strict=True))
+  return types.SimpleNamespace(devices=devices, shape=shape)
+
+
+@pytest.mark.parametrize(
+  ("processes", "expected"),
+  [
+    ([[[[0]], [[0]]], [[[1]], [[1]]]], (1, 2)),  # rows alone
+    ([[[[0], [1]], [[0], [1]]]], (0, 1)),  # heads alone
+    ([[[[0, 1]]], [[[2, 3]]]], (0, 2)),  # both
+    ([[[[1]], [[0]], [[1]], [[0]]]], (0, 2)),  # rows that are no neighbors
+  ],
+)
+def test_processes_read_the_rows_of_their_devices(monkeypatch, processes, expected):
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  assert sharding.share_of_process(_mesh(processes)) == expected
+
+
+def test_rows_that_overlap_are_an_error():
+  with pytest.raises(ValueError, match="splits rows across 2 processes unevenly"):
+    sharding.share_of_process(_mesh([[[[0]], [[0]], [[1]]]]))

@@ -1,0 +1,129 @@
+"""Takes a step of each method on meshes of eight devices, and says what came out: for `test_mesh`.
+
+Run in a process of its own, in a directory with `model/`, `rows.jsonl` and `pairs.jsonl`; writes
+`found.json`: by method and mesh the largest difference from one device, and the collectives of the
+compiled step.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from configs import base
+from research.core import sharding, tree
+from research.core.config import Config
+from research.loop import problem, state, step
+from research.optim import build
+
+KERNELS = "layers/.*_proj/kernel"
+LORA = ({"target": KERNELS, "name": "lora", "rank": 2},)
+NF4 = ({"target": KERNELS, "kind": "nf4", "group": 2},)
+AXES = sharding.MESH_AXES
+COLLECTIVE = re.compile(
+  r" = (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
+)
+
+
+def config(method):
+  """A step's, in float32."""
+  made = base.get_config()
+  made.model.source = "model"
+  made.model.dtype = "float32"
+  made.model.unroll = 1
+  made.data.train.source = {"name": "jsonl", "path": "rows.jsonl", "cache": "cache"}
+  made.data.train.length = 32
+  made.data.train.window = 64
+  made.train.batch_size = 8
+  made.train.steps = 2
+  made.adapters = LORA
+  if method == "full":
+    made.adapters, made.trainable = (), ("all",)
+  if method == "qlora":
+    made.quantize = NF4
+  if method == "dpo":
+    made.data.train.source.path = "pairs.jsonl"
+    made.data.train.packing = "none"
+    made.objective = {"name": "preference", "loss": {"name": "sigmoid"}, "reference": "base"}
+  if method == "distillation":
+    made.teacher.source = "model"
+    made.objective = {"name": "distillation"}
+    made.model.student = {"name": "sliced", "layers": 1}
+    made.adapters, made.trainable = (), ("all",)
+  return Config(made.to_dict())
+
+
+def steps(method):
+  """A function of a mesh that takes the first step there: gradients and loss, and its program."""
+  made = config(method)
+  task = problem.assemble(made)
+  trainable, frozen = tree.partition(task.variables, task.trains)
+  optimizer, schedule = build.build(made.optimizer, trainable, made.train.steps)
+  run = step.make_step(
+    task.model,
+    task.objective,
+    optimizer,
+    schedule,
+    accumulate_steps=1,
+    seed=0,
+    rows_per_example=task.rows_per_example,
+  )
+  batch = next(task.batches)
+
+  def take(mesh):
+    places = sharding.shardings(mesh, state.abstract(trainable, optimizer))
+    held = jax.device_put(frozen, sharding.shardings(mesh, frozen))
+    rows = sharding.place(batch, mesh)
+    start = state.create(trainable, optimizer, mesh)
+    jitted = jax.jit(run, out_shardings=(places, sharding.replicated(mesh)))
+    with jax.set_mesh(mesh):
+      compiled = jitted.lower(start, held, rows).compile()
+    after, metrics = compiled(start, held, rows)
+    # The first moments are the clipped gradient, but for a factor.
+    found = {p: v for p, v in tree.flatten(after.opt_state).items() if "/mu/" in p}
+    return jax.device_get((found, metrics["sums"], metrics["gradient_norm"])), compiled.as_text()
+
+  return take
+
+
+def difference(found, expected):
+  """The largest of any leaf, relative to the largest number of that leaf."""
+  worst = 0.0
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    scale = max(float(np.abs(b).max()), 1e-6)
+    worst = max(worst, float(np.abs(np.asarray(a) - b).max()) / scale)
+  return worst
+
+
+def collectives(program):
+  """Each one's kind and the shapes of its results: `[["all-reduce", ["f32[16,8]", ...]], ...]`."""
+  return [
+    [kind, re.findall(r"\w+\[[\d,]*\]", shapes)] for shapes, kind in COLLECTIVE.findall(program)
+  ]
+
+
+def main():
+  """Everything that the arguments, `METHOD:DATA,FSDP,TENSOR,SEQUENCE`, ask for."""
+  found = {}
+  made = {}
+  for asked in sys.argv[1:]:
+    method, _, shape = asked.partition(":")
+    if method not in made:
+      take = steps(method)
+      one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), AXES)
+      made[method] = take, take(one)[0]
+    take, expected = made[method]
+    sizes = dict(zip(AXES, map(int, shape.split(",")), strict=True))
+    values, program = take(sharding.make_mesh(sizes))
+    found[asked] = {
+      "difference": difference(values, expected),
+      "collectives": collectives(program),
+    }
+  Path("found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+  main()
