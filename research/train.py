@@ -9,6 +9,13 @@ keys and what they mean are in configs/base.py.
 Ctrl-C or SIGTERM saves and leaves (a second Ctrl-C leaves at once); the same command goes on from
 there. A run that is complete prints its results.
 
+Several processes make one run, on one machine or many: each runs this command with the same config
+and a directory that all of them see. Under SLURM, Open MPI and GKE's JobSet they find each other;
+else tell each one
+
+  --coordinator=HOST:PORT --processes=N --process=I   of process 0; I counts from 0
+  --distributed                                       or that JAX asks the cluster (TPU VMs)
+
   --help       this text
   --traceback  on an error in the config, also where it was found
 
@@ -17,10 +24,14 @@ Exit codes: 0 complete, 1 the training failed, 2 the config cannot be, 130 Ctrl-
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
+import jax
+
 from research.core import config as config_lib
+from research.core import distributed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,8 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
   with_traceback = "--traceback" in argv
   try:
+    argv, member = distributed.take_flags(argv)
+    member = member or distributed.of_environment(os.environ)
     config = config_lib.from_command_line([flag for flag in argv if flag != "--traceback"])
-    # Imported when the command line is known to be good: JAX takes a second or two.
+    if member:
+      distributed.join(member)
+    # Imported when the command line is known to be good: it takes a second or two.
     from research.loop import interrupt
     from research.loop.report import Report
     from research.loop.stages import run
@@ -46,13 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
       raise
     print(f"error: {error}", file=sys.stderr)
     return 2
-  except FloatingPointError as error:
+  except (FloatingPointError, ConnectionError) as error:
+    if with_traceback:
+      raise
     print(f"error: {error}", file=sys.stderr)
     return 1
-  print(
-    f"complete: {results['steps']} steps, {results['useful_tokens']:,.0f} tokens in"
-    f" {results['seconds']:.0f} s; figures in {config.directory}/results.json"
-  )
+  if not jax.process_index():
+    print(
+      f"complete: {results['steps']} steps, {results['useful_tokens']:,.0f} tokens in"
+      f" {results['seconds']:.0f} s; figures in {config.directory}/results.json"
+    )
   return 0
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from jax.experimental import multihost_utils
+
 
 class Interrupted(BaseException):
   """The run was asked to stop; `code` is what the process should exit with (128 + signal).
@@ -47,13 +49,17 @@ class Interrupts:
     before, self._deferred = self._deferred, on
     try:
       if not on:
-        self.check()
+        self._raise()
       yield
     finally:
       self._deferred = before
 
-  def check(self) -> None:
-    """Raises Interrupted if a signal has come."""
+  def check(self, step: int) -> None:
+    """Between steps, after `step` of them: raises Interrupted if a signal has come."""
+    del step
+    self._raise()
+
+  def _raise(self) -> None:
     if self._received is not None:
       raise Interrupted(self._received)
 
@@ -66,3 +72,22 @@ class Interrupts:
       raise Interrupted(signum)
     # Not print: the signal may have come in the middle of one.
     os.write(2, b"\nsaving after this step; Ctrl-C again leaves at once\n")
+
+
+class SharedInterrupts(Interrupts):
+  """The same where several processes make a run: a signal to any stops all, after the same step.
+
+  They agree on the step through JAX's coordination service, which takes SIGTERM itself; Ctrl-C is
+  handed on to it. Signals wait for `check`, which every process calls after every step.
+  """
+
+  def __enter__(self) -> SharedInterrupts:
+    self._before[signal.SIGINT] = signal.signal(
+      signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    return self
+
+  def check(self, step: int) -> None:
+    """See `Interrupts`."""
+    if multihost_utils.reached_preemption_sync_point(step):
+      raise Interrupted(signal.SIGTERM)

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
@@ -39,6 +39,7 @@ class Recorder:
     peak_flops: float,
     trainable_paths: Sequence[str],
     max_nonfinite_steps: int,
+    out: TextIO | None = None,
   ):
     """Opens the files, cut back to `resume_step` (None: new ones).
 
@@ -47,6 +48,7 @@ class Recorder:
       peak_flops: FLOP/s of all devices.
       trainable_paths: the names of the step's `nonfinite`.
       max_nonfinite_steps: updates skipped in a row that end the run.
+      out: where lines go; None: stderr.
     """
     self._json = metrics_lib.JsonLines(directory / "metrics.jsonl", resume_step)
     self._falling = Falling()
@@ -56,7 +58,7 @@ class Recorder:
     self._board = None
     if tensorboard:
       self._board = metrics_lib.TensorBoard(directory / "tensorboard", resume_step)
-    self._terminal = metrics_lib.Terminal(total_steps, resume_step or 0, every_steps)
+    self._terminal = metrics_lib.Terminal(total_steps, resume_step or 0, every_steps, out)
     self._total_steps = total_steps
     self._every_steps = every_steps
     self._flops_per_token = flops_per_token

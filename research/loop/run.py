@@ -12,6 +12,7 @@ out the same, to the bit.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -21,20 +22,21 @@ from typing import Any
 import jax
 
 from research import peft, quant
-from research.core import cache, matrix, sharding, tree
+from research.core import cache, distributed, matrix, sharding, tree
 from research.core import compile as compile_lib
 from research.core import config as config_lib
 from research.io import metrics as metrics_lib
 from research.io.checkpoint import Checkpoints, write_json
 from research.loop import environment, meta, problem, state, step, throughput
 from research.loop.callbacks import Callback, Context
-from research.loop.interrupt import Interrupted, Interrupts
+from research.loop.interrupt import Interrupted, Interrupts, SharedInterrupts
 from research.loop.record import Recorder
 from research.optim import build as optim
 
-# What may differ when a run goes on: nothing here changes what is trained. Everything else does,
-# `train.steps` included, on which most schedules depend.
-MAY_CHANGE = ("checkpoint", "compilation_cache", "data.eval", "directory", "eval", "log")
+# What may differ when a run goes on: nothing here changes what is trained, though sums over another
+# mesh are rounded otherwise. Everything else does, `train.steps` included, on which most schedules
+# depend.
+MAY_CHANGE = ("checkpoint", "compilation_cache", "data.eval", "directory", "eval", "log", "mesh")
 
 Results = dict[str, Any]
 
@@ -54,6 +56,7 @@ def run(
 
   Raises:
     ConfigError: the config cannot be run, or is not the one that the directory was made with.
+    ConnectionError: another process of the run is gone.
     FloatingPointError: gradients stayed non-finite.
     Interrupted: by SIGINT or SIGTERM; all steps so far are saved.
   """
@@ -65,15 +68,18 @@ def run(
   _require_same_config(directory, config)
   if (directory / "results.json").exists():
     return json.loads((directory / "results.json").read_text())
-  with Interrupts() as interrupts:
+  with SharedInterrupts() if jax.distributed.is_initialized() else Interrupts() as interrupts:
     cache.keep_compiled(config.compilation_cache)
     compile_lib.run_inline()
     trainer = _Trainer(config, directory, assemble(config), callbacks, interrupts)
-    try:
-      with jax.set_mesh(trainer.mesh):
+    with contextlib.ExitStack() as stack:
+      stack.callback(trainer.close)
+      stack.enter_context(jax.set_mesh(trainer.mesh))
+      try:
         return trainer.train()
-    finally:
-      trainer.close()
+      except ConnectionError:
+        stack.pop_all()  # to close would be to wait for who is gone
+        raise
 
 
 class _Trainer:
@@ -92,6 +98,8 @@ class _Trainer:
       # Checkpoints are written together; of the rest, each process keeps its own.
       directory = shared / f"process_{jax.process_index()}"
     directory.mkdir(parents=True, exist_ok=True)
+    # One process tells how the run goes; what others would say is in their directories.
+    self._log = (directory / "log.txt").open("a") if jax.process_index() else None
     self._callbacks = callbacks
     self._interrupts = interrupts
     self._total_steps = config.train.steps
@@ -155,6 +163,7 @@ class _Trainer:
       peak_flops=config.log.peak_flops or throughput.peak_flops(),
       trainable_paths=list(tree.flatten(trainable)),
       max_nonfinite_steps=config.optimizer.max_nonfinite_steps,
+      out=self._log,
     )
     config.require_all_read()
     write_json(directory / "config.json", config.to_dict())
@@ -185,7 +194,8 @@ class _Trainer:
       with self._interrupts.deferred():
         self._pause()
         while context.step < self._total_steps:
-          self._advance()
+          with distributed.blaming_others():
+            self._advance()
           self._pause()
     except Interrupted as interrupted:
       self._recorder.drain()
@@ -207,6 +217,8 @@ class _Trainer:
     """Frees files and threads."""
     self._recorder.close()
     self._checkpoints.close()
+    if self._log:
+      self._log.close()
 
   def _advance(self) -> None:
     """One step: dispatched, not waited for."""
@@ -234,7 +246,7 @@ class _Trainer:
     # An evaluation before the first step is saved too: nobody wants to wait for it twice.
     if due or (results and (self._saves_evaluated or now == 0)):
       self._save(results)
-    self._interrupts.check()
+    self._interrupts.check(now)
 
   def _evaluate(self) -> Mapping[str, float]:
     context = self._context

@@ -22,10 +22,10 @@ def test_a_signal_raises_with_its_exit_code(signum, code):
 def test_a_deferred_signal_waits_for_the_check():
   reached = []
   with pytest.raises(Interrupted), Interrupts() as interrupts, interrupts.deferred():
-    interrupts.check()
+    interrupts.check(1)
     os.kill(os.getpid(), signal.SIGTERM)
     reached.append("the end of the step")
-    interrupts.check()
+    interrupts.check(1)
     reached.append("the next step")
   assert reached == ["the end of the step"]
 

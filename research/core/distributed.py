@@ -1,0 +1,139 @@
+"""Several processes as one run: how they find each other.
+
+Each process runs the same command. Where they are told by flags, or by `JAX_COORDINATOR_ADDRESS`,
+`JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, those count; under SLURM (`srun`), Open MPI and on slices
+of TPUs that name their hosts (GKE's JobSet), JAX reads the cluster's own variables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+
+from research.core.config import ConfigError
+
+# A process that was not heard of for so long is taken for dead, and the others end.
+HEARTBEAT_SECONDS = 20
+# How long processes wait for the last one to start.
+START_SECONDS = 300
+
+_FLAGS = ("coordinator", "processes", "process")
+
+
+@dataclasses.dataclass(frozen=True)
+class Membership:
+  """One process of several: `0 <= process < processes`; coordinator: HOST:PORT of process 0.
+
+  All None: JAX asks the cluster.
+  """
+
+  coordinator: str | None = None
+  processes: int | None = None
+  process: int | None = None
+
+
+def take_flags(argv: Sequence[str]) -> tuple[list[str], Membership | None]:
+  """What of `argv` is for others, and the membership that the rest tells; None if none does.
+
+  `--coordinator=HOST:PORT --processes=N --process=I` tell it; `--distributed` says that the cluster
+  does.
+
+  Raises:
+    ConfigError: some of the three are missing, or one is wrong.
+  """
+  told: dict[str, str] = {}
+  rest: list[str] = []
+  asks = False
+  for flag in argv:
+    if match := re.fullmatch(rf"--({'|'.join(_FLAGS)})=(.*)", flag):
+      told[match[1]] = match[2]
+    elif flag == "--distributed":
+      asks = True
+    else:
+      rest.append(flag)
+  if told:
+    return rest, _membership({name: told.get(name) for name in _FLAGS}, "--{}=")
+  return rest, Membership() if asks else None
+
+
+def of_environment(environment: Mapping[str, str]) -> Membership | None:
+  """The membership that variables tell; None for a process that runs alone.
+
+  Raises:
+    ConfigError: as `take_flags`.
+  """
+  names = {
+    "coordinator": "JAX_COORDINATOR_ADDRESS",
+    "processes": "JAX_NUM_PROCESSES",
+    "process": "JAX_PROCESS_ID",
+  }
+  told = {flag: environment.get(name) for flag, name in names.items()}
+  if any(told.values()):
+    return _membership(told, "{}", names)
+  counts = (environment.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+  slices = environment.get("MEGASCALE_NUM_SLICES", "1")
+  hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
+  many = any(count not in ("", "1") for count in (*counts, slices)) or len(hosts) > 1
+  return Membership() if many else None
+
+
+def join(member: Membership) -> None:
+  """Makes this process one of several; before JAX's first computation.
+
+  Raises:
+    ConnectionError: the others, or the cluster's variables, were not found.
+  """
+  try:
+    jax.distributed.initialize(
+      member.coordinator,
+      member.processes,
+      member.process,
+      initialization_timeout=START_SECONDS,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    )
+  except (RuntimeError, ValueError) as error:
+    where = f" at {member.coordinator}" if member.coordinator else ""
+    reason = " ".join(str(error).split())
+    raise ConnectionError(f"the processes of this run did not meet{where}: {reason}") from error
+
+
+@contextlib.contextmanager
+def blaming_others() -> Iterator[None]:
+  """Makes what fails between several processes a ConnectionError that says which one saw it.
+
+  The one that failed first is named by JAX's coordination service, which ends all of them when it
+  has missed its heartbeat.
+  """
+  try:
+    yield
+  except (jax.errors.JaxRuntimeError, ValueError) as error:  # Gloo's are of the latter kind
+    if jax.process_count() == 1:
+      raise
+    raise ConnectionError(
+      f"process {jax.process_index()} of {jax.process_count()} stopped, as another may have:"
+      f" {' '.join(str(error).split())}"
+    ) from error
+
+
+def _membership(
+  told: Mapping[str, str | None], form: str, names: Mapping[str, str] | None = None
+) -> Membership:
+  """Raises ConfigError unless all three are told and fit."""
+  shown = {flag: form.format((names or {}).get(flag, flag)) for flag in _FLAGS}
+  missing = [shown[flag] for flag in _FLAGS if not told[flag]]
+  if missing:
+    raise ConfigError(
+      f"several processes need {', '.join(shown.values())}; {missing[0]} is missing"
+    )
+  coordinator, processes, process = (told[flag] or "" for flag in _FLAGS)
+  if not re.fullmatch(r".+:\d+", coordinator):
+    raise ConfigError(f"{shown['coordinator']} is {coordinator!r}, not HOST:PORT")
+  if not (processes.isdigit() and process.isdigit() and int(process) < int(processes)):
+    raise ConfigError(
+      f"{shown['process']} is {process!r} of {processes!r} processes; they count from 0"
+    )
+  return Membership(coordinator, int(processes), int(process))

@@ -1,0 +1,162 @@
+"""The real command as several processes: stopped, killed, and gone on with on other meshes."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from research import models, train
+
+ROOT = Path(__file__).parent.parent
+LLAMA = {
+  "model_type": "llama",
+  "vocab_size": 264,
+  "hidden_size": 16,
+  "intermediate_size": 32,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 2,
+  "max_position_embeddings": 64,
+}
+STEPS = 400
+CONFIG = f"""
+from configs import base
+
+def get_config():
+  config = base.get_config()
+  config.compilation_cache = "compiled"
+  config.model.source = "model"
+  config.model.dtype = "float32"
+  config.model.unroll = 1
+  config.trainable = ("all",)
+  config.data.train.source = {{"name": "jsonl", "path": "rows.jsonl", "cache": "cache"}}
+  config.data.train.length = 32
+  config.data.train.window = 16
+  config.data.eval = config.data.train.copy_and_resolve_references()
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.schedule = {{"name": "constant"}}
+  config.train.batch_size = 8
+  config.train.steps = {STEPS}
+  config.checkpoint.every_steps = 5
+  config.checkpoint.keep_last = {STEPS}
+  config.log.every_steps = 5
+  config.log.tensorboard = False
+  config.log.peak_flops = 1e11
+  return config
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, byte_tokenizer):
+  root = tmp_path_factory.mktemp("processes")
+  model = models.build(LLAMA)
+  models.save(root / "model", model, models.initialize(model, jax.random.key(0)), byte_tokenizer)
+  rows = [{"prompt": f"{i} and", "completion": f" {i + 1} is more"} for i in range(60)]
+  (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  (root / "config.py").write_text(CONFIG)
+  return root
+
+
+def _start(world, directory, processes, devices, mesh):
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+  command = [sys.executable, "-m", "research.train", "--config=config.py"]
+  command += [f"--config.directory={directory}", *(f"--config.mesh.{axis}" for axis in mesh)]
+  started = []
+  for process in range(processes):
+    environment = {
+      **os.environ,
+      "PYTHONPATH": str(ROOT),
+      "XLA_FLAGS": flags,
+      "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+      "JAX_NUM_PROCESSES": str(processes),
+      "JAX_PROCESS_ID": str(process),
+    }
+    with (world / f"{directory}_{process}.txt").open("w") as out:
+      started.append(
+        subprocess.Popen(command, cwd=world, env=environment, stdout=out, stderr=out, text=True)
+      )
+  return started
+
+
+def _wait_for(path, world, directory, processes):
+  deadline = time.monotonic() + 240
+  while time.monotonic() < deadline:
+    assert all(process.poll() is None for process in processes), _said(world, directory, processes)
+    if path.exists():
+      return
+    time.sleep(0.1)
+  raise AssertionError(_said(world, directory, processes))
+
+
+def _saved(directory):
+  return max(
+    int(each.name) for each in (directory / "checkpoints").iterdir() if each.name.isdigit()
+  )
+
+
+def _said(world, directory, processes):
+  return [(world / f"{directory}_{i}.txt").read_text() for i in range(len(processes))]
+
+
+def _losses(directory):
+  lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+  return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def _one(world, monkeypatch, directory, *flags):
+  monkeypatch.chdir(world)
+  return train.main(["--config=config.py", f"--config.directory={directory}", *flags])
+
+
+def test_a_signal_to_one_process_stops_all_and_one_device_goes_on(world, monkeypatch):
+  started = _start(world, "stopped", 2, 2, ["fsdp=2", "tensor=2"])
+  _wait_for(world / "stopped/checkpoints/5", world, "stopped", started)
+  started[1].send_signal(signal.SIGTERM)
+  codes = [process.wait(60) for process in started]
+  assert codes == [143, 143], _said(world, "stopped", started)
+  stopped = _saved(world / "stopped")
+  assert f"SIGTERM: saved step {stopped}" in _said(world, "stopped", started)[0]
+  assert f"SIGTERM: saved step {stopped}" in (world / "stopped/process_1/log.txt").read_text()
+  until = stopped + 3
+  assert _one(world, monkeypatch, "whole", f"--config.train.steps={until}") == 0
+  # The schedule is constant, so that the run may be a shorter one; its directory says otherwise.
+  file = world / "stopped" / "config.json"
+  told = json.loads(file.read_text())
+  told["train"]["steps"] = until
+  file.write_text(json.dumps(told))
+  assert _one(world, monkeypatch, "stopped", f"--config.train.steps={until}") == 0
+  expected, found = _losses(world / "whole"), _losses(world / "stopped")
+  assert list(found) == list(expected) == list(range(1, until + 1))
+  np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=2e-5)
+
+
+def test_a_killed_process_ends_the_run_with_its_name(world):
+  started = _start(world, "killed", 4, 1, ["data=4"])
+  _wait_for(world / "killed/checkpoints/5", world, "killed", started)
+  started[2].kill()
+  killed = time.monotonic()
+  codes = [process.wait(120) for process in started]
+  seconds = time.monotonic() - killed
+  assert seconds < 60
+  assert 0 not in codes
+  said = _said(world, "killed", started)
+  assert re.search(r"error: process [013] of 4 stopped, as another may have", "".join(said))
+  assert re.search(r"Task 2 heartbeat|stopped sending heartbeats\):\s+2\n", said[0]), said[0]
+  # What was saved goes on, here as two processes.
+  saved = _saved(world / "killed")
+  again = _start(world, "killed", 2, 1, ["data=2"])
+  _wait_for(world / f"killed/checkpoints/{saved + 5}", world, "killed", again)
+  again[0].send_signal(signal.SIGTERM)
+  assert [process.wait(60) for process in again] == [143, 143], _said(world, "killed", again)
+  assert f"going on from step {saved} of {STEPS}" in _said(world, "killed", again)[0]
