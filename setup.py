@@ -31,7 +31,7 @@ setup(
   version="0.1.0",
   description="A JAX/Flax laboratory for adapting, compressing and deploying transformers",
   python_requires=">=3.11",
-  packages=find_packages(include=["research", "research.*", "configs"]),
+  packages=find_packages(include=["research", "research.*", "configs", "launch", "launch.*"]),
   install_requires=CORE,
   extras_require={
     "quickstart": QUICKSTART,

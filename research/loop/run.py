@@ -27,16 +27,11 @@ from research.core import compile as compile_lib
 from research.core import config as config_lib
 from research.io import metrics as metrics_lib
 from research.io.checkpoint import Checkpoints, write_json
-from research.loop import environment, meta, problem, state, step, throughput
+from research.loop import environment, identity, meta, problem, state, step, throughput
 from research.loop.callbacks import Callback, Context
 from research.loop.interrupt import Interrupted, Interrupts, SharedInterrupts
 from research.loop.record import Recorder
 from research.optim import build as optim
-
-# What may differ when a run goes on: nothing here changes what is trained, though sums over another
-# mesh are rounded otherwise. Everything else does, `train.steps` included, on which most schedules
-# depend.
-MAY_CHANGE = ("checkpoint", "compilation_cache", "data.eval", "directory", "eval", "log", "mesh")
 
 Results = dict[str, Any]
 
@@ -344,12 +339,7 @@ def _evaluations(directory: Path) -> list[tuple[int, Mapping[str, float]]]:
 
 def _require_same_config(directory: Path, config: config_lib.Config) -> None:
   """Raises ConfigError if the run in `directory` was started with another config."""
-  file = directory / "config.json"
-  if not file.exists():
-    return
-  keys = config_lib.differences(json.loads(file.read_text()), config.to_dict())
-  changed = [key for key in keys if not f"{key}.".startswith(tuple(f"{k}." for k in MAY_CHANGE))]
-  if changed:
+  if changed := identity.changed(directory, config):
     raise config_lib.ConfigError(
       f"{directory} holds a run with other values of {', '.join(changed)}; "
       "set them back to go on with it, or config.directory to start another"

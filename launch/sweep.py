@@ -1,0 +1,166 @@
+"""Runs what `experiments/NAME/sweep.py` describes, and tells what was found.
+
+  python -m launch.sweep --experiment=experiments/NAME --parallel=2 --cpu_sets
+  python -m launch.sweep --experiment=experiments/NAME --list
+  python -m launch.sweep --experiment=experiments/NAME --report
+
+Each run is `python -m research.train` in runs/NAME/POINT/seed_S, which is its identity: runs that
+are complete are not run again, and those that stopped go on. A run that fails is tried again, then
+told in the table; the others run on. Ctrl-C or SIGTERM is passed on: runs save and leave (a second
+one ends them at once), and the same command goes on from there. At the end of all, and by
+--report at any time, REPORT.md, results.csv, runs.csv, plot.png and report.html are written beside
+the runs. Overrides of all runs go behind: --config.train.steps=20 (with a --directory of its own).
+
+Exit codes: 0 all complete, 1 some failed, 2 the description cannot be, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import description, driver, points, process, runs
+from launch.description import Sweep
+from launch.engines import Engine, local
+from launch.points import Point
+from launch.runs import Run
+from launch.search import Trials
+from research.core.config import ConfigError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command with these arguments (by default the process's), and returns its code."""
+  args = _arguments(list(sys.argv[1:] if argv is None else argv))
+  try:
+    return _sweep(args)
+  except ConfigError as error:
+    if args.traceback:
+      raise
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+  summary, _, more = (__doc__ or "").partition("\n")
+  parser = argparse.ArgumentParser(
+    prog="python -m launch.sweep",
+    description=summary,
+    epilog=more,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    "--experiment", type=Path, required=True, metavar="DIR", help="the directory of sweep.py"
+  )
+  parser.add_argument(
+    "--directory", type=Path, metavar="DIR", help="of the runs and figures (runs/NAME)"
+  )
+  parser.add_argument("--on", choices=("local",), default="local", help="where runs run (local)")
+  parser.add_argument("--parallel", type=int, metavar="N", help="runs at a time (1)")
+  parser.add_argument(
+    "--tries", type=int, default=2, metavar="N", help="how often a run is tried that fails (2)"
+  )
+  parser.add_argument("--cpu_sets", action="store_true", help="local: each run has its own CPUs")
+  what = parser.add_mutually_exclusive_group()
+  what.add_argument("--list", action="store_true", help="tell the runs and how they stand")
+  what.add_argument("--dry_run", action="store_true", help="print what would be run")
+  what.add_argument("--report", action="store_true", help="write the figures of what is there")
+  parser.add_argument("--traceback", action="store_true", help="on an error, where it was found")
+  args, rest = parser.parse_known_args(argv)
+  for argument in rest:
+    if not argument.startswith("--config."):
+      parser.error(f"unknown argument {argument}")
+  for name in ("parallel", "tries"):
+    if (given := getattr(args, name)) is not None and given < 1:
+      parser.error(f"--{name} is {given}; it is 1 or more")
+  args.extra = rest
+  return args
+
+
+def _sweep(args: argparse.Namespace) -> int:
+  sweep = description.load(args.experiment)
+  name = args.experiment.resolve().name
+  root = args.directory or Path("runs") / name
+  fixed = points.expand(sweep)
+  listed = runs.of(sweep, fixed, root, args.extra)
+  trials = _trials(sweep, root, args)
+  found = [*fixed, *(trials.points() if trials else ())]
+  every = runs.of(sweep, found, root, args.extra)
+  points.baselines(found, sweep.baseline)
+  if args.list:
+    _list(every)
+    return 0
+  if args.report:
+    return _report(name, sweep, found, every, root)
+  runs.require_possible(every)
+  if args.dry_run:
+    for run in every:
+      if runs.state(run) != runs.COMPLETE:
+        print(shlex.join(run.command("python")))
+    if sweep.search:
+      print(f"# and the trials of the search, up to {sweep.search.trials}, as results come")
+    return 0
+  if busy := [run.name for run in every if runs.state(run) == runs.RUNNING]:
+    raise ConfigError(f"{', '.join(busy)}: another process runs it; wait for it, or end it")
+  total = len(listed) + (sweep.search.trials * len(sweep.seeds) if sweep.search else 0)
+  work = driver.Driver(
+    _engine(args), tries=args.tries, total=total, metrics=sweep.metrics, say=_say
+  )
+  code = work.drive(listed, trials)
+  if code in (0, 1):
+    found = [*fixed, *(trials.points() if trials else ())]
+    _report(name, sweep, found, runs.of(sweep, found, root, args.extra), root)
+  return code
+
+
+def _trials(sweep: Sweep, root: Path, args: argparse.Namespace) -> Trials | None:
+  if not sweep.search:
+    return None
+
+  def runs_of(point: Point) -> list[Run]:
+    made = runs.of(sweep, [point], root, args.extra)
+    runs.require_possible(made)
+    return made
+
+  at_once = math.ceil((args.parallel or 1) / len(sweep.seeds))
+  return Trials(sweep.search, sweep.metrics[0], root, runs_of, at_once)
+
+
+def _engine(args: argparse.Namespace) -> Engine:
+  at_once = args.parallel or 1
+  return local.Local(at_once, local.cpu_sets(at_once) if args.cpu_sets else ())
+
+
+def _list(every: Sequence[Run]) -> None:
+  width = max((len(run.name) for run in every), default=0)
+  for run in every:
+    state = runs.state(run)
+    tried = runs.attempts(run)
+    why = f"  {tried[-1].error}; see {process.log(run)}" if state == runs.FAILED else ""
+    print(f"{run.name:{width}}  {state:8}  step {runs.step(run)}{why}")
+  states = [runs.state(run) for run in every]
+  print(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states))))
+
+
+def _report(
+  name: str, sweep: Sweep, found: Sequence[Point], every: Sequence[Run], root: Path
+) -> int:
+  # They take seconds to import.
+  from launch import report, results
+
+  rows = results.collect(found, every, sweep.metrics, points.baselines(found, sweep.baseline))
+  report.write(name, sweep, rows, root)
+  _say(f"figures in {root}/REPORT.md and {root}/report.html")
+  return 1 if any(row.runs.get(runs.FAILED) for row in rows) else 0
+
+
+def _say(line: str) -> None:
+  print(line, flush=True)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
