@@ -16,6 +16,7 @@ from pathlib import Path
 
 from launch import plot, process, runs
 from launch.description import Sweep
+from launch.points import Point
 from launch.results import Interval, Mean, Row
 from launch.runs import Run
 
@@ -34,7 +35,9 @@ class _Table:
   lines: Sequence[Sequence[str]]
 
 
-def write(name: str, sweep: Sweep, rows: Sequence[Row], directory: Path) -> None:
+def write(
+  name: str, sweep: Sweep, rows: Sequence[Row], directory: Path, best: Point | None = None
+) -> None:
   """Writes all five files.
 
   Args:
@@ -42,6 +45,7 @@ def write(name: str, sweep: Sweep, rows: Sequence[Row], directory: Path) -> None
     sweep: its description.
     rows: what was found.
     directory: where to.
+    best: the best trial of a search.
 
   Raises:
     ConfigError: matplotlib is missing.
@@ -49,7 +53,7 @@ def write(name: str, sweep: Sweep, rows: Sequence[Row], directory: Path) -> None
   every = [run for row in rows for each in row.runs.values() for run in each]
   tables = [_of_metric(metric, rows) for metric in sweep.metrics]
   tables += [table for table in (_failures(every), _of_points(rows)) if table.lines]
-  told = _summary(sweep, every)
+  told = _summary(sweep, every) + (f" Best trial: {best.name}." if best else "")
   directory.mkdir(parents=True, exist_ok=True)
   picture = directory / "plot.png"
   plot.draw(sweep, rows, picture)

@@ -83,8 +83,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 def _sweep(args: argparse.Namespace) -> int:
   sweep = description.load(args.experiment)
-  name = args.experiment.resolve().name
-  root = args.directory or Path("runs") / name
+  root = args.directory or Path("runs") / _name(args)
   fixed = points.expand(sweep)
   listed = runs.of(sweep, fixed, root, args.extra)
   trials = _trials(sweep, root, args)
@@ -95,7 +94,7 @@ def _sweep(args: argparse.Namespace) -> int:
     _list(every)
     return 0
   if args.report:
-    return _report(name, sweep, found, every, root)
+    return _report(args, sweep, fixed, trials, root)
   runs.require_possible(every)
   if args.dry_run:
     for run in every:
@@ -112,8 +111,7 @@ def _sweep(args: argparse.Namespace) -> int:
   )
   code = work.drive(listed, trials)
   if code in (0, 1):
-    found = [*fixed, *(trials.points() if trials else ())]
-    _report(name, sweep, found, runs.of(sweep, found, root, args.extra), root)
+    _report(args, sweep, fixed, trials, root)
   return code
 
 
@@ -147,15 +145,27 @@ def _list(every: Sequence[Run]) -> None:
 
 
 def _report(
-  name: str, sweep: Sweep, found: Sequence[Point], every: Sequence[Run], root: Path
+  args: argparse.Namespace,
+  sweep: Sweep,
+  fixed: Sequence[Point],
+  trials: Trials | None,
+  root: Path,
 ) -> int:
   # They take seconds to import.
   from launch import report, results
 
-  rows = results.collect(found, every, sweep.metrics, points.baselines(found, sweep.baseline))
-  report.write(name, sweep, rows, root)
+  found = [*fixed, *(trials.points() if trials else ())]
+  every = runs.of(sweep, found, root, args.extra)
+  against = points.baselines(found, sweep.baseline)
+  rows = results.collect(found, every, sweep.metrics, against)
+  best = trials.best() if trials else None
+  report.write(_name(args), sweep, rows, root, best)
   _say(f"figures in {root}/REPORT.md and {root}/report.html")
   return 1 if any(row.runs.get(runs.FAILED) for row in rows) else 0
+
+
+def _name(args: argparse.Namespace) -> str:
+  return args.experiment.resolve().name
 
 
 def _say(line: str) -> None:

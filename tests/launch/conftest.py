@@ -1,5 +1,7 @@
 """A sweep of a trainer that is none: it keeps the promises of `research.train` in milliseconds."""
 
+from pathlib import Path
+
 import pytest
 
 from launch import runs, sweep
@@ -57,23 +59,28 @@ results = {"steps": 20, "loss": -value, "seconds": 1.5, "evaluations": evaluatio
 """
 
 
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-  """The directory of a config and of the trainer, as the current one."""
-  (tmp_path / "config.py").write_text(CONFIG)
-  (tmp_path / "trainer.py").write_text(TRAINER)
-  monkeypatch.setattr(runs, "TRAIN", (str(tmp_path / "trainer.py"),))
-  monkeypatch.chdir(tmp_path)
-  return tmp_path
+@pytest.fixture(scope="session")
+def make_world():
+  """`make_world(directory, patch)` puts a config and the trainer there, and makes it current."""
+
+  def make(directory, patch):
+    (directory / "config.py").write_text(CONFIG)
+    (directory / "trainer.py").write_text(TRAINER)
+    patch.setattr(runs, "TRAIN", (str(directory / "trainer.py"),))
+    patch.chdir(directory)
+    return directory
+
+  return make
 
 
-@pytest.fixture
-def describe(world):
+@pytest.fixture(scope="session")
+def describe():
   """`describe(arguments)` writes study/sweep.py, whose sweep has these arguments."""
 
   def write(arguments):
-    (world / "study").mkdir(exist_ok=True)
-    (world / "study" / "sweep.py").write_text(
+    directory = Path("study")
+    directory.mkdir(exist_ok=True)
+    (directory / "sweep.py").write_text(
       f"import launch\n\ndef get_sweep():\n  return launch.Sweep('config.py', {arguments})\n"
     )
 
@@ -81,7 +88,13 @@ def describe(world):
 
 
 @pytest.fixture
-def command(describe, capsys):
+def world(tmp_path, monkeypatch, make_world):
+  """A directory of a test's own, with a config and the trainer."""
+  return make_world(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def command(world, describe, capsys):
   """`command(sweep's arguments, *flags) -> (code, out, err)`, in this process."""
 
   def call(arguments, *flags):
