@@ -7,12 +7,13 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch import runs
 from launch.runs import Attempt, Run
 
+_TICK_SECONDS = 0.1
 _TAIL = 65_536  # bytes at the end of a log in which the error is looked for
 # A line that names an error, as Python and our commands write it.
 _ERROR = re.compile(r"(error:|[\w.]*(Error|Exception|Interrupt)\b)")
@@ -63,7 +64,10 @@ class Process:
 
   def wait(self) -> Attempt:
     """How it ended, once it has."""
-    return self._attempt(self._process.wait())
+    # Not by `Popen.wait`, whose lock would keep a signal handler here from sending anything.
+    while (ended := self.poll()) is None:
+      time.sleep(_TICK_SECONDS)
+    return ended
 
   def send(self, signum: int) -> None:
     """Passes a signal on to the process itself, which may have some of its own to end."""
@@ -98,3 +102,35 @@ def _error(code: int, file: Path, offset: int) -> str:
     return said + " (out of memory?)" if code == -signal.SIGKILL else said
   errors = [line for line in found if _ERROR.match(line)]
   return [f"exit code {code}", *found[-1:], *errors[-1:]][-1]
+
+
+def attempt(
+  run: Run,
+  command: Sequence[str],
+  directory: str,
+  on_start: Callable[[Process], None] = lambda process: None,
+) -> Attempt:
+  """Runs it to its end in this process, somewhere on a cluster.
+
+  An exception that comes meanwhile, as where the task is cancelled, is passed on once the run has
+  saved and left.
+
+  Args:
+    run, command: what.
+    directory: that all paths are relative to.
+    on_start: is given the process.
+  """
+  os.chdir(directory)
+  if runs.state(run) == runs.COMPLETE:  # by a job that was queued earlier
+    return Attempt(0, 0.0, "")
+  try:
+    process = Process(run, command)
+  except BlockingIOError as error:
+    return Attempt(1, 0.0, str(error))
+  try:
+    on_start(process)
+    return process.wait()
+  except BaseException:
+    process.send(signal.SIGTERM)
+    process.wait()
+    raise

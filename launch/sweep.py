@@ -1,6 +1,9 @@
 """Runs what `experiments/NAME/sweep.py` describes, and tells what was found.
 
   python -m launch.sweep --experiment=experiments/NAME --parallel=2 --cpu_sets
+  python -m launch.sweep --experiment=experiments/NAME --on=ray --gpus=1
+  python -m launch.sweep --experiment=experiments/NAME --on=slurm --slurm=timeout_min=60
+  python -m launch.sweep --experiment=experiments/NAME --on=gke --tpu=v5litepod-16 --dry_run ...
   python -m launch.sweep --experiment=experiments/NAME --list
   python -m launch.sweep --experiment=experiments/NAME --report
 
@@ -18,14 +21,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from launch import description, driver, points, process, runs
 from launch.description import Sweep
-from launch.engines import Engine, local
+from launch.engines import options
 from launch.points import Point
 from launch.runs import Run
 from launch.search import Trials
@@ -59,16 +61,14 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
   parser.add_argument(
     "--directory", type=Path, metavar="DIR", help="of the runs and figures (runs/NAME)"
   )
-  parser.add_argument("--on", choices=("local",), default="local", help="where runs run (local)")
-  parser.add_argument("--parallel", type=int, metavar="N", help="runs at a time (1)")
   parser.add_argument(
     "--tries", type=int, default=2, metavar="N", help="how often a run is tried that fails (2)"
   )
-  parser.add_argument("--cpu_sets", action="store_true", help="local: each run has its own CPUs")
   what = parser.add_mutually_exclusive_group()
   what.add_argument("--list", action="store_true", help="tell the runs and how they stand")
   what.add_argument("--dry_run", action="store_true", help="print what would be run")
   what.add_argument("--report", action="store_true", help="write the figures of what is there")
+  options.add_arguments(parser)
   parser.add_argument("--traceback", action="store_true", help="on an error, where it was found")
   args, rest = parser.parse_known_args(argv)
   for argument in rest:
@@ -95,20 +95,19 @@ def _sweep(args: argparse.Namespace) -> int:
     return 0
   if args.report:
     return _report(args, sweep, fixed, trials, root)
+  options.require_fitting(args)
   runs.require_possible(every)
   if args.dry_run:
-    for run in every:
-      if runs.state(run) != runs.COMPLETE:
-        print(shlex.join(run.command("python")))
+    left = [run for run in every if runs.state(run) != runs.COMPLETE]
+    sys.stdout.write(options.render(args, root, _name(args), left))
     if sweep.search:
       print(f"# and the trials of the search, up to {sweep.search.trials}, as results come")
     return 0
   if busy := [run.name for run in every if runs.state(run) == runs.RUNNING]:
     raise ConfigError(f"{', '.join(busy)}: another process runs it; wait for it, or end it")
   total = len(listed) + (sweep.search.trials * len(sweep.seeds) if sweep.search else 0)
-  work = driver.Driver(
-    _engine(args), tries=args.tries, total=total, metrics=sweep.metrics, say=_say
-  )
+  engine, tries = options.build(args, root, _name(args))
+  work = driver.Driver(engine, tries=tries, total=total, metrics=sweep.metrics, say=_say)
   code = work.drive(listed, trials)
   if code in (0, 1):
     _report(args, sweep, fixed, trials, root)
@@ -126,11 +125,6 @@ def _trials(sweep: Sweep, root: Path, args: argparse.Namespace) -> Trials | None
 
   at_once = math.ceil((args.parallel or 1) / len(sweep.seeds))
   return Trials(sweep.search, sweep.metrics[0], root, runs_of, at_once)
-
-
-def _engine(args: argparse.Namespace) -> Engine:
-  at_once = args.parallel or 1
-  return local.Local(at_once, local.cpu_sets(at_once) if args.cpu_sets else ())
 
 
 def _list(every: Sequence[Run]) -> None:
