@@ -107,7 +107,7 @@ def build(args: argparse.Namespace, root: Path, sweep: str) -> tuple[Engine, int
     return _gke(args, root, sweep), 1  # a JobSet starts its pods again itself
   at_once = args.parallel or 1
   if args.on == "tpu_vm":
-    return local.Local(at_once, command=_scripts(args, root).command), args.tries
+    return tpu_vm.TpuVm(at_once, _scripts(args, root)), args.tries
   return local.Local(at_once, local.cpu_sets(at_once) if args.cpu_sets else ()), args.tries
 
 

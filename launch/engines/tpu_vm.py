@@ -1,6 +1,6 @@
 """Runs on Cloud TPU VMs: each on a queued resource of its own, which a shell script sees through.
 
-`local.Local` runs the scripts, so that logs, tries, locks and signals are those of any process.
+The scripts are processes of this machine, so that logs, tries, locks and signals are theirs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 from launch import names
+from launch.engines.local import Local
 from launch.runs import Run
 from launch.tpus import Slice
 from research.core.config import ConfigError
@@ -37,6 +38,16 @@ done
 tar --extract --gzip --file={archive}
 rm {archive}
 """
+
+
+class TpuVm(Local):
+  """`at_once` scripts, each of which has a slice while it runs."""
+
+  def __init__(self, at_once: int, scripts: Scripts):
+    super().__init__(at_once, command=scripts.command)
+
+  def kill(self) -> None:
+    """Nothing: a script that was told to leave gives its slice back, which somebody pays for."""
 
 
 class Scripts:
