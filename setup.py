@@ -1,4 +1,7 @@
-"""Installs the `research` package; extras: quickstart, harness, translation, test, lint."""
+"""Installs `research`, `configs` and `launch`.
+
+Extras: quickstart, harness, translation, sweeps, slurm, ray, gke, test, lint.
+"""
 
 from setuptools import find_packages, setup
 
@@ -24,6 +27,10 @@ CORE = [
 QUICKSTART = ["reasoning-gym>=0.1.20"]
 HARNESS = ["lm_eval>=0.4.13"]
 TRANSLATION = ["matplotlib>=3.9", "sacrebleu>=2.4"]
+SWEEPS = ["matplotlib>=3.9", "optuna>=4"]
+SLURM = ["submitit>=1.5"]
+RAY = ["ray>=2.40"]
+GKE = ["jsonschema>=4.20", "pyyaml>=6"]
 LINT = ["mypy==2.4.1", "ruff==0.17.6"]
 
 setup(
@@ -37,11 +44,18 @@ setup(
     "quickstart": QUICKSTART,
     "harness": HARNESS,
     "translation": TRANSLATION,
+    "sweeps": SWEEPS,
+    "slurm": SLURM,
+    "ray": RAY,
+    "gke": GKE,
     "lint": LINT,
     "test": [
       *QUICKSTART,
       *HARNESS,
       *TRANSLATION,
+      *SWEEPS,
+      *SLURM,
+      *GKE,
       *LINT,
       "bitsandbytes>=0.49",
       "hypothesis>=6",

@@ -60,11 +60,14 @@ def _along(axis: Any, metric: str, key: str, rows: Sequence[Row]) -> None:
     points.sort(key=lambda point: point[0])
     told = [(x, row) for x, row in points if row.means[metric].count]
     means = [row.means[metric] for _, row in told]
-    at = [x for x, _ in told]
-    (line,) = axis.plot(at, [mean.value for mean in means], marker="o", label=name or None)
-    ends = [mean.interval or (math.nan, math.nan) for mean in means]
-    axis.fill_between(
-      at, [low for low, _ in ends], [high for _, high in ends], alpha=0.15, color=line.get_color()
+    halves = [mean.interval[1] - mean.value if mean.interval else math.nan for mean in means]
+    line, *_ = axis.errorbar(
+      [x for x, _ in told],
+      [mean.value for mean in means],
+      yerr=halves,
+      marker="o",
+      capsize=3,
+      label=name or None,
     )
     for x, row in points:
       values = _finite(row, metric)

@@ -45,6 +45,16 @@ def _imports(path: Path):
         yield parts[1]
 
 
+def test_what_is_above_is_not_imported():
+  """`launch`, `configs` and `experiments` are built on `research`, never the other way."""
+  for path in _modules():
+    for node in ast.walk(ast.parse(path.read_text())):
+      names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+      names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+      tops = {name.partition(".")[0] for name in names}
+      assert tops.isdisjoint({"launch", "configs", "experiments"}), path
+
+
 def test_every_room_has_its_layer():
   assert {_room(path) for path in _modules()} == set(LEVEL)
 

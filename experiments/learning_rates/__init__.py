@@ -1,0 +1,1 @@
+"""Whether a schedule of three phases lets LoRA train at higher rates."""
