@@ -22,7 +22,7 @@ class Source(Protocol):
   """Runs that follow from the results of others: a search."""
 
   def take(self) -> list[Run]:
-    """More runs, if it is time for some."""
+    """More runs; empty where it has none before some of its others have ended."""
 
   def ended(self, run: Run) -> None:
     """Is told of each of its runs that was complete before, is now, or has failed for good."""
@@ -89,8 +89,9 @@ class Driver:
         self._stop(again=heard > 0)
         heard += 1
       if not self._signals:
-        if source:
-          self._take(source.take(), source)
+        # Of what was complete before, a source has more at once.
+        while source and (more := source.take()):
+          self._take(more, source)
         self._start()
       if not self._running and (self._signals or not self._waiting):
         return
@@ -124,6 +125,10 @@ class Driver:
 
   def _end(self, run: Run, attempt: Attempt, source: Source | None) -> None:
     del self._running[run]
+    if attempt.code == 0 and runs.state(run) != runs.COMPLETE:
+      attempt = Attempt(
+        1, attempt.seconds, "it ended as if all were well, with no results.json here"
+      )
     took = f"{run.name} after {attempt.seconds:.0f} s"
     if attempt.code == 0:
       runs.record(run, attempt)
@@ -137,7 +142,8 @@ class Driver:
       runs.record(run, attempt)
       self._tried[run] += 1
       told = f"{took}: {attempt.error}; see {process.log(run)}"
-      if self._tried[run] < self._tries and attempt.code != _CANNOT_BE:
+      again = self._tried[run] < self._tries and attempt.code != _CANNOT_BE
+      if again and not self._signals:
         self._say(f"{self._count()} failed    {told}; trying again")
         self._waiting.append(run)
         return
@@ -158,10 +164,13 @@ class Driver:
     return ": " + ", ".join(told)
 
   def _tell_running(self) -> None:
-    width = max((len(run.name) for run in self._running), default=0)
-    for run, started in self._running.items():
-      seconds = time.monotonic() - started
+    running = [run for run in self._running if runs.state(run) == runs.RUNNING]
+    width = max((len(run.name) for run in running), default=0)
+    for run in running:
+      seconds = time.monotonic() - self._running[run]
       self._say(f"  running {run.name:{width}}  step {runs.step(run):5d}  {seconds:6.0f} s")
+    if more := len(self._running) - len(running):
+      self._say(f"  {more} queued, or not seen from here")
 
   def _stop(self, again: bool) -> None:
     if again:

@@ -80,8 +80,6 @@ class Process:
 
   def _attempt(self, code: int) -> Attempt:
     seconds = time.monotonic() - self._began
-    if code == 0 and not (self._run.directory / "results.json").exists():
-      return Attempt(1, seconds, "it ended as if all were well and left no results.json")
     return Attempt(code, seconds, "" if code == 0 else _error(code, log(self._run), self._offset))
 
 
@@ -104,7 +102,7 @@ def _error(code: int, file: Path, offset: int) -> str:
   return [f"exit code {code}", *found[-1:], *errors[-1:]][-1]
 
 
-def attempt(
+def run_to_end(
   run: Run,
   command: Sequence[str],
   directory: str,

@@ -30,7 +30,7 @@ from launch.description import Sweep
 from launch.engines import options
 from launch.points import Point
 from launch.runs import Run
-from launch.search import Trials
+from launch.search import JOURNAL, Trials
 from research.core.config import ConfigError
 
 
@@ -115,7 +115,8 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _trials(sweep: Sweep, root: Path, args: argparse.Namespace) -> Trials | None:
-  if not sweep.search:
+  reads = args.list or args.report or args.dry_run
+  if not sweep.search or (reads and not (root / JOURNAL).exists()):
     return None
 
   def runs_of(point: Point) -> list[Run]:

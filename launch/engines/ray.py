@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.process import attempt
+from launch.process import run_to_end
 from launch.runs import INTERRUPTED, RUNNING, Attempt, Run, state
 from research.core.config import ConfigError
 
@@ -59,7 +59,7 @@ class Ray:
           f"a run asks for {number:g} {kind}, and the whole Ray cluster has {there.get(kind, 0):g}"
         )
     more = {"TPU": tpus} if tpus else {}
-    self._task = ray.remote(attempt).options(
+    self._task = ray.remote(run_to_end).options(
       num_cpus=cpus, num_gpus=gpus, resources=more, max_retries=0
     )
     self._refs: dict[Run, Any] = {}

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.process import Process, attempt
+from launch.process import Process, run_to_end
 from launch.runs import INTERRUPTED, RUNNING, Attempt, Run, state
 from research.core.config import ConfigError
 
@@ -104,7 +104,7 @@ class _Job:
     self._process: Process | None = None
 
   def __call__(self) -> Attempt:
-    return attempt(self._run, self._command, self._directory, self._keep)
+    return run_to_end(self._run, self._command, self._directory, self._keep)
 
   def checkpoint(self) -> Any:
     """Has the run save, and the job queued again."""

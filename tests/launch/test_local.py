@@ -154,4 +154,4 @@ def test_commands_are_printed_as_they_would_be_run(world, command):
 def test_a_run_that_leaves_nothing_has_failed(world, command, monkeypatch):
   monkeypatch.setattr(runs, "TRAIN", ("-c", "print('fine')"))
   code, out, _ = command("metrics=('loss',), seeds=(0,)", "--tries=1")
-  assert code == 1 and "left no results.json" in out
+  assert code == 1 and "with no results.json here" in out

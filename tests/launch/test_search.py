@@ -46,7 +46,8 @@ def test_a_search_goes_on_where_it_was(world, command):
   assert f"Best trial: trial_{[t['rate'] for t in both].index(best):03d}." in report
 
 
-def test_trials_that_were_left_open_are_run_before_new_ones(world, command):
+@pytest.mark.parametrize("lost", [0, 1])
+def test_trials_that_were_left_open_are_run_before_new_ones(world, command, lost):
   assert command(TEXT.format(trials=2))[0] == 0
   root = world / "runs" / "study"
   before = _overrides(root)
@@ -59,10 +60,17 @@ def test_trials_that_were_left_open_are_run_before_new_ones(world, command):
     if '"state"' in line and '"trial_id":1' in line.replace(" ", "")
   ]
   journal.write_text("".join(lines[: told[-1]]))
-  (root / "trial_001" / "seed_1" / "results.json").unlink()
+  if lost:
+    (root / "trial_001" / "seed_1" / "results.json").unlink()
   code, out, _ = command(TEXT.format(trials=3))
-  assert code == 0 and out.count("complete ") == 3
+  assert code == 0 and out.count("complete ") == 2 + lost
   assert _overrides(root)[:2] == before and len(_overrides(root)) == 3
+
+
+def test_to_ask_how_it_stands_begins_no_search(world, command):
+  for flag, told in (("--list", ""), ("--dry_run", "# and the trials of the search, up to 4")):
+    code, out, err = command(TEXT.format(trials=4), flag)
+    assert code == 0 and told in out and not (world / "runs").exists(), err
 
 
 def test_a_journal_of_another_search_is_refused(command):
