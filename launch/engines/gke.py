@@ -158,15 +158,13 @@ class Gke:
       return Attempt(1, seconds, f"JobSet {name} failed: {message} ({logs})")
     directory = run.directory.relative_to(self._mounted)
     run.directory.mkdir(parents=True, exist_ok=True)
-    _call(
-      "gcloud",
-      "storage",
-      "rsync",
-      f"gs://{self._bucket}/{directory}",
-      str(run.directory),
-      "--recursive",
-      "--exclude=^checkpoints/.*",
-    )
+    source, place = f"gs://{self._bucket}/{directory}", str(run.directory)
+    flags = ("--recursive", "--exclude=.*checkpoints/.*")
+    try:
+      _call("gcloud", "storage", "rsync", source, place, *flags)
+    except ConfigError as error:
+      # The JobSet stays as it is: the same command asks for the figures again.
+      return Attempt(1, seconds, f"JobSet {name} is complete, but {error}")
     return Attempt(0, seconds, "")
 
   def _kubectl(self, *arguments: str, text: str = "") -> str:

@@ -155,6 +155,10 @@ import json, pathlib, subprocess, sys, yaml
 state = pathlib.Path("cluster.json")
 there = json.loads(state.read_text()) if state.exists() else {}
 verb = sys.argv[2]
+down = pathlib.Path("down")
+if verb == "get" and there and down.exists() and int(down.read_text()):
+  down.write_text(str(int(down.read_text()) - 1))
+  sys.exit("no route to host")
 with open("kubectl.log", "a") as log:
   log.write(" ".join(sys.argv[1:]) + "\\n")
 if verb == "apply":
@@ -180,7 +184,9 @@ import os, pathlib, shutil, subprocess, sys
 with open("gcloud.log", "a") as log:
   log.write(" ".join(sys.argv[1:]) + "\\n")
 words = sys.argv[1:]
-if words[:2] == ["storage", "rsync"]:
+if words[:2] == ["storage", "rsync"] and "BROKEN" in os.environ:
+  sys.exit("no such bucket")
+elif words[:2] == ["storage", "rsync"]:
   source = pathlib.Path("pod/runs") / words[2].removeprefix("gs://kept/")
   shutil.copytree(source, words[3], dirs_exist_ok=True)
 elif "describe" in words:
@@ -232,6 +238,30 @@ def test_a_jobset_that_is_there_is_adopted(cloud, command):
   (cloud / "runs" / "study" / "ends" / "seed_0" / "results.json").unlink()
   code, out, _ = command(SWEEP.replace("'fails': {'does': 'fail'}", ""), *GKE)
   assert code == 0 and "complete  ends/seed_0" in out
+  assert (cloud / "kubectl.log").read_text().count(" apply ") == 1
+
+
+def test_a_cluster_that_does_not_answer_is_asked_again(cloud, command, monkeypatch):
+  text = SWEEP.replace("'fails': {'does': 'fail'}", "")
+  (cloud / "down").write_text("3")
+  assert command(text, *GKE)[0] == 0 and (cloud / "down").read_text() == "0"
+  monkeypatch.setattr(gke, "_FORGIVEN", 1)
+  (cloud / "down").write_text("9")
+  (cloud / "cluster.json").unlink()
+  code, _, err = command(text, *GKE, "--directory=runs/new")
+  assert code == 2 and "error: kubectl --namespace=default get jobset: no route to host" in err
+  assert (cloud / "down").read_text() == "7"
+
+
+def test_figures_that_could_not_be_fetched_are_fetched_by_the_same_command(
+  cloud, command, monkeypatch
+):
+  text = SWEEP.replace("'fails': {'does': 'fail'}", "")
+  monkeypatch.setenv("BROKEN", "1")
+  code, out, _ = command(text, *GKE)
+  assert code == 1 and "is complete, but gcloud storage rsync" in out and "no such bucket" in out
+  monkeypatch.delenv("BROKEN")
+  assert command(text, *GKE)[0] == 0
   assert (cloud / "kubectl.log").read_text().count(" apply ") == 1
 
 
