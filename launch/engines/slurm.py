@@ -1,7 +1,8 @@
 """Runs as jobs of a Slurm cluster: an array of them, by submitit.
 
 The checkout, the experiment's data and the runs' directory are on a file system that all nodes
-share. A job that is preempted, or whose time is up, has its run save, and is queued again.
+share. A job is one process; one that is preempted, or whose time is up, has its run save, and is
+queued again.
 """
 
 from __future__ import annotations

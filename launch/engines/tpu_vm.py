@@ -61,12 +61,14 @@ class Scripts:
     zone, project: of Cloud TPU; an empty project is gcloud's own.
     setup: what each host runs first: it brings the checkout and what that needs.
     directory: of the checkout, within the home directory of each host.
-    bucket: mounted there at the first part of the runs' directory, by gcsfuse; empty: none.
+    bucket: mounted there at the first part of the runs' directory, by gcsfuse; empty: none, which
+      only a single host can do with.
     spot: machines that may be taken away.
     root: the sweep's directory.
 
   Raises:
-    ConfigError: the runs' directory is not within the working directory.
+    ConfigError: the runs' directory is not within the working directory, or several hosts have no
+      bucket.
   """
 
   def __init__(
@@ -83,6 +85,10 @@ class Scripts:
   ):
     if root.is_absolute() or ".." in root.parts:
       raise ConfigError(f"--on=tpu_vm: {root} is not within the working directory, as there")
+    if tpu.hosts > 1 and not bucket:
+      raise ConfigError(
+        f"--tpu={tpu.name} has {tpu.hosts} hosts that share the runs' directory; it needs --bucket"
+      )
     self._tpu = tpu
     self._where = [f"--zone={zone}", *([f"--project={project}"] if project else [])]
     self._setup = setup
@@ -102,7 +108,8 @@ class Scripts:
     here = str(run.directory / archive)
     resource = ("gcloud", "compute", "tpus", "queued-resources")
     machine = ("gcloud", "compute", "tpus", "tpu-vm")
-    train = shlex.join(run.command("python3"))
+    together = ["--distributed"] if self._tpu.hosts > 1 else []
+    train = shlex.join([*run.command("python3"), *together])
     if self._bucket:
       at = shlex.quote(self._mounted)
       mount = f"mkdir -p {at} && gcsfuse --implicit-dirs {shlex.quote(self._bucket)} {at}"

@@ -15,7 +15,7 @@ from launch.engines import gke, jobset
 from launch.points import Point
 
 GKE = ("--on=gke", "--tpu=v5litepod-16", "--image=place/image:1", "--bucket=kept")
-TPU_VM = ("--on=tpu_vm", "--tpu=v6e-16", "--zone=there-1b", "--setup=git clone x research")
+TPU_VM = ("--on=tpu_vm", "--tpu=v6e-4", "--zone=there-1b", "--setup=git clone x research")
 SWEEP = "metrics=('loss',), seeds=(0, 1), points={'ends': {'rate': 2.0}, 'fails': {'does': 'fail'}}"
 
 # What the pages named in launch.tpus say of some slices.
@@ -108,6 +108,7 @@ def test_the_schema_is_a_schema_and_refuses(command):
     ((*GKE, "--namespace=Upper"), "the JobSet's $.metadata.namespace"),
     ((*GKE, "--directory=/runs"), "/runs is not within the working directory"),
     ((*TPU_VM, "--directory=../runs"), "../runs is not within the working directory"),
+    ((*TPU_VM, "--tpu=v6e-16"), "--tpu=v6e-16 has 4 hosts"),
     (("--cpus=2",), "--cpus is of ray, not of --on=local"),
     (("--on=tpu_vm", "--cpu_sets"), "--cpu_sets is of local, not of --on=tpu_vm"),
   ],
@@ -131,7 +132,9 @@ PUBLISHED = {
 
 
 def test_scripts_are_of_published_commands(command):
-  code, out, err = command(SWEEP, *TPU_VM, "--dry_run", "--spot", "--project=mine", "--bucket=kept")
+  code, out, err = command(
+    SWEEP, *TPU_VM, "--tpu=v6e-16", "--dry_run", "--spot", "--project=mine", "--bucket=kept"
+  )
   assert code == 0, err
   found = [
     shlex.split(line.removesuffix("& wait $!"))
@@ -147,7 +150,7 @@ def test_scripts_are_of_published_commands(command):
   assert f"--node-id={create[5]}" in create
   train = next(words for words in found if any("trainer.py" in word for word in words))
   assert "--worker=all" in train
-  assert "gcsfuse --implicit-dirs kept runs" in train[7]
+  assert "gcsfuse --implicit-dirs kept runs" in train[7] and train[7].endswith(" --distributed")
 
 
 KUBECTL = """
