@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       raise
     print(f"error: {error}", file=sys.stderr)
     return 2
-  except (FloatingPointError, ConnectionError) as error:
+  except (FloatingPointError, OSError) as error:  # OSError: files, and other processes
     if with_traceback:
       raise
     print(f"error: {error}", file=sys.stderr)

@@ -67,16 +67,17 @@ class LocalFile:
     self.name = str(path)
     self.fingerprint = prepared.fingerprint
     self.report = prepared.report
+    self._directory = prepared.directory
     self._records = prepare.records(prepared)
 
   def __len__(self) -> int:
     return len(self._records)
 
   def __getitem__(self, index: int) -> Row:
-    return json.loads(self._records[index]["row"])
+    return json.loads(_intact(self._records, index, self._directory)["row"])
 
   def origin(self, index: int) -> int:
-    return int(self._records[index]["index"])
+    return int(_intact(self._records, index, self._directory)["index"])
 
 
 def jsonl(path: str, cache: str | None = None) -> LocalFile:
@@ -109,6 +110,7 @@ class TFDS:
       builder.download_and_prepare()
     self.name = f"{builder.info.full_name}[{split}]"
     self.report = Report()
+    self._directory = builder.data_path
     self._records = builder.as_data_source(split=split)
     splits = {
       name: (info.num_examples, info.num_bytes) for name, info in builder.info.splits.items()
@@ -119,10 +121,30 @@ class TFDS:
     return len(self._records)
 
   def __getitem__(self, index: int) -> Row:
-    return {name: _decoded(value, name) for name, value in self._records[index].items()}
+    row = _intact(self._records, index, self._directory)
+    return {name: _decoded(value, name) for name, value in row.items()}
 
   def origin(self, index: int) -> int:
     return index
+
+
+def _intact(records: Any, index: int, directory: Any) -> Row:
+  """The record, of files in `directory`.
+
+  Raises:
+    OSError: its file is damaged.
+  """
+  try:
+    row = records[index]
+  except RuntimeError as error:
+    reason = " ".join(str(error).split())
+    raise OSError(f"{_DAMAGED.format(directory)}: {reason}") from error
+  if None in row.values():  # which is what is read beyond the end of a file that was cut
+    raise OSError(f"{_DAMAGED.format(directory)}: record {index} is missing")
+  return row
+
+
+_DAMAGED = "prepared data in {} are damaged (remove them, and they are made again)"
 
 
 def _decoded(value: Any, column: str) -> Any:

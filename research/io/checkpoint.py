@@ -7,8 +7,9 @@ comes from where the config says, and the seed is part of the config beside it.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from research.core import tree
+
+_GOES_ON = "the same command goes on from the newest that was"
 
 
 class Checkpoints:
@@ -94,6 +97,9 @@ class Checkpoints:
       state: a pytree of arrays, None where it holds nothing.
       data: the data iterator's state, JSON.
       metrics: an evaluation's results; `best_metric` must be among them if they are given.
+
+    Raises:
+      OSError: this checkpoint, or the one before, was not written.
     """
     if step in self._manager.all_steps():
       return
@@ -102,6 +108,10 @@ class Checkpoints:
         f"checkpoint.best_metric {self._best_metric!r} is not measured"
         f"{tree.nearest(self._best_metric, metrics)}; there are {', '.join(metrics)}"
       )
+    with _blaming(f"checkpoint {step} was not written", _GOES_ON):
+      self._save(step, state, data, metrics)
+
+  def _save(self, step: int, state: Any, data: Mapping[str, Any], metrics: Any) -> None:
     # Donating `state` to the next step is safe at once: accelerators have copied it to the host by
     # now, and the CPU runtime copies a buffer that somebody still views instead of reusing it.
     self._manager.save(
@@ -123,30 +133,48 @@ class Checkpoints:
 
     Raises:
       ValueError: the saved tree has other paths, shapes or types than `abstract`.
+      OSError: its files are damaged.
     """
+    damaged = (
+      f"checkpoint {step} cannot be read",
+      f"move it out of {self._manager.directory}, and the same command goes on from the one before",
+    )
     wanted = tree.flatten(abstract)
-    saved = tree.flatten(self._manager.item_metadata(step)["state"].tree)
+    with _blaming(*damaged):
+      saved = tree.flatten(self._manager.item_metadata(step)["state"].tree)
     for path in sorted({*wanted, *saved}):
       a, b = wanted.get(path), saved.get(path)
       if a is None or b is None or tuple(a.shape) != tuple(b.shape) or a.dtype != b.dtype:
         raise ValueError(f"checkpoint {step} has {path} as {_shown(b)}, but the run as {_shown(a)}")
-    found = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(tree.unflatten(wanted)), data=ocp.args.JsonRestore()
-      ),
-    )
+    with _blaming(*damaged):
+      found = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(tree.unflatten(wanted)), data=ocp.args.JsonRestore()
+        ),
+      )
     flat = tree.flatten(found["state"])
     leaves = [flat[path] for path in wanted]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves), found["data"]
 
   def wait(self) -> None:
-    """Returns when what was saved is complete on disk; raises what went wrong in writing it."""
-    self._manager.wait_until_finished()
+    """Returns when what was saved is complete on disk; raises OSError if it is not written."""
+    with _blaming("the last checkpoint was not written", _GOES_ON):
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits, then frees the threads."""
     self._manager.close()
+
+
+@contextlib.contextmanager
+def _blaming(what: str, remedy: str) -> Iterator[None]:
+  """Makes what Orbax and its storage say about files an OSError of one line."""
+  try:
+    yield
+  except (OSError, ValueError) as error:  # JSON's errors and TensorStore's are of the latter kind
+    reason = " ".join(str(error).partition(" [tensorstore_spec")[0].split())
+    raise OSError(f"{what}: {reason}; {remedy}") from error
 
 
 def write_json(path: Path, content: Any) -> None:

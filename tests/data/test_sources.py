@@ -80,6 +80,19 @@ def test_a_killed_preparation_is_not_taken_for_a_finished_one(tmp_path, cache):
   assert prepared.fresh and prepared.fingerprint == fingerprint
 
 
+def test_damaged_records_are_named(tmp_path, cache):
+  path = write(tmp_path / "data.jsonl", *(json.dumps({"text": str(i)}) for i in range(9)))
+  prepared = prepare.prepare(path, file_format="jsonl", cache=cache)
+  (file,) = prepared.directory.rglob("*.array_record-*")
+  whole = file.read_bytes()
+  block = 1 << 16  # whose header has a checksum
+  for damaged in (whole[:block], whole[:block] + bytes(40) + whole[block + 40 :]):
+    file.write_bytes(damaged)
+    source = sources.build({"name": "jsonl", "path": path, "cache": cache})
+    with pytest.raises(OSError, match="prepared data in .* are damaged .*remove them"):
+      source[8]
+
+
 def test_losing_the_race_to_another_process(tmp_path, cache, monkeypatch):
   path = write(tmp_path / "a.jsonl", '{"text": "x"}')
   build, winners = prepare._build, []

@@ -1,6 +1,7 @@
 """Checkpoints: what comes back, what stays, what a crash leaves."""
 
 import json
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -128,3 +129,40 @@ def test_json_is_replaced_at_once(tmp_path):
   write_json(file, [2])
   assert json.loads(file.read_text()) == [2]
   assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("damaged", ["state/manifest.ocdbt", "state/_METADATA", "data/metadata"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path, damaged):
+  directory = tmp_path / "c"
+  first = Checkpoints(directory, keep_last=2)
+  for step in (1, 2):
+    first.save(step, _state(step), {"rows": step})
+  first.close()
+  file = directory / "2" / damaged
+  file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+  again = Checkpoints(directory, keep_last=2)
+  with pytest.raises(OSError, match="checkpoint 2 cannot be read: .*; move it out of .*/c, and"):
+    again.restore(again.latest_step(), _abstract(_state(0)))
+  again.close()
+  (directory / "2").rename(tmp_path / "2")
+  whole = Checkpoints(directory, keep_last=2)
+  assert whole.restore(whole.latest_step(), _abstract(_state(0)))[1] == {"rows": 1}
+  whole.close()
+
+
+def test_a_full_disk_is_told(tmp_path):
+  # A limit on the size of files in place of one on the disk.
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  checkpoints = Checkpoints(tmp_path / "c", keep_last=1)
+  checkpoints.save(1, {"x": jnp.zeros(8)}, {})
+  checkpoints.wait()
+  try:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    with pytest.raises(OSError, match="not written: .*; the same command goes on from the newest"):
+      checkpoints.save(2, {"x": jax.random.normal(jax.random.key(0), (100_000,))}, {})
+      checkpoints.wait()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  again = Checkpoints(tmp_path / "c", keep_last=1)
+  assert again.latest_step() == 1
+  again.close()
