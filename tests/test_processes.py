@@ -160,3 +160,15 @@ def test_a_killed_process_ends_the_run_with_its_name(world):
   again[0].send_signal(signal.SIGTERM)
   assert [process.wait(60) for process in again] == [143, 143], _said(world, "killed", again)
   assert f"going on from step {saved} of {STEPS}" in _said(world, "killed", again)[0]
+
+
+def test_a_process_that_hangs_ends_the_run_with_its_name(world):
+  started = _start(world, "hung", 2, 1, ["data=2"])
+  _wait_for(world / "hung/checkpoints/5", world, "hung", started)
+  started[1].send_signal(signal.SIGSTOP)
+  assert started[0].wait(60) != 0
+  started[1].kill()
+  started[1].wait(60)
+  said = _said(world, "hung", started)[0]
+  assert re.search(r"Task 1 heartbeat|stopped sending heartbeats\):\s+1\n", said), said
+  assert _saved(world / "hung") >= 5
