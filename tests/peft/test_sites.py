@@ -6,6 +6,7 @@ Documents are of several lengths, so that what is packed, padded or cached would
 import copy
 import json
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import peft as hf_peft
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file
 
 from research import models, objectives, peft
 from research.core import tree
@@ -419,6 +421,44 @@ def test_bottlenecks_come_back_from_files(bases, tmp_path, family, reads):
   again = peft.load(tmp_path, params, _modules(model))
   assert jax.tree.structure(again) == jax.tree.structure(adapters)
   jax.tree.map(np.testing.assert_array_equal, again, adapters)
+
+
+HUB = Path(__file__).parent / "adapterhub"
+
+
+@pytest.mark.parametrize("case", ["houlsby", "pfeiffer", "normed", "parallel"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_what_adapterhub_wrote(tmp_path, family, case):
+  """Its files and its models' logits are beside `adapterhub/make.py`, which made them."""
+  shape = {"vocab_size": 32, "tie_word_embeddings": family == "gpt2"}
+  if family == "llama":
+    shape |= {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 2, "max_position_embeddings": 32}
+  else:
+    shape |= {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+  theirs = transformers.AutoModelForCausalLM.from_config(
+    transformers.AutoConfig.for_model(family, **shape)
+  )
+  tensors = dict(theirs.named_parameters())
+  for number, name in enumerate(sorted(tensors)):
+    values = np.random.default_rng(number).normal(size=tuple(tensors[name].shape)) * 0.3
+    tensors[name].data.copy_(torch.tensor(values, dtype=torch.float32))
+  theirs.save_pretrained(tmp_path)
+  model, params, _ = models.load(tmp_path)
+  directory = HUB / f"{family}_{case}"
+  adapters = peft.load(directory, params, _modules(model))
+  tokens = jnp.array([[3, 1, 4, 1, 5, 9, 2, 6]])
+  logits = model.apply({"params": params, "adapters": adapters}, tokens)
+  expected = np.load(directory / "logits.npy")
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+  # And what we would write is what they wrote.
+  config, ours = adapterhub.write(adapters, _modules(model))
+  told = json.loads((directory / "adapter_config.json").read_text())
+  assert config["config"].items() <= told["config"].items()
+  written = load_file(directory / adapterhub.FILE)
+  assert ours.keys() == written.keys()
+  for name, value in ours.items():
+    np.testing.assert_array_equal(value, written[name], err_msg=name)
 
 
 def test_adapterhubs_names_and_numbers(bases):
