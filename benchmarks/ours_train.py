@@ -6,8 +6,10 @@ our data pipeline, `dpo_step` on pairs of random tokens, and `encoder_step`, of 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +91,9 @@ def lora_step(args: Any) -> tuple[dict[str, Any], Training]:
   return measured, training
 
 
-def sft(args: Any) -> tuple[dict[str, Any], Training]:
-  """Fresh packed batches; taking a batch from the pipeline is part of the step."""
+@contextlib.contextmanager
+def gsm8k_batches(section: ConfigDict, tokenizer: Any, args: Any) -> Iterator[Any]:
+  """Packed batches of `args.gsm8k`, enough for all steps; `section` becomes their config."""
   # Here, so that the LoRA step's memory is that of the step.
   from research.data import pipeline
 
@@ -98,23 +101,29 @@ def sft(args: Any) -> tuple[dict[str, Any], Training]:
   with tempfile.TemporaryDirectory() as scratch:
     file = Path(scratch) / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    section = settings.get_config(str(args.model))
     section.data.train.source = ConfigDict({"name": "jsonl", "path": str(file), "cache": scratch})
     section.data.train.length = SFT_LENGTH
     config = config_lib.Config(section)
-    training = Training(config)
     batches = pipeline.train_batches(
-      config.data.train, training.tokenizer, batch_size=SFT_ROWS, seed=config.seed
+      config.data.train, tokenizer, batch_size=SFT_ROWS, seed=config.seed
     )
-    useful: list[int] = []
     try:
-      seconds = worker.time_steps(
-        lambda: useful.append(training.advance(next(batches))),
-        warmup=args.warmup,
-        steps=args.steps,
-      )
+      yield batches
     finally:
       batches.close()
+
+
+def sft(args: Any) -> tuple[dict[str, Any], Training]:
+  """Fresh packed batches; taking a batch from the pipeline is part of the step."""
+  section = settings.get_config(str(args.model))
+  training = Training(config_lib.Config(section))
+  useful: list[int] = []
+  with gsm8k_batches(section, training.tokenizer, args) as batches:
+    seconds = worker.time_steps(
+      lambda: useful.append(training.advance(next(batches))),
+      warmup=args.warmup,
+      steps=args.steps,
+    )
   useful = useful[args.warmup :]
   measured = {
     "tokens_per_second": worker.total_rate(seconds, useful),

@@ -18,6 +18,7 @@ _UNITS: dict[Measure, tuple[str, float]] = {
   "peak_bytes": ("GB peak", 1e9),
   "compile_seconds": ("s to compile", 1),
   "startup_seconds": ("s", 1),
+  "pause_share": ("share", 1),
 }
 _HEADER = ["work", "peer", "ours", "the peer's", "ratio", "bar", "aim", "verdict"]
 
@@ -99,4 +100,5 @@ def _limit(bar: Bar, limit: float | None) -> str:
   if limit is None:
     return "-"
   sign = ">=" if bar.more_is_better else "<="
-  return f"{sign} {limit:g}{'x' if bar.peer else ' s'}"
+  unit = "x" if bar.peer else "" if bar.measure == "pause_share" else " s"
+  return f"{sign} {limit:g}{unit}"

@@ -6,7 +6,12 @@ import dataclasses
 from typing import Literal
 
 Measure = Literal[
-  "tokens_per_second", "items_per_second", "peak_bytes", "compile_seconds", "startup_seconds"
+  "tokens_per_second",
+  "items_per_second",
+  "peak_bytes",
+  "compile_seconds",
+  "startup_seconds",
+  "pause_share",
 ]
 
 
@@ -298,6 +303,26 @@ WORKS = {
       compares_methods=True,
     ),
     Work(
+      "input",
+      "the data pipeline alone, GSM8K",
+      _ours("ours_input", warmup=0, steps=800),  # several windows, and tokenizing the first
+      (_ourselves("step", "ours_train", "sft", warmup=2, steps=6),),
+      needs_gsm8k=True,
+      compares_methods=True,
+    ),
+    Work(
+      "depth",
+      "the LoRA step of 120 layers, one loop",
+      _ours("ours_depth", "--layers=120", warmup=0, steps=1),
+      (_ourselves("layers_30", "ours_depth", "--layers=30", warmup=0, steps=1),),
+      compares_methods=True,
+    ),
+    Work(
+      "checkpoint",
+      "how long the loop waits for a checkpoint of 1.6 GB",
+      _ours("ours_checkpoint", warmup=1, steps=3),
+    ),
+    Work(
       "startup",
       "start to the end of the first step, second run",
       _ours("startup", warmup=1, steps=1),
@@ -338,5 +363,8 @@ BARS = (
   Bar("methods_peft", "peft_dora", "tokens_per_second", None, None, cost=True),
   Bar("lora_step", "torch", "peak_bytes", 0.9, 0.6),
   Bar("lora_step", None, "compile_seconds", 30.0, 15.0),
+  Bar("input", "step", "tokens_per_second", 20.0, None),
+  Bar("depth", "layers_30", "compile_seconds", 1.3, None),
+  Bar("checkpoint", None, "pause_share", 0.05, None),
   Bar("startup", None, "startup_seconds", 20.0, 10.0),
 )

@@ -1,11 +1,13 @@
 """The benchmarks' own sides run on a toy model; what they measure is no test's business."""
 
+import json
+import sys
 import types
 
 import jax
 import pytest
 
-from benchmarks import ours_train, workloads
+from benchmarks import ours_checkpoint, ours_depth, ours_input, ours_train, workloads
 from research import models
 
 LLAMA = {
@@ -48,3 +50,25 @@ def test_the_dpo_step_trains(toy, monkeypatch, kept):
   measured, training = ours_train.dpo_step(args)
   assert len(measured["seconds"]) == 2
   assert training.losses[-1] < training.losses[0]
+
+
+@pytest.mark.parametrize(
+  ("module", "measure", "arguments"),
+  [
+    (ours_depth, "compile_seconds", ["--layers=3"]),
+    (ours_checkpoint, "pause_share", []),
+    (ours_input, "tokens_per_second", ["--gsm8k=gsm8k.jsonl"]),
+  ],
+)
+def test_workers_print_their_measure(
+  toy, tmp_path, monkeypatch, capsys, module, measure, arguments
+):
+  row = {"question": "1 and 1?", "answer": "2"}
+  (tmp_path / "gsm8k.jsonl").write_text(f"{json.dumps(row)}\n" * 100)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(workloads, "STEP_TOKENS", 16)
+  flags = [f"--model={toy}", "--warmup=0", "--steps=2", *arguments]
+  monkeypatch.setattr(sys, "argv", ["worker", *flags])
+  module.main()
+  found = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert found[measure] > 0
