@@ -11,11 +11,14 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from configs import base
+from research import models
 from research.core import sharding, tree
 from research.core.config import Config
+from research.generation import generate
 from research.loop import problem, state, step
 from research.optim import build
 
@@ -105,18 +108,41 @@ def collectives(program):
   ]
 
 
+def writing():
+  """A function of a mesh, or None, that generates greedily there: the tokens."""
+  model, params, tokenizer = models.load("model", dtype=jnp.float32)
+  prompts = [tokenizer.encode(text) for text in ("1 and", "22 and 3", "a", "99 is")] * 2
+
+  def write(mesh):
+    variables = {"params": params}
+    if mesh is None:
+      found = generate(model, variables, prompts, max_new_tokens=8, eos_ids=[])
+    else:
+      held = jax.device_put(variables, sharding.shardings(mesh, variables))
+      with jax.set_mesh(mesh):
+        found = generate(model, held, prompts, max_new_tokens=8, eos_ids=[])
+    return [completion.tokens for completion in found]
+
+  return write
+
+
 def main():
   """Everything that the arguments, `METHOD:DATA,FSDP,TENSOR,SEQUENCE`, ask for."""
   found = {}
   made = {}
   for asked in sys.argv[1:]:
     method, _, shape = asked.partition(":")
+    sizes = dict(zip(AXES, map(int, shape.split(",")), strict=True))
+    if method == "generation":
+      if method not in made:
+        made[method] = writing()
+      found[asked] = {"same": made[method](sharding.make_mesh(sizes)) == made[method](None)}
+      continue
     if method not in made:
       take = steps(method)
       one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), AXES)
       made[method] = take, take(one)[0]
     take, expected = made[method]
-    sizes = dict(zip(AXES, map(int, shape.split(",")), strict=True))
     values, program = take(sharding.make_mesh(sizes))
     found[asked] = {
       "difference": difference(values, expected),

@@ -24,6 +24,7 @@ LLAMA = {
   "num_key_value_heads": 8,
   "max_position_embeddings": 64,
 }
+WRITTEN = [f"generation:{shape}" for shape in ("2,2,2,1", "1,1,8,1")]
 ROWS, LENGTH = 8, 32
 SHAPES = ("8,1,1,1", "1,8,1,1", "1,1,8,1", "1,1,1,8", "2,2,2,1", "1,2,2,2", "2,1,2,2", "2,2,1,2")
 ASKED = [f"full:{shape}" for shape in SHAPES]
@@ -52,7 +53,7 @@ def found(tmp_path_factory, byte_tokenizer):
     "JAX_PLATFORMS": "cpu",
   }
   done = subprocess.run(
-    [sys.executable, Path(__file__).parent / "on_meshes.py", *ASKED],
+    [sys.executable, Path(__file__).parent / "on_meshes.py", *ASKED, *WRITTEN],
     cwd=root,
     env=environment,
     capture_output=True,
@@ -65,6 +66,11 @@ def found(tmp_path_factory, byte_tokenizer):
 @pytest.mark.parametrize("asked", ASKED)
 def test_a_step_is_that_of_one_device(found, asked):
   assert found[asked]["difference"] < 1e-5
+
+
+@pytest.mark.parametrize("asked", WRITTEN)
+def test_what_is_generated_is_the_same(found, asked):
+  assert found[asked]["same"]
 
 
 def _sizes(found, asked, kind):
