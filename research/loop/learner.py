@@ -41,8 +41,11 @@ class Learner:
   cut: bool
 
 
-def build(config: config_lib.Config) -> Learner:
+def build(config: config_lib.Config, load: Callable[..., Any] = models.load) -> Learner:
   """What `model`, `adapters` and `trainable` describe; frozen parameters as activations' type.
+
+  Args:
+    load: opens the source; `models.invent` where the numbers do not matter.
 
   Raises:
     ConfigError: one of them cannot be; the message names it.
@@ -51,7 +54,7 @@ def build(config: config_lib.Config) -> Learner:
     dtype = jnp.dtype(config.model.dtype)
     # What trains does so in float32; it should start from all the bits there are.
     param_dtype = dtype if adapters_alone(config) else jnp.float32
-    model, params, tokenizer, fresh = _model(config, dtype, param_dtype)
+    model, params, tokenizer, fresh = _model(config, dtype, param_dtype, load)
   with config_lib.blaming("adapters"):
     rng = rng_lib.root(config.seed, "adapters")
     tasks = peft.tasks(config.adapters)
@@ -111,7 +114,7 @@ def adapters_alone(config: config_lib.Config) -> bool:
 
 
 def _model(
-  config: config_lib.Config, dtype: Any, param_dtype: Any
+  config: config_lib.Config, dtype: Any, param_dtype: Any, load: Callable[..., Any]
 ) -> tuple[Any, Any, Any, frozenset[str]]:
   """The model that `config.model` names, or describes by its shape, with parameters and tokenizer.
 
@@ -129,7 +132,7 @@ def _model(
   if source:
     if directory:
       raise ValueError("a tokenizer is for a model of a given shape; a source has its own")
-    model, params, tokenizer = models.load(source, param_dtype=param_dtype, **section)
+    model, params, tokenizer = load(source, param_dtype=param_dtype, **section)
     if student:
       if head:
         raise ValueError("a student is a decoder, and a head is for an encoder; give one of them")

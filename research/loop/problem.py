@@ -16,9 +16,9 @@ from research.core import config as config_lib
 from research.core import matrix, sharding
 from research.data import pipeline, preferences
 from research.evals import Evaluator, Result
-from research.loop import kept, on_policy, references
+from research.loop import bound as bound_lib
+from research.loop import kept, on_policy
 from research.loop import learner as learner_lib
-from research.loop import teacher as teachers
 from research.loop.step import Objective
 from research.models import scored
 
@@ -56,6 +56,7 @@ class Problem:
   export: `(directory, variables)` writes what was trained for other tools to load.
   notes: what a person should know before the run, a line each.
   teacher: the model of the variables `"teacher"`.
+  forward_passes: of the base in each step beside the loss's own, as of a reference.
   rewrite: `(step, variables, batch) -> batch` of this process, before it is put on devices;
     `variables` is a function that gives them.
   """
@@ -73,6 +74,7 @@ class Problem:
   rows_per_example: int = 1
   notes: Sequence[str] = ()
   teacher: Any = None
+  forward_passes: int = 0
   rewrite: Callable[..., dict[str, np.ndarray]] | None = None
 
 
@@ -120,24 +122,11 @@ def assemble(config: config_lib.Config) -> Problem:
     tasks = stream.tasks
   with config_lib.blaming("adapters"):
     variables["adapters"] = _begun(model, variables, stream)
-  keeps = config.teacher.keep_tokens > 0
-  teacher = None if keeps else teachers.build(config, learner)
-  if teacher and teacher.variables is not None:
-    variables["teacher"] = teacher.variables
+  bound = bound_lib.bind(config, learner, tasks, rows)
+  teacher, reference = bound.teacher, bound.reference
   with config_lib.blaming("objective"):
-    lesson = None
-    if teacher or keeps:
-      running = teacher.model if teacher else None
-      lesson = objectives.Lesson(model, running, config.train.steps, config.seed)
-    objective = objectives.build(config.objective, tasks, lesson)
-    if learnt := objectives.variables(objective):
-      variables["objective"] = learnt
-    objectives.require_model(config.objective.name, model)
-    reference = references.build(objective, learner, batch_size, rows)
-    variables |= reference.variables
     batches = reference.of_batches(stream, config.data.train)
   with config_lib.blaming("adapters"):
-    objective = _routed(objective, learner.tasks, tasks)
     _check_tasks(config, learner.tasks, tasks, pairs)
   evaluators: list[Evaluator] = []
   if config.data.eval:
@@ -153,8 +142,8 @@ def assemble(config: config_lib.Config) -> Problem:
         shard_count=count,
         **rows,
       )
-      loss = objectives.build(config.objective, held_out.tasks, lesson)
-      loss = _routed(loss, learner.tasks, held_out.tasks)
+      loss = objectives.build(config.objective, held_out.tasks, bound.lesson)
+      loss = bound_lib.routed(loss, learner.tasks, held_out.tasks)
       judged = reference.of_batches(held_out, config.data.eval)
     evaluators.append(held_out_loss(loss, judged, mesh))
   with config_lib.blaming("eval.evaluators"):
@@ -169,9 +158,9 @@ def assemble(config: config_lib.Config) -> Problem:
   return Problem(
     model=model,
     tokenizer=tokenizer,
-    variables=variables,
+    variables=bound.variables,
     trains=learner.trains,
-    objective=objective,
+    objective=bound.objective,
     batches=batches,
     evaluators=evaluators,
     forward_flops=model.config.flops_per_token,
@@ -179,7 +168,8 @@ def assemble(config: config_lib.Config) -> Problem:
     active=model.config.active,
     rows_per_example=preferences.ROWS if answers else 1,
     notes=_notes(learner, merges=beside is None) + ([teacher.note()] if teacher else []),
-    teacher=None if teacher is None or teacher.variables is None else teacher.model,
+    teacher=bound.beside,
+    forward_passes=bound.forward_passes,
     rewrite=on_policy.build(config, model, tokenizer, teacher is not None),
   )
 
@@ -246,11 +236,6 @@ def _of_model(evaluator: Evaluator) -> Evaluator:
     return evaluator(model, of_model(variables), tokenizer)
 
   return evaluate
-
-
-def _routed(loss: Objective, names: Sequence[str], tasks: Sequence[str]) -> Objective:
-  """`loss` with the adapter of each token's task, where tasks have their own."""
-  return objectives.by_task(loss, names, tasks) if names else loss
 
 
 def _begun(model: Any, variables: Any, batches: Batches) -> Any:

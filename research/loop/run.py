@@ -21,17 +21,17 @@ from typing import Any
 
 import jax
 
-from research import peft, quant
+from research import quant
 from research.core import cache, distributed, matrix, sharding, tree
 from research.core import compile as compile_lib
 from research.core import config as config_lib
 from research.io import metrics as metrics_lib
 from research.io.checkpoint import Checkpoints, write_json
-from research.loop import environment, identity, meta, problem, state, step, throughput
+from research.loop import environment, identity, problem, state, throughput
+from research.loop import program as program_lib
 from research.loop.callbacks import Callback, Context
 from research.loop.interrupt import Interrupted, Interrupts, SharedInterrupts
 from research.loop.record import Recorder
-from research.optim import build as optim
 
 Results = dict[str, Any]
 
@@ -104,38 +104,18 @@ class _Trainer:
 
     with config_lib.blaming("mesh"):
       self.mesh = sharding.make_mesh(config.mesh)
-    trainable, frozen = tree.partition(task.variables, task.trains)
-    with config_lib.blaming("adapters"):
-      around = peft.allocation(trainable, self._total_steps)
-    optimizer, schedule = optim.build(config.optimizer, trainable, self._total_steps, around)
-    shapes = state.abstract(trainable, optimizer)
-    with config_lib.blaming("mesh"):
-      shardings = sharding.shardings(self.mesh, shapes)
-      frozen = jax.device_put(frozen, sharding.shardings(self.mesh, frozen))
-    step_model, frozen = step.arrange(task.model, trainable, frozen, self.mesh, task.teacher)
+    arranged = program_lib.arrange(config, task, self.mesh)
+    trainable, optimizer = arranged.trainable, arranged.optimizer
     # Of the stacks that may just have been copied, nothing keeps the originals.
     task = self._task = dataclasses.replace(task, variables=jax.eval_shape(lambda: task.variables))
     # Frozen companions, a teacher or a copy to compare with, are no parameters of the model.
     self._parameters = matrix.count(problem.of_model(task.variables))
     self._free_steps = _free_steps(config, task.variables["params"])
 
-    def program(free: bool) -> step.Program:
-      made = step.make_step(
-        step_model,
-        task.objective,
-        optimizer,
-        schedule,
-        accumulate_steps=config.train.accumulate_steps,
-        seed=config.seed,
-        meta=meta.build(config.train.meta),
-        rows_per_example=task.rows_per_example,
-        free=free,
-      )
-      # Metrics are whole on every device, so that each process can read them.
-      return step.Program(made, out_shardings=(shardings, sharding.replicated(self.mesh)))
-
-    self._step = program(free=False)
-    self._free_step = program(free=True) if self._free_steps else self._step
+    self._step = program_lib.program(config, task, arranged)
+    self._free_step = self._step
+    if self._free_steps:
+      self._free_step = program_lib.program(config, task, arranged, free=True)
 
     with config_lib.blaming("checkpoint"):
       self._checkpoints = Checkpoints(
@@ -152,9 +132,7 @@ class _Trainer:
       total_steps=self._total_steps,
       every_steps=config.log.every_steps,
       tensorboard=config.log.tensorboard,
-      flops_per_token=throughput.train_flops_per_token(
-        task.forward_flops, task.variables, trainable, task.active, task.teacher
-      ),
+      flops_per_token=program_lib.flops_per_token(task, trainable),
       peak_flops=config.log.peak_flops or throughput.peak_flops(),
       trainable_paths=list(tree.flatten(trainable)),
       max_nonfinite_steps=config.optimizer.max_nonfinite_steps,
@@ -166,7 +144,7 @@ class _Trainer:
     if saved is None:
       initial = state.create(trainable, optimizer, self.mesh)
     else:
-      initial = self._restore(saved, shapes, shardings)
+      initial = self._restore(saved, arranged.shapes, arranged.shardings)
     self._context = Context(
       config=config,
       directory=directory,
@@ -174,7 +152,7 @@ class _Trainer:
       total_steps=self._total_steps,
       step=saved or 0,
       state=initial,
-      frozen=frozen,
+      frozen=arranged.frozen,
       evaluations=_evaluations(directory),
       say=self._recorder.say,
     )

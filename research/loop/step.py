@@ -36,7 +36,7 @@ def arrange(
   On a single CPU, where all layers are straight-line code, that is an array a layer for a base
   that does not train, and for a teacher. `models.unrolled.restack` undoes it for the base.
   """
-  if jax.default_backend() != "cpu" or mesh.size > 1:
+  if mesh.devices.flat[0].platform != "cpu" or mesh.size > 1:
     return model, frozen
   if teacher is not None and _is_straight(teacher):
     frozen = {**frozen, "teacher": unstack(teacher, frozen["teacher"])[1]}
@@ -57,9 +57,13 @@ class Program:
   seconds: what compiling has taken so far.
   """
 
-  def __init__(self, step: Step, out_shardings: Any = None):
+  def __init__(self, step: Step, out_shardings: Any = None, platform: str | None = None):
+    """platform: what is compiled for, by default JAX's own."""
     self._step = jax.jit(
-      step, donate_argnums=0, out_shardings=out_shardings, compiler_options=compile_lib.options()
+      step,
+      donate_argnums=0,
+      out_shardings=out_shardings,
+      compiler_options=compile_lib.options(platform),
     )
     self._compiled: dict[Any, Step] = {}
     self.seconds = 0.0
@@ -70,10 +74,14 @@ class Program:
     form = tuple((name, rows.shape) for name, rows in sorted(batch.items()))
     if form not in self._compiled:
       started = time.perf_counter()
-      self._compiled[form] = self._step.lower(state, frozen, batch).compile()
+      self._compiled[form] = self.trace(state, frozen, batch).lower().compile()
       self.seconds += time.perf_counter() - started
       compile_lib.settle()
     return self._compiled[form](state, frozen, batch)
+
+  def trace(self, state: Any, frozen: Any, batch: Any) -> jax.stages.Traced:
+    """The program of these arguments, or of their shapes, to be lowered and compiled."""
+    return self._step.trace(state, frozen, batch)
 
 
 def make_step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from research.core import config as config_lib
 from research.core import matrix
 from research.loop import subject as subjects
 from research.loop.learner import Learner
+from research.loop.subject import Subject
 
 BASE = "base"  # the source that is the run's own base
 
@@ -36,8 +38,15 @@ class Teacher:
     return f"the teacher is {self.name}: {matrix.count(params):,} parameters in {held:,.1f} MB"
 
 
-def build(config: config_lib.Config, learner: Learner) -> Teacher | None:
+def build(
+  config: config_lib.Config,
+  learner: Learner,
+  load: Callable[[str, str], Subject] = subjects.load_model,
+) -> Teacher | None:
   """What `config.teacher` describes, or None where it describes nothing.
+
+  Args:
+    load: opens a source in a type; what it gives may lack a tokenizer, which is then not compared.
 
   Raises:
     ConfigError: it cannot be, or does not share the learner's vocabulary.
@@ -56,11 +65,12 @@ def build(config: config_lib.Config, learner: Learner) -> Teacher | None:
       if section.dtype or rules:
         raise ValueError("dtype and quantize are of a teacher, and there is no source and no run")
       return None
-    found = subjects.load_run(Path(run), dtype) if run else subjects.load_model(source, dtype)
+    found = subjects.load_run(Path(run), dtype) if run else load(source, dtype)
     if adapter:
       found = subjects.with_adapter(found, Path(adapter))
     found = subjects.require_one(found)
-    _require_same_tokens(learner.tokenizer, found.tokenizer, found.name)
+    if found.tokenizer is not None:
+      _require_same_tokens(learner.tokenizer, found.tokenizer, found.name)
     adapters = peft.materialize(found.variables.get("adapters", {}))
     for whose, bound in (("teacher", adapters), ("student", learner.variables["adapters"])):
       if peft.virtual_ids(bound):
@@ -68,7 +78,7 @@ def build(config: config_lib.Config, learner: Learner) -> Teacher | None:
           f"the {whose}'s adapters put virtual tokens in rows, which both would read"
         )
     params = quant.quantize(found.variables["params"], rules)
-    model = found.model.clone(unroll=config.model.unroll)
+    model = found.model.clone(unroll=config.model.unroll, attention=config.model.attention)
     return Teacher(found.name, model, {"params": params, "adapters": adapters})
 
 

@@ -10,32 +10,20 @@ import jax
 import jax.numpy as jnp
 
 from research import peft
-from research.core import tree
+from research.core import chips, tree
 from research.core.matrix import parameter_of
-
-# Dense bfloat16 FLOP/s of a device by its makers' data sheets; keys are parts of `device_kind`.
-_DATA_SHEETS = {
-  "H100": 989e12,
-  "H200": 989e12,
-  "A100": 312e12,
-  "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5p": 459e12,
-  "TPU v6 lite": 918e12,
-}
 
 
 def peak_flops() -> float:
   """FLOP/s of all devices at their best: the data sheet's figure, else what a product reaches.
 
-  On a CPU, and on accelerators that are not in the table, it is the faster of a float32 and a
+  On a CPU, and on accelerators that are not in `core.chips`, it is the faster of a float32 and a
   bfloat16 product (accumulated in float32) of 1024 x 1024 matrices, the best of five. A busy
   machine measures low, which flatters the utilisation: set `config.log.peak_flops` to compare.
   """
-  kind = jax.devices()[0].device_kind
-  for name, flops in _DATA_SHEETS.items():
-    if name in kind:
-      return flops * jax.device_count()
+  chip = chips.find(jax.devices()[0].device_kind)
+  if chip is not None:
+    return chip.flops * jax.device_count()
   return max(_measured(jnp.float32), _measured(jnp.bfloat16)) * jax.device_count()
 
 
@@ -45,6 +33,7 @@ def train_flops_per_token(
   trainable: Any,
   active: Callable[[str], float] = lambda path: 1.0,
   teacher: Any = None,
+  forward_passes: int = 0,
 ) -> Callable[[float], float]:
   """`length -> FLOPs` that one token needs in training, in rows of `length` tokens.
 
@@ -60,6 +49,7 @@ def train_flops_per_token(
     trainable: those that train, None elsewhere.
     active: the share of the parameter at a path that one token meets.
     teacher: a model whose forward pass comes on top.
+    forward_passes: of the base that come on top, as of a reference.
   """
   paths = tree.flatten(variables)
   # A decoder without a head multiplies by its embeddings; encoders have few tokens that do.
@@ -87,7 +77,7 @@ def train_flops_per_token(
   def per_token(length: float) -> float:
     forward = forward_flops(length)
     beside = teacher.config.flops_per_token(length) if teacher is not None else 0.0
-    return 2 * forward + (forward - forward_flops(0.0)) + constant + beside
+    return (2 + forward_passes) * forward + (forward - forward_flops(0.0)) + constant + beside
 
   return per_token
 

@@ -20,6 +20,7 @@ from research.models.encoder import Encoder
 from research.models.encoder_decoder import EncoderDecoder
 from research.models.encoder_decoder_config import EncoderDecoderConfig
 from research.models.families import weights
+from research.models.initialize import initialize
 
 Tree = Any
 Model = Decoder | Encoder | EncoderDecoder
@@ -48,11 +49,7 @@ def load(source: str | Path, *, dtype: Any = jnp.float32, param_dtype: Any = Non
       over or misshapen.
     FileNotFoundError: there is no such file, directory or name.
   """
-  path = Path(source)
-  if not path.exists():
-    if path.suffix or "/" in str(source):
-      raise FileNotFoundError(f"no model at {str(source)!r}")
-    path = named.fetch(str(source))
+  path = _path(source)
   param_dtype = np.dtype(dtype if param_dtype is None else param_dtype)
   opened = _open_directory(path) if path.is_dir() else _open_gguf(path)
   config, table, tensors, ignore, tokenizer = opened
@@ -65,6 +62,44 @@ def load(source: str | Path, *, dtype: Any = jnp.float32, param_dtype: Any = Non
   flat = weights.load(table, tensors, shapes, dtype=param_dtype, ignore=ignore)
   arrays = {key: jnp.asarray(value) for key, value in flat.items()}
   return model, tree.unflatten(arrays | held), tokenizer
+
+
+def invent(source: str | Path, *, dtype: Any = jnp.float32, param_dtype: Any = None, **options):
+  """`load` with random numbers, and without a tokenizer: only the shape of the source is read.
+
+  Under `jax.eval_shape` it costs nothing, whatever the size.
+
+  Args:
+    source: a Hugging Face directory, of which `config.json` is enough, a GGUF file, or a name of
+      `research.models.named`.
+    dtype, param_dtype, options: see `load`.
+
+  Raises:
+    ValueError: as `load`; or the directory's parameters are in few bits.
+    FileNotFoundError: as `load`.
+  """
+  path = Path(source)
+  if not path.exists() and str(source) in named.SHAPES:
+    config: StackConfig = read_config(named.SHAPES[str(source)])
+  else:
+    path = _path(source)
+    if _quantization(path):
+      raise ValueError(f"{source} is in few bits; plan from the model that it was made of")
+    config = _read_directory(path) if path.is_dir() else _open_gguf(path)[0]
+  model = MODELS[type(config)](config, dtype=dtype, **options)
+  params = initialize(model, jax.random.key(0))
+  kind = dtype if param_dtype is None else param_dtype
+  return model, jax.tree.map(lambda leaf: leaf.astype(kind), params), None
+
+
+def _path(source):
+  """Where a source lies, brought here if it is a name."""
+  path = Path(source)
+  if not path.exists():
+    if path.suffix or "/" in str(source):
+      raise FileNotFoundError(f"no model at {str(source)!r}")
+    path = named.fetch(str(source))
+  return path
 
 
 def save(
@@ -140,12 +175,17 @@ def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
   return {path: leaf.shape for path, leaf in tree.flatten(variables["params"]).items()}
 
 
-def _open_directory(path):
+def _read_directory(path):
+  """The config of a directory's model."""
   file = path / "config.json"
   if not file.exists():
     raise FileNotFoundError(f"{path} has no config.json; a model directory needs one")
   hf = json.loads(file.read_text())
-  config = scored.read(read_config(hf), hf)
+  return scored.read(read_config(hf), hf)
+
+
+def _open_directory(path):
+  config = _read_directory(path)
   family = families.find(config.family)
   tensors = safetensors.read(path)
   for pattern, name in getattr(family, "RENAMED", ()):

