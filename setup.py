@@ -1,6 +1,6 @@
 """Installs `research`, `configs` and `launch`.
 
-Extras: quickstart, harness, translation, sweeps, slurm, ray, gke, test, lint.
+Extras: quickstart, harness, translation, sweeps, slurm, ray, gke, plan, test, lint.
 """
 
 from setuptools import find_packages, setup
@@ -11,7 +11,7 @@ CORE = [
   "gguf>=0.17",
   "grain>=0.2.10",
   "importlib_resources>=6",
-  "jax>=0.8",
+  "jax>=0.10",
   "jinja2>=3.1",
   "ml_collections>=1.0",
   "numpy>=2",
@@ -31,6 +31,7 @@ SWEEPS = ["matplotlib>=3.9", "optuna>=4"]
 SLURM = ["submitit>=1.5"]
 RAY = ["ray>=2.40"]
 GKE = ["jsonschema>=4.20", "pyyaml>=6"]
+PLAN = ["libtpu>=0.0.30; platform_machine == 'x86_64'"]
 LINT = ["mypy==2.4.1", "ruff==0.17.6"]
 
 setup(
@@ -48,6 +49,7 @@ setup(
     "slurm": SLURM,
     "ray": RAY,
     "gke": GKE,
+    "plan": PLAN,
     "lint": LINT,
     "test": [
       *QUICKSTART,
@@ -56,6 +58,7 @@ setup(
       *SWEEPS,
       *SLURM,
       *GKE,
+      *PLAN,
       *LINT,
       "bitsandbytes>=0.49",
       "hypothesis>=6",

@@ -45,6 +45,9 @@ def get_config() -> ConfigDict:
   config.model.dtype = "bfloat16"
   # Compute each layer again in the backward pass, instead of keeping its activations.
   config.model.remat = False
+  # "splash" is JAX's kernel for TPUs, which holds no scores of whole rows, "xla" plain products,
+  # and "auto" the former on a TPU where shapes allow it.
+  config.model.attention = "auto"
   # Layers in one iteration of the compiled loop; 0: all of them on a CPU, one elsewhere.
   config.model.unroll = 0
   # What stands on an encoder: {"name": "sequence", "labels": 2}, "token" or "masked"

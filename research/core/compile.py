@@ -11,15 +11,25 @@ import jax
 # Numbers of mallopt(3)'s options, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
+# Parameters that are split are gathered before they multiply. In place of that the compiler would
+# multiply by a part at a time, as parts come round, and add each product to a float32 result that
+# is read and written as often as there are devices.
+_TPU = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+
 
 @functools.cache
-def options() -> dict[str, str]:
-  """Options for `jax.jit`: on a CPU, the order of work that needs the least memory.
+def options(platform: str | None = None) -> dict[str, str]:
+  """Options for `jax.jit`: on a CPU, the order of work that needs the least memory; see `_TPU`.
 
   CPUs otherwise run whatever is ready first, and parts of the backward pass are ready, and kept,
   from the forward pass on.
+
+  platform: what is compiled for, by default JAX's own.
   """
-  if jax.default_backend() != "cpu":
+  platform = platform or jax.default_backend()
+  if platform == "tpu":
+    return _TPU
+  if platform != "cpu":
     return {}
   order = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
   try:

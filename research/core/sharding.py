@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research.core import tree
@@ -64,32 +65,40 @@ _MESH: dict[str, tuple[str, ...]] = {
 # For `constrain`: an axis that the compiler may split as it likes.
 FREE = PartitionSpec.UNCONSTRAINED
 
+# Numbers of each group of what is held in few bits.
+_OF_GROUPS = re.compile(r".*/(kernel|embedding)/(scale(/codes)?|zero)")
+
 _COLLECTION = re.compile(r"(?:.*/)?(params|adapters)/(.*)")
 
 
-def make_mesh(sizes: Mapping[str, int]) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
   """A mesh over all devices.
 
   Args:
     sizes: devices along each of `MESH_AXES`; at most one may be -1, which takes what is left.
+    devices: other ones, such as those of a topology that is compiled for; by default JAX's.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices.
   """
   counts = {axis: sizes[axis] for axis in MESH_AXES}
-  devices = jax.device_count()
+  total = jax.device_count() if devices is None else len(devices)
   free = [axis for axis, count in counts.items() if count == -1]
   taken = 1
   for axis, count in counts.items():
     taken *= 1 if axis in free else count
-  if len(free) == 1 and taken > 0 and devices % taken == 0:
-    counts[free[0]] = devices // taken
-  elif free or taken != devices:
+  if len(free) == 1 and taken > 0 and total % taken == 0:
+    counts[free[0]] = total // taken
+  elif free or taken != total:
     told = ", ".join(f"{axis}={count}" for axis, count in counts.items())
-    raise ValueError(f"mesh {told} does not fit {devices} devices; one axis may be -1")
+    raise ValueError(f"mesh {told} does not fit {total} devices; one axis may be -1")
   # Auto: the compiler propagates shardings; the model's code does not name mesh axes.
   types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-  return jax.make_mesh(tuple(counts.values()), MESH_AXES, axis_types=types)
+  # An axis of the mesh may be part of one of the machine's.
+  placed = mesh_utils.create_device_mesh(
+    tuple(counts.values()), devices, allow_split_physical_axes=True
+  )
+  return Mesh(placed, MESH_AXES, axis_types=types)
 
 
 def shardings(mesh: Mesh, shapes: Any) -> Any:
@@ -97,8 +106,8 @@ def shardings(mesh: Mesh, shapes: Any) -> Any:
 
   A leaf's axes follow from the part of its path after `params/` or `adapters/`, so that the
   moments of a parameter lie where the parameter does. Adapters follow what they adapt where they
-  share an axis with it (LoRA's `a` and `b`) and are copied elsewhere; so are counters, and scales
-  of what is held in few bits.
+  share an axis with it (LoRA's `a` and `b`) and are copied elsewhere; so are counters. Scales of
+  what is held in few bits lie where it does, along axes that divide them.
 
   Raises:
     ValueError: a parameter that no rule covers, or an axis that its mesh axes do not divide.
@@ -168,6 +177,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def platform() -> str:
+  """What is traced for: the platform of the mesh that is set, or JAX's own."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
 def is_spread() -> bool:
   """Whether what is traced now is for several devices: within `jax.set_mesh` of such a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
@@ -220,10 +235,12 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
 
 def _sharding(mesh: Mesh, path: str, leaf: Any) -> NamedSharding:
   spec = [_MESH.get(axis) if axis else None for axis in _logical_axes(path, leaf)]
-  for size, axes in zip(leaf.shape, spec, strict=True):
-    split = 1
-    for axis in axes or ():
-      split *= mesh.shape[axis]
+  ways = [math.prod(mesh.shape[axis] for axis in axes or ()) for axes in spec]
+  if _OF_GROUPS.fullmatch(path):
+    split_evenly = [size % split == 0 for size, split in zip(leaf.shape, ways, strict=True)]
+    spec = [axes if even else None for axes, even in zip(spec, split_evenly, strict=True)]
+    return NamedSharding(mesh, PartitionSpec(*spec))
+  for size, split, axes in zip(leaf.shape, ways, spec, strict=True):
     if size % split:
       raise ValueError(f"{path} {leaf.shape}: {size} does not divide among {axes} = {split}")
   return NamedSharding(mesh, PartitionSpec(*spec))
@@ -246,7 +263,8 @@ def _logical_axes(path: str, leaf: Any) -> tuple[str | None, ...]:
   if whole != within and axes is not None:
     # A part of a kernel in few bits: codes are the kernel's in another length.
     part = within.removeprefix(f"{whole}/")
-    return axes if part in ("codes", "values") else none
+    placed = part in ("codes", "values") or _OF_GROUPS.fullmatch(path)
+    return axes if placed and len(axes) == leaf.ndim else none
   if axes is None or len(axes) != leaf.ndim:
     raise ValueError(f"no sharding rule for {path} {leaf.shape}; add one to core/sharding.py")
   return axes

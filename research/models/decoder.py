@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from research.core.sharding import constrain
 from research.models.cache import Cache
 from research.models.config import DecoderConfig
 from research.nn import bias as biases
@@ -26,13 +27,14 @@ class Decoder(nn.Module):
   """A decoder-only transformer; methods bind at its taps and are unknown to it.
 
   dtype: the type of activations; products accumulate in float32.
-  remat, unroll: see `research.nn.block.stack`.
+  remat, unroll, attention: see `research.nn.block.stack`.
   """
 
   config: DecoderConfig
   dtype: Any = jnp.float32
   remat: bool = False
   unroll: int = 0
+  attention: str = "auto"
 
   def setup(self):
     c = self.config
@@ -47,7 +49,13 @@ class Decoder(nn.Module):
       self.lm_head = Linear(c.vocab_size)
 
   def _stack(self):
-    return stack(self.config, self.config.num_layers, remat=self.remat, unroll=self.unroll)
+    return stack(
+      self.config,
+      self.config.num_layers,
+      remat=self.remat,
+      unroll=self.unroll,
+      attention=self.attention,
+    )
 
   def __call__(self, tokens, positions=None, segments=None, cache=None):
     """Logits `[B, S, V]` in float32; with a cache, `(logits, cache)`.
@@ -126,6 +134,9 @@ class Decoder(nn.Module):
         masks.within(visible, positions, keys, window),
         start,
         bias,
+        # Layers of one kind, that see earlier tokens of their document and nothing else.
+        segments=segments if cache is None and prefix is None and len(windows) == 1 else None,
+        window=window if len(windows) == 1 else 0,
         causal=cache is None and prefix is None,
       )
       for window in windows
@@ -143,12 +154,16 @@ class Decoder(nn.Module):
 
   def head(self, hidden):
     """`[..., D]` -> float32 logits `[..., V]`; of a score `[..., 1]`."""
+    if hidden.ndim == 3:
+      hidden = constrain(hidden, "batch", "sequence", None)
     if self.config.head == "score":
       return self.score(hidden).astype(jnp.float32)
     if self.config.tied_head:
       logits = self.embed.attend(hidden)
     else:
       logits = self.lm_head(hidden).astype(jnp.float32)
+    if logits.ndim == 3:
+      logits = constrain(logits, "batch", "sequence", "vocab")
     cap = self.config.logit_softcap
     return logits if cap is None else cap * jnp.tanh(logits / cap)
 

@@ -22,13 +22,14 @@ class Encoder(nn.Module):
   """An encoder-only transformer; methods bind at its taps and are unknown to it.
 
   dtype: the type of activations; products accumulate in float32.
-  remat, unroll: see `research.nn.block.stack`.
+  remat, unroll, attention: see `research.nn.block.stack`.
   """
 
   config: EncoderConfig
   dtype: Any = jnp.float32
   remat: bool = False
   unroll: int = 0
+  attention: str = "auto"
 
   def setup(self):
     c = self.config
@@ -48,7 +49,13 @@ class Encoder(nn.Module):
       self.classifier = Classifier(len(c.labels), dense)
 
   def _stack(self):
-    return stack(self.config, self.config.num_layers, remat=self.remat, unroll=self.unroll)
+    return stack(
+      self.config,
+      self.config.num_layers,
+      remat=self.remat,
+      unroll=self.unroll,
+      attention=self.attention,
+    )
 
   def __call__(self, tokens, positions=None, segments=None, types=None):
     """What `head` makes of `hidden`, which without a head is `hidden` itself.
@@ -80,7 +87,7 @@ class Encoder(nn.Module):
       x = x + self.type_embed(jnp.zeros_like(tokens) if types is None else types)
     x = self.embed_norm(x + self.position_embed(positions + c.position_offset))
     together = masks.same(segments, segments)
-    x, _ = self.layers(x, Context(None, together), None, None)
+    x, _ = self.layers(x, Context(None, together, segments=segments), None, None)
     return _means(x, together) if c.pooling == "mean" else x
 
   def pooled(self, hidden):

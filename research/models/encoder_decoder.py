@@ -50,13 +50,16 @@ class Stack(nn.Module):
   bidirectional: bool
   remat: bool
   unroll: int
+  attention: str
 
   def setup(self):
     c = self.config
     self.relative_bias = biases.RelativeBias(
       c.num_heads, self.bidirectional, c.relative_buckets, c.relative_longest
     )
-    self.layers = stack(c, self.num_layers, remat=self.remat, unroll=self.unroll)
+    self.layers = stack(
+      c, self.num_layers, remat=self.remat, unroll=self.unroll, attention=self.attention
+    )
     self.final_norm = Norm(c.norm, c.norm_eps)
 
   def __call__(self, x, mask, cross=None, cache=None, places=None):
@@ -89,19 +92,20 @@ class Stack(nn.Module):
 class EncoderDecoder(nn.Module):
   """A T5-like transformer (Raffel et al. 2020); methods bind at its taps and are unknown to it.
 
-  dtype, remat, unroll: see `Decoder`.
+  dtype, remat, unroll, attention: see `Decoder`.
   """
 
   config: EncoderDecoderConfig
   dtype: Any = jnp.float32
   remat: bool = False
   unroll: int = 0
+  attention: str = "auto"
 
   def setup(self):
     c = self.config
     self.embed = Embed(c.vocab_size, c.hidden_size, self.dtype)
-    self.encoder = Stack(c, c.encoder_layers, True, self.remat, self.unroll)
-    self.decoder = Stack(c, c.num_layers, False, self.remat, self.unroll)
+    self.encoder = Stack(c, c.encoder_layers, True, self.remat, self.unroll, self.attention)
+    self.decoder = Stack(c, c.num_layers, False, self.remat, self.unroll, self.attention)
     if not c.tied_head:
       self.lm_head = Linear(c.vocab_size)
 

@@ -11,12 +11,15 @@ import jax.numpy as jnp
 
 from research.core import sharding
 from research.core.products import matmul, outer
+from research.core.sharding import platform
+from research.nn import splash
 from research.nn.incremental import MASKED, attend_one
 from research.nn.linear import Linear
 from research.nn.norm import Norm
 from research.nn.positions import rotate
 from research.nn.tap import tap
 
+IMPLEMENTATIONS = ("auto", "xla", "splash")
 MIN_PIECE, MAX_PIECES = 128, 4  # queries in a piece of causal attention, pieces of a row
 
 
@@ -177,6 +180,8 @@ class Attention(nn.Module):
   qk_norm: RMSNorm of queries and keys before rotation: "head" by head, "projection" over all
     heads at once, or None. norm: its kind, norm_eps: its epsilon, see `Norm`.
   scale, softcap: see `attend`.
+  implementation: one of `IMPLEMENTATIONS` for whole rows. "xla" is `attend`, "splash" the kernel of
+    `nn.splash`, and "auto" that one on a TPU, where it can.
   """
 
   num_heads: int
@@ -189,6 +194,7 @@ class Attention(nn.Module):
   norm_eps: float = 1e-6
   scale: float | None = None
   softcap: float | None = None
+  implementation: str = "auto"
 
   @nn.compact
   def __call__(
@@ -200,6 +206,8 @@ class Attention(nn.Module):
     *,
     bias=None,
     source=None,
+    segments=None,
+    window=0,
     causal=False,
     elementwise=False,
   ):
@@ -213,6 +221,7 @@ class Attention(nn.Module):
         returned.
       bias: see `attend`.
       source: `[B, T, D]`, what keys and values are of (cross-attention), by default `x`.
+      segments, window: what the mask is made of, where that is all.
       causal: see `attend`.
       elementwise: reads the cache by `incremental.attend_one`; needs one query and a cache in
         float32.
@@ -254,6 +263,24 @@ class Attention(nn.Module):
         # Keys that an adapter has put in front are at no distance.
         ahead = mask.shape[-1] - bias.shape[-1]
         how["bias"] = jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (ahead, 0)))
-      out = attend(q, k, v, mask, causal=causal, **how)
+      if self.has_variable("adapters", "kv"):
+        segments = None
+      if self._by_kernel(q, k, segments, bias):
+        shape = {"scale": self.scale, "softcap": self.softcap}
+        out = splash.attend(q, k, v, segments, causal=causal, window=window, **shape)
+      else:
+        out = attend(q, k, v, mask, causal=causal, **how)
     out = out.transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], -1)
     return Linear(x.shape[-1], self.out_bias, name="o_proj")(out), written
+
+  def _by_kernel(self, q, k, segments, bias):
+    """Whether `nn.splash` does it."""
+    how = self.implementation
+    if how not in IMPLEMENTATIONS:
+      raise ValueError(f"attention {how!r} is none of {', '.join(IMPLEMENTATIONS)}")
+    if how == "xla" or (how == "auto" and platform() != "tpu"):
+      return False
+    obstacle = splash.obstacle(q, k, segments, bias)
+    if obstacle and how == "splash":
+      raise ValueError(f"attention 'splash' cannot be: {obstacle}")
+    return obstacle is None

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 from flax import struct
 
-from research.core.sharding import constrain
+from research.core.sharding import constrain, platform
 from research.nn.attention import Attention
 from research.nn.mlp import MLP
 from research.nn.moe import ROUTING, MoE
@@ -26,6 +26,8 @@ class Context:
   source: `[B, T, D]`, what keys and values are of, by default the layer's own input.
   cross: the context of cross-attention, in models that have it. There a start of None means that
     the cache has the source's keys and values already.
+  segments, window: what the mask is made of, where that is all: int32 `[B, S]`, and tokens that a
+    query sees, 0 for no limit.
   causal, elementwise: how attention reads keys, see `Attention`.
   """
 
@@ -35,6 +37,8 @@ class Context:
   bias: Any = None
   source: Any = None
   cross: Any = None
+  segments: Any = None
+  window: int = struct.field(pytree_node=False, default=0)
   causal: bool = struct.field(pytree_node=False, default=False)
   elementwise: bool = struct.field(pytree_node=False, default=False)
 
@@ -47,9 +51,11 @@ class Block(nn.Module):
   `x += norm(cross_attention(norm(x)))`.
 
   config: see `research.models.config.StackConfig`, whose fields it reads.
+  attention: see `research.nn.attention.Attention`.
   """
 
   config: Any
+  attention: str = "auto"
 
   @nn.compact
   def __call__(self, x: jax.Array, context: Any, cache: Any = None, kind: Any = None):
@@ -94,6 +100,7 @@ class Block(nn.Module):
         c.norm_eps,
         c.attention_scale,
         c.attention_softcap,
+        self.attention,
         name=name,
       )
       normed = norm(c.pre_norm, f"{name}_norm", x)
@@ -104,6 +111,8 @@ class Block(nn.Module):
         None if cache is None else (cache, context.start),
         bias=context.bias,
         source=context.source,
+        segments=context.segments,
+        window=context.window,
         causal=context.causal,
         elementwise=context.elementwise,
       )
@@ -130,7 +139,9 @@ def _spread(x):
   return constrain(x, "batch", "sequence", None)
 
 
-def stack(config: Any, layers: int, *, remat: bool, unroll: int) -> nn.Module:
+def stack(
+  config: Any, layers: int, *, remat: bool, unroll: int, attention: str = "auto"
+) -> nn.Module:
   """All layers as one module: `(x, context, caches, kinds)` -> `x` and the caches.
 
   Parameters, adapters and caches are stacks, `[L, ...]`. kinds: int32 `[L]`, which of a tuple of
@@ -142,6 +153,7 @@ def stack(config: Any, layers: int, *, remat: bool, unroll: int) -> nn.Module:
     remat: recompute each layer in the backward pass instead of keeping its activations.
     unroll: layers in one iteration of the compiled loop. 0 is all of them on a CPU, which runs
       straight-line code faster at the price of compilation, and 1 elsewhere.
+    attention: see `Block`.
   """
   return nn.scan(
     nn.remat(Block, prevent_cse=False) if remat else Block,
@@ -149,5 +161,5 @@ def stack(config: Any, layers: int, *, remat: bool, unroll: int) -> nn.Module:
     split_rngs={"params": True, "dropout": True},
     in_axes=(nn.broadcast, 0, 0),
     length=layers,
-    unroll=unroll or (layers if jax.default_backend() == "cpu" else 1),
-  )(config)
+    unroll=unroll or (layers if platform() == "cpu" else 1),
+  )(config, attention)

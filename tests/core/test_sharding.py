@@ -42,6 +42,10 @@ SPECS = {
   "adapters/layers/attention/q_proj/kernel/scale": ((3,), (None,)),
   "adapters/layers/mlp/down_proj/kernel/a": ((3, 6, 1), (None, T, None)),
   "adapters/layers/mlp/down_proj/kernel/b": ((3, 1, 4), (None, None, F)),
+  "params/layers/mlp/up_proj/kernel/codes": ((3, 2, 6), (None, F, T)),
+  "params/layers/mlp/up_proj/kernel/zero": ((3, 1, 6), (None, None, T)),
+  "params/layers/mlp/up_proj/kernel/scale/codes": ((3, 4, 6), (None, F, T)),
+  "params/layers/mlp/up_proj/kernel/scale/offset": ((3,), (None,)),
 }
 MESH = AbstractMesh((1, 2, 2, 1), sharding.MESH_AXES)
 
