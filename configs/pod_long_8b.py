@@ -1,0 +1,26 @@
+"""Llama-3.1-8B learns by LoRA on rows of 131,072 tokens, on 64 chips of TPU v5p (4x4x4).
+
+  python -m research.plan --config=configs/pod_long_8b.py --topology=v5p:4x4x4
+  python -m research.train --config=configs/pod_long_8b.py
+
+PLAN
+"""
+
+from configs import base
+
+
+def get_config():
+  config = base.get_config()
+  config.directory = "runs/pod_long_8b"
+  config.model.source = "llama-3.1-8b"
+  config.adapters = ({"target": "layers/.*_proj/kernel", "name": "lora", "rank": 16, "alpha": 32},)
+  config.objective = {"name": "causal", "chunk_tokens": 64 * 2048}
+
+  config.data.train.source = {"name": "jsonl", "path": "rows.jsonl"}
+  config.data.train.length = 131072
+  config.train.batch_size = 8
+  config.optimizer.learning_rate = 2e-4
+  config.mesh.data = 1
+  config.mesh.fsdp = 8
+  config.mesh.sequence = -1
+  return config

@@ -1,0 +1,26 @@
+"""Llama-3-8B learns by LoRA on every projection, on 16 chips of TPU v5e (4x4).
+
+  python -m research.plan --config=configs/pod_lora_8b.py --topology=v5e:4x4
+  python -m research.train --config=configs/pod_lora_8b.py
+
+The model's files are looked for in $RESEARCH_MODELS/llama-3-8b; a plan needs none.
+"""
+
+from configs import base
+
+
+def get_config():
+  config = base.get_config()
+  config.directory = "runs/pod_lora_8b"
+  config.model.source = "llama-3-8b"
+  config.adapters = ({"target": "layers/.*_proj/kernel", "name": "lora", "rank": 16, "alpha": 32},)
+  # Tokens of all devices: 1,024 logits of each at a time.
+  config.objective = {"name": "causal", "chunk_tokens": 16 * 1024}
+
+  config.data.train.source = {"name": "jsonl", "path": "rows.jsonl"}
+  config.data.train.length = 2048
+  config.train.batch_size = 16
+  config.optimizer.learning_rate = 2e-4
+  config.mesh.data = 1
+  config.mesh.fsdp = -1
+  return config

@@ -1,0 +1,91 @@
+"""Tells what a run would need and take, without its weights, its data or its machine.
+
+  python -m research.plan --config=configs/NAME.py --topology=v5p:4x4x4 [--config.KEY=VALUE ...]
+
+The training step of the config is compiled for that many TPU chips, on any machine (with the
+package libtpu: pip install 'research[plan]'): memory of each device by kind, whether it fits, FLOPs
+and bytes, the compiler's estimate of time, tokens/s and model FLOPs utilisation. Topologies are
+v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB and 7x:AxBxC. With --topology=local a few steps are run on the
+devices that are here, with random weights and rows, and measured.
+
+  --price=DOLLARS    of a chip and hour: tokens a dollar
+  --tokens=NUMBER    to be trained on, such as 1e9: days, and dollars with a price
+  --json=FILE        the same for machines
+  --help             this text
+
+Exit codes: 0 it fits, 1 it does not, 2 the config cannot be or there is no such topology.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from research.core import config as config_lib
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command with these arguments (by default the process's), and returns its code."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  if "--help" in argv or "-h" in argv:
+    print((__doc__ or "").strip())
+    return 0
+  try:
+    args, rest = _arguments(argv)
+    config = config_lib.from_command_line(rest)
+    if args.topology == "local":
+      return _local(config, args)
+    # To plan for a TPU is not to use one that is here.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from research.planning import estimate, report, topology
+
+    plan = estimate.make(config, args.topology, topology.devices(args.topology))
+  except ValueError as error:  # a ConfigError is one
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  print(report.text(plan, args.price, args.tokens))
+  if args.json:
+    args.json.write_text(json.dumps(report.record(plan, args.price, args.tokens), indent=1) + "\n")
+  return 0 if plan.fits else 1
+
+
+def _local(config: config_lib.Config, args: argparse.Namespace) -> int:
+  """Measures on the devices that are here."""
+  from research.planning import local
+
+  if args.price or args.tokens:
+    raise ValueError("--price and --tokens are for a topology, not for what is here")
+  measured = local.measure(config)
+  print(measured.text())
+  if args.json:
+    args.json.write_text(json.dumps(measured.record(), indent=1) + "\n")
+  return 0
+
+
+class _Parser(argparse.ArgumentParser):
+  """Tells a mistake as other commands do."""
+
+  def error(self, message: str) -> None:  # type: ignore[override]
+    raise ValueError(message)
+
+
+def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+  """What is asked of the plan, and the rest, which is the config's."""
+  parser = _Parser(add_help=False, allow_abbrev=False)
+  parser.add_argument("--topology", required=True)
+  parser.add_argument("--price", type=float)
+  parser.add_argument("--tokens", type=float)
+  parser.add_argument("--json", type=Path)
+  args, rest = parser.parse_known_args(argv)
+  for name in ("price", "tokens"):
+    if getattr(args, name) is not None and getattr(args, name) <= 0:
+      raise ValueError(f"--{name} is {getattr(args, name)}, and should be above 0")
+  return args, rest
+
+
+if __name__ == "__main__":
+  sys.exit(main())
