@@ -11,6 +11,12 @@ devices that are here, with random weights and rows, and measured.
   --price=DOLLARS    of a chip and hour: tokens a dollar
   --tokens=NUMBER    to be trained on, such as 1e9: days, and dollars with a price
   --json=FILE        the same for machines
+  --search           the mesh, recomputation and batch with the most tokens a second that fit
+  --compare          full fine-tuning, LoRA, QLoRA, adapters and distillation into half the layers
+                     on one table, for the config's model and data, and which to take, by
+                     --budget=DOLLARS (with --price and --tokens), --tasks=NUMBER that one base is
+                     to serve, --deploy=GB that may be loaded in use, and --reasoning: tasks are
+                     hard. Each technique takes minutes to compile.
   --help             this text
 
 Exit codes: 0 it fits, 1 it does not, 2 the config cannot be or there is no such topology.
@@ -24,6 +30,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from research.core import config as config_lib
 
@@ -43,7 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     from research.planning import estimate, report, topology
 
-    plan = estimate.make(config, args.topology, topology.devices(args.topology))
+    devices = topology.devices(args.topology)
+    if args.compare:
+      return _compare(config, args, devices)
+    if args.search:
+      from research.planning import search
+
+      changes, plan = search.search(config, args.topology, devices)
+      print("\nbest:", *(f"--config.{key}={value}" for key, value in changes.items()), "\n")
+    else:
+      plan = estimate.make(config, args.topology, devices)
   except ValueError as error:  # a ConfigError is one
     print(f"error: {error}", file=sys.stderr)
     return 2
@@ -53,12 +69,30 @@ def main(argv: Sequence[str] | None = None) -> int:
   return 0 if plan.fits else 1
 
 
+def _compare(config: config_lib.Config, args: argparse.Namespace, devices: Sequence[Any]) -> int:
+  """Tells the table of techniques and the recommendation."""
+  from research.planning import compare, report
+
+  found = compare.rows(config, args.topology, devices)
+  deployed = args.deploy and args.deploy * 1e9
+  needs = compare.Needs(args.tasks, deployed, args.budget, args.reasoning)
+  best, why = compare.recommend(found, needs, args.price, args.tokens)
+  print(compare.text(found, args.price, args.tokens))
+  print(f"\nrecommended: {best or 'none of them'}", *why, sep="\n- ")
+  if args.json:
+    record: dict[str, Any] = {"recommended": best, "why": why}
+    for row in found:
+      record[row.name] = report.record(row.plan, args.price, args.tokens)
+    args.json.write_text(json.dumps(record, indent=1) + "\n")
+  return 0 if best else 1
+
+
 def _local(config: config_lib.Config, args: argparse.Namespace) -> int:
   """Measures on the devices that are here."""
   from research.planning import local
 
-  if args.price or args.tokens:
-    raise ValueError("--price and --tokens are for a topology, not for what is here")
+  if args.price or args.tokens or args.search or args.compare:
+    raise ValueError("--price, --tokens, --search and --compare are for a topology")
   measured = local.measure(config)
   print(measured.text())
   if args.json:
@@ -80,10 +114,22 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument("--price", type=float)
   parser.add_argument("--tokens", type=float)
   parser.add_argument("--json", type=Path)
+  parser.add_argument("--search", action="store_true")
+  parser.add_argument("--compare", action="store_true")
+  parser.add_argument("--budget", type=float)
+  parser.add_argument("--tasks", type=int, default=1)
+  parser.add_argument("--deploy", type=float)
+  parser.add_argument("--reasoning", action="store_true")
   args, rest = parser.parse_known_args(argv)
-  for name in ("price", "tokens"):
+  for name in ("price", "tokens", "budget", "tasks", "deploy"):
     if getattr(args, name) is not None and getattr(args, name) <= 0:
       raise ValueError(f"--{name} is {getattr(args, name)}, and should be above 0")
+  if args.search and args.compare:
+    raise ValueError("give either --search or --compare")
+  if not args.compare and (args.budget or args.tasks > 1 or args.deploy or args.reasoning):
+    raise ValueError("--budget, --tasks, --deploy and --reasoning are for --compare")
+  if args.budget and not (args.price and args.tokens):
+    raise ValueError("--budget needs --price and --tokens")
   return args, rest
 
 

@@ -17,6 +17,8 @@ from research.loop.problem import Problem
 from research.optim import build as optim
 from research.optim.schedules import Schedule
 
+REPLICATED_AT_MOST = 0.02  # of the parameters' bytes, which is told where there is more
+
 
 @dataclasses.dataclass(frozen=True)
 class Arranged:
@@ -90,3 +92,24 @@ def flops_per_token(task: Problem, trainable: Any) -> Callable[[float], float]:
   return throughput.train_flops_per_token(
     task.forward_flops, task.variables, trainable, task.active, task.teacher, task.forward_passes
   )
+
+
+def replicated(arranged: Arranged) -> float:
+  """The share of the parameters' bytes that every device holds whole, though the mesh splits them.
+
+  0 on a mesh that splits no parameters.
+  """
+  mesh = arranged.mesh
+  if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+    return 0.0
+  leaves = [
+    *zip(
+      jax.tree.leaves(arranged.shapes.trainable),
+      jax.tree.leaves(arranged.shardings.trainable),
+      strict=True,
+    ),
+    *((leaf, leaf.sharding) for leaf in jax.tree.leaves(arranged.frozen)),
+  ]
+  total = sum(leaf.size * leaf.dtype.itemsize for leaf, _ in leaves)
+  whole = sum(leaf.size * leaf.dtype.itemsize for leaf, s in leaves if s.is_fully_replicated)
+  return whole / total

@@ -106,6 +106,9 @@ class _Trainer:
       self.mesh = sharding.make_mesh(config.mesh)
     arranged = program_lib.arrange(config, task, self.mesh)
     trainable, optimizer = arranged.trainable, arranged.optimizer
+    if (share := program_lib.replicated(arranged)) > program_lib.REPLICATED_AT_MOST:
+      told = f"{share:.1%} of the parameters' bytes are whole on every device"
+      task = dataclasses.replace(task, notes=[*task.notes, told])
     # Of the stacks that may just have been copied, nothing keeps the originals.
     task = self._task = dataclasses.replace(task, variables=jax.eval_shape(lambda: task.variables))
     # Frozen companions, a teacher or a copy to compare with, are no parameters of the model.

@@ -16,7 +16,6 @@ from research.loop import problem, program
 from research.planning import flops, hlo, memory, outline
 
 _EFFORT = "jax_exec_time_optimization_effort"
-REPLICATED_AT_MOST = 0.02  # of the parameters' bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +171,7 @@ def make(
     compute_seconds=tally.cycles / chip.clock + kernels / (len(devices) * chip.flops),
     collective_seconds=sum(tally.sent.values()) / chip.links,
     parts={part: cycles / tally.cycles for part, cycles in tally.parts.items()},
-    replicated=memory.replicated(arranged),
+    replicated=program.replicated(arranged),
     compile_seconds=seconds,
   )
 

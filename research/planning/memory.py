@@ -78,24 +78,3 @@ def activations(task: Problem, arranged: Arranged, batch: Any, accumulate_steps:
     found = jax.eval_shape(kept, arranged.shapes.trainable, arranged.frozen, rows, key)
   ways = mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["sequence"]
   return sum(leaf.size * leaf.dtype.itemsize for leaf in found) / ways
-
-
-def replicated(arranged: Arranged) -> float:
-  """The share of the parameters' bytes that every device holds whole, though the mesh splits them.
-
-  0 on a mesh that splits no parameters.
-  """
-  mesh = arranged.mesh
-  if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
-    return 0.0
-  leaves = [
-    *zip(
-      jax.tree.leaves(arranged.shapes.trainable),
-      jax.tree.leaves(arranged.shardings.trainable),
-      strict=True,
-    ),
-    *((leaf, leaf.sharding) for leaf in jax.tree.leaves(arranged.frozen)),
-  ]
-  total = sum(leaf.size * leaf.dtype.itemsize for leaf, _ in leaves)
-  whole = sum(leaf.size * leaf.dtype.itemsize for leaf, s in leaves if s.is_fully_replicated)
-  return whole / total

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from research.planning.estimate import REPLICATED_AT_MOST, Plan
+from research.loop.program import REPLICATED_AT_MOST
+from research.planning.estimate import Plan
 
 GOOD = 0.5  # utilisation from which on no bottleneck is named
 ASSUMPTIONS = (

@@ -12,7 +12,7 @@ import pytest
 from research import plan
 from research.core import sharding, tree
 from research.loop import program
-from research.planning import estimate, memory, outline
+from research.planning import estimate, outline
 
 CONFIG = """
 from configs import base
@@ -97,7 +97,10 @@ def test_what_does_not_fit_is_told(config_file, devices, capsys):
     (["--topology=v9:2x2"], "libtpu has no topology 'v9:2x2'"),
     (["--topology=v5e:2x4"], "does not fit 8 devices"),
     (["--topology=v5e:2x2", "--config.train.batch_size=6"], "does not divide over the mesh"),
-    (["--topology=local", "--price=1"], "--price and --tokens are for a topology"),
+    (["--topology=local", "--price=1"], "--compare are for a topology"),
+    (["--topology=v5e:2x2", "--tasks=2"], "are for --compare"),
+    (["--topology=v5e:2x2", "--compare", "--budget=9"], "--budget needs --price and --tokens"),
+    (["--topology=v5e:2x2", "--compare", "--search"], "either --search or --compare"),
     ([], "--topology"),
   ],
 )
@@ -151,5 +154,5 @@ def test_shares_of_what_is_replicated(config_of, devices):
   mesh = sharding.make_mesh(config.mesh, devices("v5e:2x2"))
   arranged = program.arrange(config, outline.problem(config), mesh, outline.put)
   norms = (2 * 3 + 1) * 256 * 2
-  whole = memory.replicated(arranged)
+  whole = program.replicated(arranged)
   assert norms / 4.4e6 < whole < 0.06  # and LoRA's b
