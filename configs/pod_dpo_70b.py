@@ -3,7 +3,11 @@
   python -m research.plan --config=configs/pod_dpo_70b.py --topology=v5p:8x8x8
   python -m research.train --config=configs/pod_dpo_70b.py
 
-PLAN
+The model's files are looked for in $RESEARCH_MODELS/llama-3-70b; a plan needs none. A step is 128
+pairs; the reference is the model without its adapters, which costs a forward pass.
+
+The plan (jax 0.10.2, libtpu 0.0.42): 59.1 GiB of 95 on each chip, 3.2 s a step, 331,300 tokens/s,
+62.0 % model FLOPs utilisation. Never run on a TPU.
 """
 
 from configs import base

@@ -4,6 +4,10 @@
   python -m research.train --config=configs/pod_lora_8b.py
 
 The model's files are looked for in $RESEARCH_MODELS/llama-3-8b; a plan needs none.
+
+The plan (jax 0.10.2, libtpu 0.0.42): 12.9 GiB of 16 on each chip, 0.65 s a step, 50,200 tokens/s,
+50.8 % model FLOPs utilisation. Nothing is computed again; rows of 4,096 would need
+config.model.remat. Never run on a TPU.
 """
 
 from configs import base

@@ -126,11 +126,6 @@ class Program:
     """What the whole program does."""
     return self._of(self._entry)
 
-  def trips(self) -> dict[str, int]:
-    """How often each loop's body runs each time the loop does, by the body's name."""
-    loops = [i for lines in self._computations.values() for i in lines if i.op == "while"]
-    return {loop.called("body")[0]: self._trips(loop) for loop in loops}
-
   def _of(self, name: str) -> Tally:
     lines = self._computations[name]
     types = {line.name: line.type for line in lines}
