@@ -3,7 +3,11 @@
   python -m research.plan --config=configs/pod_distill_70b_8b.py --topology=v5p:8x8x8
   python -m research.train --config=configs/pod_distill_70b_8b.py
 
-PLAN
+The models' files are looked for in $RESEARCH_MODELS/llama-3-8b and llama-3-70b; a plan needs none.
+Forward KL and cross-entropy, half and half, with the teacher beside the student.
+
+The plan (jax 0.10.2, libtpu 0.0.42): 50.6 GiB of 95 on each chip, 5.1 s a step of four million
+tokens, 825,800 tokens/s, 70.7 % model FLOPs utilisation. Never run on a TPU.
 """
 
 from configs import base
