@@ -3,11 +3,11 @@
   python -m research.plan --config=configs/pod_long_8b.py --topology=v5p:4x4x4
   python -m research.train --config=configs/pod_long_8b.py
 
-The model's files are looked for in $RESEARCH_MODELS/llama-3.1-8b; a plan needs none. Each row lies on
-four chips, and each layer is computed again in the backward pass.
+The model's files are looked for in $RESEARCH_MODELS/llama-3.1-8b; a plan needs none. Each row lies
+on four chips, and each layer is computed again in the backward pass.
 
-The plan (jax 0.10.2, libtpu 0.0.42): 26.0 GiB of 95 on each chip, 32 s a step of two million tokens,
-65,100 tokens/s, 29.5 % model FLOPs utilisation; the bottleneck is recomputation, and splash
+The plan (jax 0.10.2, libtpu 0.0.42): 26.0 GiB of 95 on each chip, 32 s a step of two million
+tokens, 65,100 tokens/s, 29.5 % model FLOPs utilisation; the bottleneck is recomputation, and splash
 attention, which plans count as if it skipped nothing. Never run on a TPU.
 """
 
