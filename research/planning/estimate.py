@@ -96,7 +96,10 @@ class Plan:
       kind = max(self.sent, key=lambda name: self.sent[name])
       return f"the interconnect, with {kind}"
     lost = {
-      "recomputation of the forward pass": (self.program_flops - self.model_flops) / peak,
+      "recomputation, or blocks that kernels skip and a plan counts": (
+        self.program_flops - self.model_flops
+      )
+      / peak,
       "memory's bandwidth": self.bytes / self.chip.bandwidth - self.program_flops / peak,
     }
     rest = self.compute_seconds - self.program_flops / peak
