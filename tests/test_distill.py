@@ -145,7 +145,8 @@ def test_an_adapter_on_a_base_in_few_bits_learns_from_the_whole(world, command):
   rule = {"target": "layers/.*_proj/kernel", "kind": "nf4", "group": 16}
   again = {"source": "model", "adapter": "adapter/adapter", "quantize": (rule,)}
   for told in ({"run": "adapter"}, again):
-    section = {"model": {"dtype": "float32", "unroll": 1}, "teacher": none | told}
+    own = {"dtype": "float32", "unroll": 1, "attention": "auto"}
+    section = {"model": own, "teacher": none | told}
     teacher = teachers.build(config_lib.Config(section), learner)
     assert teacher.model.config.num_layers == 2
     found.append(teacher.variables)
