@@ -9,12 +9,12 @@ import tempfile
 from typing import Any
 
 import datasets
-import peft
 import torch
 import trl
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from benchmarks import worker, workloads
+from benchmarks.peers import lora_peft
 from benchmarks.peers.sft_trl import Clock
 
 
@@ -24,43 +24,22 @@ def main() -> None:
   parser.add_argument("--kept", action="store_true", help="with precomputed log-probabilities")
   args = parser.parse_args()
   steps = args.warmup + args.steps
-  torch.manual_seed(0)
-  base = AutoModelForCausalLM.from_pretrained(
-    args.model, dtype=torch.bfloat16, attn_implementation="sdpa"
-  )
-  lora = peft.LoraConfig(
-    r=workloads.LORA_RANK,
-    lora_alpha=workloads.LORA_ALPHA,
-    target_modules=list(workloads.LORA_MODULES),
-    task_type="CAUSAL_LM",
-  )
   clock = Clock()
   with tempfile.TemporaryDirectory() as scratch:
     config = trl.DPOConfig(
-      output_dir=scratch,
+      **lora_peft.trl_settings(scratch, steps),
       per_device_train_batch_size=workloads.PAIRS,
-      max_steps=steps,
-      learning_rate=workloads.LEARNING_RATE,
-      max_grad_norm=workloads.MAX_GRADIENT_NORM,
       beta=workloads.BETA,
-      max_length=None,
       precompute_ref_log_probs=args.kept,
-      optim="adamw_torch_fused",
-      bf16=False,  # the weights are bfloat16 already: autocast would only add casts
-      gradient_checkpointing=False,
-      use_cpu=True,
-      logging_strategy="no",
-      save_strategy="no",
-      report_to="none",
-      disable_tqdm=True,
     )
     trainer = trl.DPOTrainer(
-      model=base,
+      model=lora_peft.load_base(args.model),
       args=config,
       # Read, and then replaced by what is tokenized.
       train_dataset=datasets.Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
       processing_class=AutoTokenizer.from_pretrained(args.model),
-      peft_config=lora,  # not a PeftModel, which would get a second adapter for the reference
+      # Not a PeftModel, which would get a second adapter for the reference.
+      peft_config=lora_peft.lora(),
       callbacks=[clock],
     )
     for parameter in trainer.model.parameters():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import peft
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM
 
 from benchmarks import worker, workloads
+from benchmarks.peers import lora_peft
 
 
 def main() -> None:
@@ -16,19 +16,9 @@ def main() -> None:
   parser.add_argument("--compile", action="store_true", help="run the loss under torch.compile")
   parser.add_argument("--dora", action="store_true", help="DoRA in place of LoRA")
   args = parser.parse_args()
-  torch.manual_seed(0)
-  base = AutoModelForCausalLM.from_pretrained(
-    args.model, dtype=torch.bfloat16, attn_implementation="sdpa"
-  )
-  config = peft.LoraConfig(
-    r=workloads.LORA_RANK,
-    lora_alpha=workloads.LORA_ALPHA,
-    target_modules=list(workloads.LORA_MODULES),
-    use_dora=args.dora,
-    task_type="CAUSAL_LM",
-  )
+  base, adapter = lora_peft.load_base(args.model), lora_peft.lora(use_dora=args.dora)
   # By default PEFT holds adapters in float32, which adds two casts and a slow dot to each layer.
-  model = peft.get_peft_model(base, config, autocast_adapter_dtype=False)
+  model = peft.get_peft_model(base, adapter, autocast_adapter_dtype=False)
   trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
   optimizer = torch.optim.AdamW(trained, lr=workloads.LEARNING_RATE, weight_decay=0.0, fused=True)
   tokens = torch.from_numpy(

@@ -14,9 +14,10 @@ import datasets
 import peft
 import torch
 import trl
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 
 from benchmarks import worker, workloads
+from benchmarks.peers import lora_peft
 
 
 class Clock(TrainerCallback):
@@ -60,38 +61,18 @@ def main() -> None:
   )
   args = parser.parse_args()
   steps = args.warmup + args.steps
-  torch.manual_seed(0)
-  base = AutoModelForCausalLM.from_pretrained(
-    args.model, dtype=torch.bfloat16, attn_implementation="sdpa"
-  )
-  lora = peft.LoraConfig(
-    r=workloads.LORA_RANK,
-    lora_alpha=workloads.LORA_ALPHA,
-    target_modules=list(workloads.LORA_MODULES),
-    task_type="CAUSAL_LM",
-  )
   # Wrapped here because SFTTrainer would hold the adapters in float32, which is slower.
-  model = peft.get_peft_model(base, lora, autocast_adapter_dtype=False)
+  model = peft.get_peft_model(
+    lora_peft.load_base(args.model), lora_peft.lora(), autocast_adapter_dtype=False
+  )
   rows = workloads.gsm8k_rows(args.gsm8k, workloads.gsm8k_count(steps))
   clock = Clock()
   with tempfile.TemporaryDirectory() as scratch:
     config = trl.SFTConfig(
-      output_dir=scratch,
+      **lora_peft.trl_settings(scratch, steps),
       per_device_train_batch_size=workloads.SFT_BATCH,
-      max_steps=steps,
       train_sampling_strategy="group_by_length" if args.layout == "grouped" else "random",
       padding_free=args.layout == "padding_free",
-      learning_rate=workloads.LEARNING_RATE,
-      max_grad_norm=workloads.MAX_GRADIENT_NORM,
-      max_length=None,  # no row of GSM8K is long; padding_free takes no limit
-      optim="adamw_torch_fused",
-      bf16=False,  # the weights are bfloat16 already: autocast would only add casts
-      gradient_checkpointing=False,
-      use_cpu=True,
-      logging_strategy="no",
-      save_strategy="no",
-      report_to="none",
-      disable_tqdm=True,
     )
     trainer = trl.SFTTrainer(
       model=model,
