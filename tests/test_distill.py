@@ -13,6 +13,8 @@ from research import models, peft, train
 from research.core import config as config_lib
 from research.core import tree
 from research.data import kept
+from research.loop import kept as asking
+from research.loop import learner
 from research.loop import teacher as teachers
 from research.loop.on_policy import OnPolicy
 
@@ -199,6 +201,37 @@ def test_a_teacher_that_was_asked_once_says_the_same(world, command, monkeypatch
   assert _steps(world / "again") == _steps(world / "asked")
 
 
+def test_asking_that_is_killed_goes_on_to_the_same_files(world, command, monkeypatch):
+  del command  # which stands in the world's directory
+  constant = {"name": "distillation", "temperature": {"name": "constant"}}
+  flags = ("--config=config.py", f"--config.objective={constant}", "--config.teacher.keep_tokens=3")
+  config = config_lib.from_command_line(flags)
+  student = learner.build(config)
+  monkeypatch.setattr(kept, "FILE_ROWS", 7)  # of 20
+  ask, asked = asking._Asked.__call__, []
+
+  def counted(self, examples):
+    if len(asked) == 1:
+      asked.append("killed")
+      raise KeyboardInterrupt
+    asked.append(len(examples))
+    return ask(self, examples)
+
+  def files(name):
+    monkeypatch.setenv("RESEARCH_CACHE", str(world / name))
+    asking.build(config, student, config.data.train)
+    (directory,) = (world / name).rglob("teacher-*")
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+  whole = files("at once")
+  assert len(whole) == 4
+  monkeypatch.setattr(asking._Asked, "__call__", counted)
+  with pytest.raises(KeyboardInterrupt):
+    files("killed")
+  assert files("killed") == whole
+  assert asked == [7, "killed", 7, 6]
+
+
 @pytest.mark.parametrize(
   ("flags", "told"),
   [
@@ -233,4 +266,4 @@ def test_what_cannot_be(world, command, byte_tokenizer, flags, told):
 def test_a_base_that_trains_is_no_teacher(command):
   flags = ("--config.teacher.source=base", "--config.trainable=('all',)", "--config.adapters=()")
   code, err = command("--config=config.py:adapter", "--config.directory=bad", *flags)
-  assert code == 2 and "is no teacher where it trains itself" in err
+  assert code == 2 and "and embed/embedding trains; name another teacher" in err

@@ -1,5 +1,6 @@
 """The real command on preferences, with each kind of reference, killed and resumed to the bit."""
 
+import itertools
 import json
 import signal
 
@@ -11,7 +12,8 @@ from configs import base
 from research import models, peft
 from research.core import tree
 from research.core.config import Config, ConfigError
-from research.loop import problem, references, run
+from research.data import pipeline
+from research.loop import learner, problem, references, run
 from research.loop.interrupt import Interrupted
 from research.models import families
 
@@ -214,6 +216,37 @@ def test_what_was_kept_is_not_computed_again(world, monkeypatch):
     problem.assemble(_config("kept more", {**_dpo("kept"), "ld_alpha": 0.5}))
 
 
+def test_a_pass_that_is_killed_goes_on_to_the_same_table(world, monkeypatch):
+  config = _config("killed pass", _dpo("kept"))
+  trained = learner.build(config)
+  section = {"batch_size": 2, "start_id": None, "virtual_tokens": 0, "answers": "pairs"}
+  batches = pipeline.eval_batches(config.data.train, trained.tokenizer, **section)
+
+  class Killed:
+    rows, settings = batches.rows, batches.settings
+
+    def __iter__(self):
+      yield from itertools.islice(batches, 3)
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(references, "_SAVED_EVERY", 2)
+  monkeypatch.setenv("RESEARCH_CACHE", str(world / "whole"))
+  whole = references.keep(trained, batches, None)
+  assert np.isnan(whole).any(axis=1).tolist() == [False] * 10 + [True]  # whose answers are equal
+  monkeypatch.setenv("RESEARCH_CACHE", str(world / "killed"))
+  with pytest.raises(KeyboardInterrupt):
+    references.keep(trained, Killed(), None)
+  (file,) = (world / "killed/references").iterdir()
+  with np.load(file) as saved:
+    table, done = saved["table"], int(saved["done"])
+  known = ~np.isnan(table)
+  assert done == 2 and known.sum() == 8
+  # A mark on what is there: it stays, so that none of it was computed again.
+  references._save(file, table + 1, done, False)
+  went_on = references.keep(trained, batches, None)
+  np.testing.assert_allclose(went_on, np.where(known, whole + 1, whole), rtol=1e-6)
+
+
 def test_the_adapter_is_peft_s(world, done):
   done("base")
   model, params, _ = models.load("model")
@@ -229,14 +262,14 @@ def test_the_adapter_is_peft_s(world, done):
     (
       _dpo("base"),
       {"adapters": ({**LORA[0], "start": "pissa"},)},
-      "lacks what adapters took out of it",
+      "began as a part that was taken out of it .*; take 'copy' or 'kept'",
     ),
     (
       _dpo("base"),
       {"adapters": ({"name": "prompt", "tokens": 2},)},
-      "cannot read the virtual tokens",
+      "put virtual tokens in rows, which it cannot read",
     ),
-    ({"name": "kto", "reference": "kept"}, {"rows": "judged"}, "'kto' compares .*: base, copy"),
+    ({"name": "kto", "reference": "kept"}, {"rows": "judged"}, "of each step's own batch: base, c"),
     (_dpo("base"), {"rows": "judged"}, "no 'chosen' in"),
   ],
 )

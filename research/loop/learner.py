@@ -40,6 +40,21 @@ class Learner:
   tasks: tuple[str, ...]
   cut: bool
 
+  def base_obstacle(self) -> str | None:
+    """Why the model without its adapters is no teacher or reference of the run; None if it can be.
+
+    Where it can be, it needs no second copy.
+    """
+    params = matrix.flatten(self.variables["params"])
+    moving = [path for path, leaf in params.items() if self.trains(f"params/{path}", leaf)]
+    if moving:
+      return f"{moving[0]} trains"
+    if self.starts:
+      return "adapters began as a part that was taken out of it (start)"
+    if peft.virtual_ids(self.variables["adapters"]):
+      return "adapters put virtual tokens in rows, which it cannot read"
+    return None
+
 
 def build(config: config_lib.Config, load: Callable[..., Any] = models.load) -> Learner:
   """What `model`, `adapters` and `trainable` describe; frozen parameters as activations' type.

@@ -62,8 +62,10 @@ def build(objective: Any, learner: Learner, batch_size: int, rows: Mapping[str, 
   """
   if not isinstance(objective, AnswerLoss):
     return Reference()
-  if objective.reference == "base":
-    _require_base(learner)
+  if objective.reference == "base" and (why := learner.base_obstacle()):
+    raise ValueError(
+      f"reference 'base' is the model without adapters, and {why}; take 'copy' or 'kept'"
+    )
   if objective.reference == "copy":
     return Reference({COLLECTION: copied(learner)})
   if objective.reference == "kept":
@@ -74,23 +76,6 @@ def build(objective: Any, learner: Learner, batch_size: int, rows: Mapping[str, 
 
     return Reference(keep=keep_section)
   return Reference()
-
-
-def _require_base(learner: Learner) -> None:
-  """Raises ValueError if the model without adapters is not there in the step, or is another."""
-  params, adapters = learner.variables["params"], learner.variables["adapters"]
-  others = "take 'copy' or 'kept'"
-  for path, leaf in matrix.flatten(params).items():
-    if learner.trains(f"params/{path}", leaf):
-      raise ValueError(
-        f"reference 'base' is the model without adapters, and {path} trains; {others}"
-      )
-  if learner.starts:
-    raise ValueError(
-      f"reference 'base' lacks what adapters took out of it as they began (start); {others}"
-    )
-  if peft.virtual_ids(adapters):
-    raise ValueError(f"reference 'base' cannot read the virtual tokens of a prompt; {others}")
 
 
 def _adapters(learner: Learner) -> Any:

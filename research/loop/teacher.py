@@ -85,16 +85,8 @@ def build(
 def _own_base(learner: Learner, changed: bool) -> Teacher:
   if changed:
     raise ValueError("the base as a teacher is as it is: it takes no adapter, dtype or quantize")
-  params = matrix.flatten(learner.variables["params"])
-  moving = [path for path, leaf in params.items() if learner.trains(f"params/{path}", leaf)]
-  if moving:
-    raise ValueError(f"the base is no teacher where it trains itself, as {moving[0]!r} does")
-  if learner.starts:
-    raise ValueError(
-      "the base is no teacher where adapters begin as a part that is taken out of it"
-    )
-  if peft.virtual_ids(learner.variables["adapters"]):
-    raise ValueError("the base is no teacher where adapters put virtual tokens in rows")
+  if why := learner.base_obstacle():
+    raise ValueError(f"'base' is the model without adapters, and {why}; name another teacher")
   return Teacher(BASE, learner.model, None)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from research.core.config import ConfigError
 from research.losses import kto as losses
 from research.objectives import answers, tokens
 from research.objectives.answers import AnswerLoss
@@ -33,10 +34,17 @@ def kto(
   Args:
     tasks: not supported.
     beta, desirable_weight, undesirable_weight: see `losses.kto`.
-    reference: "base" or "copy"; what is kept knows no mismatched answers, which are the batch's.
+    reference: "base" or "copy". Nothing can be kept: the mismatched answer of a row is that of its
+      neighbour in the batch, and batches are others in each epoch. Of R rows there are R * R such
+      pairs, of which a step meets each about once, so that a table of them would cost what it saves.
     chunk_tokens: tokens whose logits exist at one time, over the whole batch.
   """
   answers.require_no_tasks("kto", tasks)
+  if reference == "kept":
+    raise ConfigError(
+      "config.objective.reference is 'kept'; kto compares with the mismatched answers of each"
+      " step's own batch: base, copy"
+    )
   answers.require_reference("the objective 'kto'", reference, ("base", "copy"))
   of_each = losses.kto(
     beta=beta, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight
