@@ -111,6 +111,7 @@ class PairLoss:
   beta: float
   reference: bool = True  # whether it needs log-probabilities of a reference
   averaged: bool = False
+  prompts: bool = False  # whether `Pairs.imitated` is to have the tokens of prompts, too
 
   def __post_init__(self) -> None:
     if not self.beta > 0:

@@ -33,6 +33,8 @@ def mixture(*, parts: Sequence[Mapping[str, Any]]) -> PairLoss:
     raise ValueError("a mixture needs parts")
   weights = [part.get("weight", 1.0) for part in parts]
   losses = [build({key: part[key] for key in part if key != "weight"}) for part in parts]
+  if any(loss.prompts for loss in losses):
+    raise ValueError("a mixture's parts learn completions alone; leave 'prompts' out")
 
   def mixed(pairs: Pairs) -> jax.Array:
     return sum(weight * loss(pairs) for weight, loss in zip(weights, losses, strict=True))

@@ -10,18 +10,20 @@ from research.losses.pairs import PairLoss, averages, imitation
 log_sigmoid = jax.nn.log_sigmoid
 
 
-def orpo(*, beta: float = 0.1) -> PairLoss:
+def orpo(*, beta: float = 0.1, prompts: bool = False) -> PairLoss:
   """Supervised tuning and `-beta log sigmoid(log odds ratio)` (Hong et al. 2024, arXiv:2403.07691).
 
-  Equations 4 to 7; a completion's probability is the geometric mean over its tokens. The first term
-  is of `Pairs.imitated`: of completions, and of prompts, too, where they are as in TRL.
+  Equations 4 to 7; a completion's probability is the geometric mean over its tokens.
+
+  Args:
+    prompts: whether supervised tuning learns the chosen rows' prompts, too, as TRL's ORPO does.
   """
 
   def losses(pairs):
     chosen, rejected = (_log_odds(log_probs) for log_probs in averages(pairs))
     return imitation(pairs) - beta * log_sigmoid(chosen - rejected)
 
-  return PairLoss(losses, beta, reference=False, averaged=True)
+  return PairLoss(losses, beta, reference=False, averaged=True, prompts=prompts)
 
 
 def cpo(*, beta: float = 0.1, alpha: float = 1.0, label_smoothing: float = 0.0) -> PairLoss:

@@ -125,6 +125,18 @@ def reference_sums(
   return row_sums(log_probs(model, theirs, batch, None, chunk_tokens), batch, ld_alpha)
 
 
+def with_prompts(batch: Batch) -> jax.Array:
+  """`weights` of the batch, `[B, S]`, and 1 in each example's first row at prompts, too.
+
+  That is wherever a real token of the same document is next.
+  """
+  tokens, segments = batch["tokens"], batch["segments"]
+  same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0) & (tokens[:, 1:] >= 0)
+  whole = jnp.pad(same.astype(jnp.float32), ((0, 0), (0, 1)))
+  first = jnp.arange(len(tokens)) % 2 == 0
+  return jnp.where(first[:, None], whole, batch["weights"])
+
+
 def row_sums(each: jax.Array, batch: Batch, ld_alpha: float | None) -> jax.Array:
   """The log-probability of each row's answer, `[B]`, of those of its tokens, `[B, S]`."""
   sums = pairs.completion_log_probs(apart(each), apart(batch["weights"]), ld_alpha=ld_alpha)

@@ -51,12 +51,15 @@ def pair_loss(
     tokens.require("preference", batch, "margin", "rows of chosen and rejected answers")
     rngs = None if rng is None else {"dropout": rng}
     theirs = answers.reference_sums(model, variables, batch, reference, ld_alpha, chunk_tokens)
-    each = answers.log_probs(model, variables, batch, rngs, chunk_tokens)
+    learnt = answers.with_prompts(batch) if judged.prompts else batch["weights"]
+    asked = {**batch, "weights": learnt}
+    each = answers.log_probs(model, variables, asked, rngs, chunk_tokens)
     found = pairs.gather(
       answers.apart(each),
       answers.apart(batch["weights"]),
       None if theirs is None else answers.apart(theirs),
       ld_alpha=ld_alpha,
+      imitated=jnp.split(answers.apart(learnt), 2)[0],
     )
     metrics = judged.metrics(found)
     if found.reference_chosen is not None:

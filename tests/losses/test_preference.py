@@ -286,6 +286,7 @@ def test_certain_completions_have_finite_odds():
     ({"name": "ipo", "beta": 0.0}, "beta is 0.0; it is above 0"),
     ({"name": "discopop", "discopop_tau": 0.0}, "discopop_tau is 0.0"),
     ({"name": "mixture", "parts": ()}, "a mixture needs parts"),
+    ({"name": "mixture", "parts": ({"name": "orpo", "prompts": True},)}, "leave 'prompts' out"),
   ],
 )
 def test_mistakes(section, message):

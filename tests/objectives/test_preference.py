@@ -1,6 +1,8 @@
 """A whole step of preferences against TRL's DPOTrainer, on the rows and the model of both."""
 
 import os
+from functools import partial
+from types import SimpleNamespace
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 import transformers
 import trl
+from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 
 from research import models, objectives, peft
 from research.core.config import Config, ConfigError
@@ -170,6 +173,48 @@ def test_a_step(tmp_path, world, byte_tokenizer, name):
   assert len(compared) == 6
   for key in compared:
     np.testing.assert_allclose(means[key], wanted[key], rtol=1e-3, atol=1e-4, err_msg=key)
+
+
+def test_orpo_learns_prompts_as_trl_s_does(tmp_path, world, byte_tokenizer):
+  model, policy, _, trainer = world
+  batch = _batch(tmp_path, ROWS, byte_tokenizer)
+  inputs = {}
+  for at, name in enumerate(("chosen", "rejected")):
+    tokens, weights = batch["tokens"][at::2], batch["weights"][at::2]
+    answers_only = np.where(np.roll(weights, 1, axis=1) > 0, tokens, -100)
+    inputs[f"{name}_input_ids"] = torch.tensor(tokens).long()
+    inputs[f"{name}_attention_mask"] = torch.tensor(batch["segments"][at::2] > 0).long()
+    inputs[f"{name}_labels"] = torch.tensor(answers_only).long()
+  theirs = SimpleNamespace(
+    accelerator=SimpleNamespace(gather_for_metrics=lambda each: each, device="cpu"),
+    aux_loss_enabled=False,
+    beta=0.3,
+    concatenated_inputs=ORPOTrainer.concatenated_inputs,
+    get_batch_logps=ORPOTrainer.get_batch_logps,
+    is_encoder_decoder=False,
+    padding_value=0,
+  )
+  for method in ("concatenated_forward", "odds_ratio_loss"):
+    setattr(theirs, method, partial(getattr(ORPOTrainer, method), theirs))
+  trainer.model.zero_grad()
+  loss, wanted = ORPOTrainer.get_batch_loss_metrics(theirs, trainer.model, inputs)
+  loss.backward()
+  norm = torch.stack([p.grad.square().sum() for p in trainer.model.parameters()]).sum().sqrt()
+
+  section = {"name": "orpo", "beta": 0.3, "prompts": True}
+  ours = objectives.build({"name": "preference", "loss": section})
+
+  @jax.jit
+  @partial(jax.value_and_grad, has_aux=True)
+  def mean(params):
+    total, weight, metrics = ours(model, {"params": params, "adapters": {}}, batch, None, 0)
+    return total / weight, metrics
+
+  (found, metrics), gradient = mean(policy)
+  np.testing.assert_allclose(found, loss.item(), rtol=1e-4)
+  np.testing.assert_allclose(optax.tree.norm(gradient), norm, rtol=1e-3)
+  for key, (total, weight) in metrics.items():
+    np.testing.assert_allclose(total / weight, wanted[key], rtol=1e-3, atol=1e-4, err_msg=key)
 
 
 @pytest.fixture(scope="module")
