@@ -1,4 +1,4 @@
-"""How far adapters have moved a model from its base, on answers that are given.
+"""How far adapters have moved a model from its base, on answers that are given, and which way.
 
 P pairs, two rows each, S sequence, s tokens of a row in one chunk, D model, V vocabulary.
 """
@@ -27,11 +27,14 @@ _NAMES = ("chosen", "rejected")
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceKL:
-  """`KL(model || model without its adapters)`, a token of given answers, in nats.
+  """`KL(model || model without its adapters)`, a token of given answers, and what they have gained.
 
-  That of next tokens' whole distributions, after each token of the answers and not of answers that
-  the model writes. Metrics: `kl`, the mean over tokens, `kl_chosen` and `kl_rejected`, and the
-  count `tokens`. A record is a pair.
+  The KL, in nats, is that of next tokens' whole distributions, after each token of the answers and
+  not of answers that the model writes. Metrics: `kl`, the mean over tokens, `kl_chosen` and
+  `kl_rejected`; of pairs `accuracy`, the share whose chosen answer has gained more log-probability
+  than the rejected one, which is DPO's implicit reward, `margin`, by how much, the mean in nats,
+  and `accuracy_per_token`, the share whose chosen answer has the larger log-probability a token,
+  which is the reward of SimPO and ORPO; and the count `tokens`. A record is a pair.
 
   data: the config of a source whose rows have chosen and rejected answers.
   length: tokens of a row; longer answers lose their end.
@@ -62,49 +65,64 @@ class ReferenceKL:
     examples, ids = answers.read(
       self.data, tokenizer, variables, length=self.length, label=self.label
     )
-    sums, counts = np.zeros((len(examples), 2)), np.zeros((len(examples), 2))
+    sums, counts = np.zeros((3, len(examples), 2)), np.zeros((len(examples), 2))
     with tqdm.tqdm(total=len(examples), desc=self.label, unit="pair", leave=False) as progress:
       for chosen, batch in answers.batches(
         examples, self.batch_size, self.length, tokenizer.pad_id or 0
       ):
-        found = np.asarray(_of_rows(model, variables, batch)).reshape(-1, 2)
-        sums[chosen] = found[: len(chosen)]
+        found = np.asarray(_of_rows(model, variables, batch)).reshape(3, -1, 2)
+        sums[:, chosen] = found[:, : len(chosen)]
         counts[chosen] = batch["weights"].sum(axis=1).reshape(-1, 2)[: len(chosen)]
         progress.update(len(chosen))
     records: list[dict[str, Any]] = []
-    for name, total, count in zip(ids, sums, counts, strict=True):
-      record: dict[str, Any] = {"id": name, "kl": total.sum(), "tokens": int(count.sum())}
+    kl, gained, own = sums
+    margins = gained[:, 0] - gained[:, 1]
+    per_token = own / np.maximum(counts, 1)
+    likelier = (per_token[:, 0] > per_token[:, 1]).astype(int)
+    for name, total, count, margin, better in zip(ids, kl, counts, margins, likelier, strict=True):
+      record: dict[str, Any] = {"id": name, "kl": float(total.sum()), "tokens": int(count.sum())}
+      record |= {"margin": float(margin), "correct": int(margin > 0), "likelier": int(better)}
       for side, part, size in zip(_NAMES, total, count, strict=True):
         record |= {f"kl_{side}": float(part), f"tokens_{side}": int(size)}
       records.append(record)
-    means = {"kl": ("kl", "tokens")}
+    means: dict[str, tuple[str, str | None]] = {"kl": ("kl", "tokens")}
     means |= {f"kl_{side}": (f"kl_{side}", f"tokens_{side}") for side in _NAMES}
-    columns = {key: [record[key] for record in records] for pair in means.values() for key in pair}
+    means |= {"accuracy": ("correct", None), "margin": ("margin", None)}
+    means["accuracy_per_token"] = ("likelier", None)
     metrics, intervals = {}, {}
     for name, (value, weight) in means.items():
-      metrics[name] = float(sum(columns[value]) / sum(columns[weight]))
+      values = [record[value] for record in records]
+      weights = [1.0 if weight is None else record[weight] for record in records]
+      metrics[name] = float(sum(values) / sum(weights))
       if len(records) > 1:
-        intervals[name] = bootstrap.interval(columns[value], columns[weight])
+        intervals[name] = bootstrap.interval(values, weights)
     return Result(self.label, metrics | {"tokens": int(counts.sum())}, records, means, intervals)
 
 
 @partial(jax.jit, static_argnums=0)
 def _of_rows(model, variables, batch):
-  """The sum over the tokens of each row's answer, float32 `[2P]`."""
+  """Sums over the tokens of each row's answer, float32 `[3, 2P]`.
+
+  Of the divergence, of what the tokens' log-probabilities have gained, and of those themselves.
+  """
   args = (batch["tokens"], batch["positions"], batch["segments"])
   own = {name: variables[name] for name in ("params", "adapters")}
   base = {"params": variables["params"]}
   states = [model.apply(values, *args, method="hidden") for values in (own, base)]
 
-  def divergences(_, hidden, other):
+  def compare(_, hidden, other, targets):
     ours, theirs = (
       jax.nn.log_softmax(model.apply(values, x, method="head"))
       for values, x in ((own, hidden), (base, other))
     )
-    return (jnp.sum(jnp.exp(ours) * (ours - theirs), axis=-1),)
+    far = jnp.sum(jnp.exp(ours) * (ours - theirs), axis=-1)
+    likely, before = (
+      jnp.take_along_axis(each, targets[..., None], axis=-1)[..., 0] for each in (ours, theirs)
+    )
+    return far, likely - before, likely
 
   weights = batch["weights"]
   told = chunks.weighted_sum(
-    divergences, {}, states[0], (states[1],), weights, chunk_tokens=_CHUNK_TOKENS
+    compare, {}, states[0], (states[1], batch["targets"]), weights, chunk_tokens=_CHUNK_TOKENS
   )[1]
-  return told[0].sum(axis=1)
+  return told.sum(axis=2)

@@ -26,9 +26,10 @@ class Verifiable:
 
   Metrics: `accuracy`, `accuracy/TASK` where there are several tasks, the shares `unparsable`
   (nothing that could be an answer; never right) and `unfinished` (cut off at `max_new_tokens`;
-  scored as far as they got), and the count `problems`. Intervals are Wilson's. A record is a
-  problem: its `task`, `answer`, `completion`, the `value` read in it, and `correct`, `unparsable`
-  and `unfinished`, each 0 or 1.
+  scored as far as they got), `length`, the mean number of tokens written, EOS included, and the
+  count `problems`. Intervals of shares are Wilson's. A record is a problem: its `task`, `answer`,
+  `completion` and its `length`, the `value` read in it, and `correct`, `unparsable` and
+  `unfinished`, each 0 or 1.
 
   data: the config of a source (`research.data.sources`) whose rows have `answer`, maybe `task`,
     and `prompt` (a text to go on with, or messages) or `messages` that end with a user's.
@@ -96,6 +97,7 @@ class Verifiable:
           "task": problem.get("task", ""),
           "answer": problem["answer"],
           "completion": text,
+          "length": len(completion.tokens),
           "value": verdict.value,
           "correct": int(verdict.correct),
           "unparsable": int(verdict.value is None),
@@ -120,8 +122,12 @@ class Verifiable:
     intervals = {
       name: bootstrap.wilson(sum(counted), len(counted)) for name, counted in outcomes.items()
     }
+    lengths = [record["length"] for record in records]
+    metrics["length"] = sum(lengths) / len(lengths)
+    if len(lengths) > 1:
+      intervals["length"] = bootstrap.interval(lengths)
     means = {"accuracy": ("correct", None)}
-    means |= {share: (share, None) for share in ("unparsable", "unfinished")}
+    means |= {name: (name, None) for name in ("unparsable", "unfinished", "length")}
     samples = [_shown(problem, record) for problem, record in zip(problems, records, strict=True)][
       : self.shown
     ]

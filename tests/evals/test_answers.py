@@ -52,6 +52,7 @@ def test_kl_of_whole_distributions(tmp_path, byte_tokenizer):
 
   logits = jax.jit(lambda values, tokens: model.apply(values, tokens))
   sums, counts = np.zeros((3, 2)), np.zeros((3, 2))
+  gained, own = np.zeros((3, 2)), np.zeros((3, 2))
   for i, row in enumerate(ROWS):
     pair = preferences.tokenize_pair(row, byte_tokenizer)
     for j, one in enumerate((pair, pair.rival)):
@@ -64,11 +65,18 @@ def test_kl_of_whole_distributions(tmp_path, byte_tokenizer):
       each = jnp.sum(jnp.exp(ours) * (ours - theirs), axis=-1)
       first = preferences.prompt_length(one) - 1
       sums[i, j], counts[i, j] = each[first : len(one) - 1].sum(), len(one) - 1 - first
+      for t in range(first, len(one) - 1):
+        own[i, j] += ours[t, one.tokens[t + 1]]
+        gained[i, j] += ours[t, one.tokens[t + 1]] - theirs[t, one.tokens[t + 1]]
   np.testing.assert_allclose(found.metrics["kl"], sums.sum() / counts.sum(), rtol=1e-3)
   np.testing.assert_allclose(
     found.metrics["kl_chosen"], sums[:, 0].sum() / counts[:, 0].sum(), rtol=1e-3
   )
   assert found.metrics["tokens"] == counts.sum()
+  margins, per_token = gained[:, 0] - gained[:, 1], own / counts
+  np.testing.assert_allclose(found.metrics["margin"], margins.mean(), rtol=1e-3)
+  assert found.metrics["accuracy"] == np.mean(margins > 0)
+  assert found.metrics["accuracy_per_token"] == np.mean(per_token[:, 0] > per_token[:, 1])
   with pytest.raises(ValueError, match="without adapters, and it has none"):
     evaluator(model, {"params": params}, byte_tokenizer)
   with pytest.raises(ValueError, match="config.model.head"):

@@ -65,6 +65,7 @@ def test_metrics_records_and_samples(scripted, tokenizer, data):
     "accuracy/product": 0.5,
     "unparsable": 0.25,
     "unfinished": 0.25,
+    "length": sum(len(tokenizer.encode(text)) + finished for text, finished in ANSWERS) / 4,
     "problems": 4,
   }
   assert result.intervals["accuracy"] == wilson(2, 4)
