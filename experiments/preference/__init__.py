@@ -1,0 +1,1 @@
+"""What losses of preferences do to a model that writes sums, told by verified answers."""

@@ -1,0 +1,1 @@
+"""The losses of `experiments/preference` on a public set of preferences."""
