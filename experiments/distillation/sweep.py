@@ -28,11 +28,11 @@ def get_sweep():
       "on_policy": {
         **taught,
         "objective": LOGITS,
-        "train.on_policy": {"share": 0.5, "max_new_tokens": 128},
+        "train.on_policy": {"share": 0.25, "max_new_tokens": 128},
       },
       "progressive": {**taught, "objective": LOGITS, "stages": _stages()},
     },
-    metrics=("eval/perplexity/nll_per_token", "eval/perplexity/perplexity", "seconds"),
+    metrics=("eval/perplexity/nll_per_token", "eval/perplexity/perplexity", "useful_tokens"),
     seeds=(0, 1, 2),
     baseline="cross_entropy",
   )

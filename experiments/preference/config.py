@@ -37,7 +37,7 @@ def get_config(data: str = DATA):
   config.train.steps = 60
   config.train.batch_size = 4
 
-  problems = {"name": "reasoning_gym", "tasks": TASKS, "size": 150, "seed": 1, "split": "test"}
+  problems = {"name": "reasoning_gym", "tasks": TASKS, "size": 100, "seed": 1, "split": "test"}
   config.eval.evaluators = (
     {
       "name": "verifiable",

@@ -26,7 +26,7 @@ from typing import Any
 from configs.quickstart import TASKS
 from experiments.preference.config import DATA, MODEL, NEW_TOKENS
 
-PROBLEMS = {"train": 240, "test": 120}
+PROBLEMS = {"train": 240, "test": 80}
 SAMPLES = 8  # answers of a problem
 PAIRS_PER_PROBLEM = 2
 LONGEST_PROMPT = 600  # characters of a public row's, so that there is room for its answers
