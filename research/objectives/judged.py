@@ -36,7 +36,7 @@ def kto(
     beta, desirable_weight, undesirable_weight: see `losses.kto`.
     reference: "base" or "copy". Nothing can be kept: the mismatched answer of a row is that of its
       neighbour in the batch, and batches are others in each epoch. Of R rows there are R * R such
-      pairs, of which a step meets each about once, so that a table of them would cost what it saves.
+      pairs, which a run hardly meets twice, so that a table of them would cost what it saves.
     chunk_tokens: tokens whose logits exist at one time, over the whole batch.
   """
   answers.require_no_tasks("kto", tasks)
