@@ -34,7 +34,8 @@ def get_config() -> ConfigDict:
   # loss on calibration data rises least, all together.
   config.bits = 0.0
   # How numbers are rounded: one of research.calibration.METHODS, with its arguments: "nearest";
-  # {"name": "gptq", "act_order": True}; "awq".
+  # {"name": "gptq", "act_order": True}; "awq". Whichever it is, rounded activations have one scale
+  # for all if their rule says "range": "absmax", "average", "percentile" or "mse".
   config.method = ConfigDict({"name": "nearest"})
 
   # What projections read while a method looks on: data as in configs/base.py's `data.train`. Best

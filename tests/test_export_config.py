@@ -221,6 +221,34 @@ def test_kinds_are_chosen_within_a_budget(root, run, tmp_path):
   assert code == 2 and "config.bits is for rules of config.quantize that have several kinds" in err
 
 
+def test_scales_of_activations_are_held_and_generate(root, run, tmp_path, capsys):
+  text = CONFIG.format(root=root).replace('"gptq", "act_order": True', '"nearest"')
+  text = text.replace('"gptq"', '"native"')
+  rule = (
+    '{"target": "layers/.*_proj/kernel", "kind": "int8", "activations": "int8",'
+    ' "range": "percentile", "percentile": 99.0}'
+  )
+  start, end = text.index("  config.quantize"), text.index("  config.method")
+  file = tmp_path / "static.py"
+  file.write_text(f"{text[:start]}  config.quantize = ({rule},)\n{text[end:]}")
+  assert run(f"--config.output={tmp_path / 'out'}", config=file)[0] == 0
+  config = config_lib.from_command_line([f"--config={file}"])
+  model, params, tokenizer = models.load(root / "base")
+  plan = calibration.plan(config, tokenizer)
+  meant = matrix.flatten(plan.apply(model, params, lambda layer, layers: None))
+  for path, leaf in _params(tmp_path / "out").items():
+    if path.endswith("_proj/kernel"):
+      assert leaf.inputs.shape == (2,) and (leaf.inputs > 0).all()
+      np.testing.assert_array_equal(leaf.inputs, meant[path].inputs)
+  flags = ("--prompt=the theme", "--temperature=0", "--max-new-tokens=4", "--dtype=float32")
+  assert generate.main([f"--model={tmp_path / 'out'}", *flags]) == 0
+  assert capsys.readouterr().out
+  code, _, err = run(
+    "--config.calibration.source={}", f"--config.output={tmp_path / 'other'}", config=file
+  )
+  assert code == 2 and "the range of activations is calibrated by text" in err
+
+
 def test_flags_say_how_codes_are_asked_for(root, tmp_path, capsys):
   flags = [f"--model={root / 'base'}", "--format=gptq", f"--output={tmp_path / 'out'}"]
   assert export.main(flags) == 2

@@ -72,15 +72,17 @@ def plan(config: config_lib.Config, tokenizer: Any) -> Plan:
   section, batches = config.calibration, []
   with config_lib.blaming("quantize"):
     is_open = bool(budget.open_rules(rules))
+  has_ranges = any(rule.get("range", "row") != "row" for rule in rules)
   if is_open != bool(config.bits):
     raise config_lib.ConfigError(
       "config.bits: how many a parameter may take where a rule of config.quantize has several kinds"
       if is_open
       else "config.bits is for rules of config.quantize that have several kinds, and none has"
     )
-  if method.calibrated or is_open:
+  if method.calibrated or is_open or has_ranges:
     if not section.source:
-      who = config.method.name if method.calibrated else "the choice of kinds"
+      who = "the choice of kinds" if is_open else "the range of activations"
+      who = config.method.name if method.calibrated else who
       raise config_lib.ConfigError(
         f"config.calibration.source: {who} is calibrated by text; name one, as in"
         ' {"name": "text", "path": ...}'

@@ -137,15 +137,26 @@ class SmoothQuant:
     return found | {path: quantize(found[path], schemes[path]) for path in schemes}
 
 
-def _seen(seen: Mapping[str, Moments], path: str) -> Moments:
+def require_seen(seen: Mapping[str, Any], path: str) -> Any:
   """What the kernel at `path` has read.
+
+  Raises:
+    ValueError: nothing that was watched.
+  """
+  if path not in seen:
+    raise ValueError(
+      f"{path!r} cannot be calibrated: experts are for the method 'nearest' and range 'row'"
+    )
+  return seen[path]
+
+
+def _seen(seen: Mapping[str, Moments], path: str) -> Moments:
+  """The moments of what the kernel at `path` has read.
 
   Raises:
     ValueError: nothing, or nothing that was watched.
   """
-  if path not in seen:
-    raise ValueError(f"{path!r} cannot be calibrated: experts are for the method 'nearest'")
-  moments = seen[path]
+  moments = require_seen(seen, path)
   if not float(jax.device_get(moments.count)):
     raise ValueError("calibration data has no tokens")
   return moments

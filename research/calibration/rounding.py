@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.calibration.methods import Method
+from research.calibration.methods import Method, require_seen
 from research.calibration.walk import Walk
 from research.core import matrix, tree
 from research.core.matrix import is_matrix
@@ -42,7 +42,7 @@ def quantize(
     model: a decoder; for a method that is not calibrated, any.
     params: finite.
     rules: see `research.quant.schemes`.
-    method: of `METHODS`.
+    method: of `METHODS`; whichever it is, activations get the ranges that schemes name.
     batches: to calibrate by, see docs/architecture.md.
     keep: a directory for layers that are done; the same call with it goes on after the last one.
     told: called with a layer's number, from 1, and how many there are, when it is done.
@@ -57,8 +57,11 @@ def quantize(
     policy.require_finite(path, flat[path])
   inside = {p.removeprefix(_LAYERS): s for p, s in chosen.items() if p.startswith(_LAYERS)}
   outside = {path: scheme for path, scheme in chosen.items() if not path.startswith(_LAYERS)}
+  for path, scheme in outside.items():
+    policy.require_no_range(path, scheme)
   found = dict(flat)
-  if not method.calibrated:
+  calibrated = method.calibrated or any(scheme.is_static for scheme in inside.values())
+  if not calibrated:
     # Every layer at once: there is nothing that one tells of the next.
     layer = {p.removeprefix(_LAYERS): leaf for p, leaf in flat.items() if p.startswith(_LAYERS)}
     layers = method(model.config, layer, inside, {})
@@ -82,14 +85,30 @@ def _layer(walk, schemes, method, keep, mark, told):
     params = _read(file, mark)
   else:
     layer = walk.params()
-    seen = walk.moments(layer)
+    seen = walk.moments(layer) if method.calibrated else {}
     _require_tokens(seen, schemes)
-    params = tree.unflatten(method(walk.config, matrix.flatten(layer), schemes, seen))
+    rounded = method(walk.config, matrix.flatten(layer), schemes, seen)
+    params = tree.unflatten(_with_ranges(walk, rounded, schemes))
     if file:
       _write(file, params, mark)
   walk.advance(params)
   told(walk.number, walk.config.num_layers)
   return params
+
+
+def _with_ranges(walk, params, schemes):
+  """A layer's parameters, by path, with scales of activations where schemes have one.
+
+  Of what is read in the layer as it is rounded, while rows still have scales of their own.
+  """
+  static = [path for path, scheme in schemes.items() if scheme.is_static]
+  if not static:
+    return params
+  seen = walk.magnitudes(tree.unflatten(params))
+  return params | {
+    path: params[path].replace(inputs=require_seen(seen, path).scale(schemes[path]))
+    for path in static
+  }
 
 
 def _require_tokens(seen, schemes):

@@ -18,6 +18,7 @@ from research.models.decoder import Decoder
 from research.nn.block import Block
 from research.nn.tap import OBSERVERS
 from research.peft.kernel import EXPERTS
+from research.quant.ranges import Magnitudes
 
 Tree = Any
 
@@ -68,17 +69,25 @@ class Walk:
 
     By path within the layer, experts left out.
     """
+    return self._watch(params, lambda inputs: Moments.none((), inputs))
+
+  def magnitudes(self, params: Tree) -> dict[str, Magnitudes]:
+    """As `moments`, how large the numbers are."""
+    return self._watch(params, lambda inputs: Magnitudes.none())
+
+  def _watch(self, params, observer):
+    """What observers see, each made for a number of inputs, by path within the layer."""
     kernels = {
       path: kernel
       for path, kernel in matrix.flatten(params).items()
       if path.endswith("/kernel") and EXPERTS not in path
     }
     watched = {path: _first_reader(path, kernels) for path in kernels}
-    found = {path: Moments.none((), kernels[path].shape[0]) for path in set(watched.values())}
+    found = {path: observer(kernels[path].shape[0]) for path in set(watched.values())}
     for x, (context, weights) in zip(self._on_way, self._around, strict=True):
       ready = {path: seen.expecting(weights) for path, seen in found.items()}
       seen = _observe(self.config, params, tree.unflatten(ready), x, self._of_layer(context))
-      found = dict(tree.flatten(seen, is_leaf=lambda node: isinstance(node, Moments)))
+      found = dict(tree.flatten(seen, is_leaf=_is_observer))
     return {path: found[first] for path, first in watched.items()}
 
   def advance(self, params: Tree) -> None:
@@ -91,6 +100,10 @@ class Walk:
 
   def _of_layer(self, context):
     return context if self._kinds is None else context[self._kinds[self.number]]
+
+
+def _is_observer(node):
+  return isinstance(node, (Moments, Magnitudes))
 
 
 def _first_reader(path, kernels):

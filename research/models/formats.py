@@ -165,7 +165,7 @@ def _bits(leaf: Any, type: str) -> list[np.ndarray]:
   if order is None:
     size = leaf.scheme.group if leaf.scheme.group > 0 else inputs
     order = np.broadcast_to(np.arange(inputs, dtype=np.int32) // size, (*leaf.shape[:-2], inputs))
-  parts = [leaf.codes, leaf.scales(), leaf.zero, order]
+  parts = [leaf.codes, leaf.scales(), leaf.zero, leaf.inputs, order]
   return [np.asarray(part) for part in parts if part is not None]
 
 

@@ -15,7 +15,7 @@ from research.quant.qarray import DoubleScales, QArray
 from research.quant.scheme import Scheme
 
 Tree = Any
-_PARTS = ("codes", "scale", "zero", "order")
+_PARTS = ("codes", "scale", "zero", "order", "inputs")
 _DOUBLE = ("codes", "scale", "offset")
 
 
@@ -52,7 +52,8 @@ def from_arrays(
     codes = _take(rest, f"{path}/codes")
     zero = None if scheme.symmetric else _take(rest, f"{path}/zero")
     order = _take(rest, f"{path}/order") if f"{path}/order" in rest else None
-    flat[path] = QArray(codes, scale, zero, order, scheme, how["axis"], how["kind"])
+    inputs = _take(rest, f"{path}/inputs") if scheme.is_static else None
+    flat[path] = QArray(codes, scale, zero, order, scheme, how["axis"], how["kind"], inputs)
   return tree.unflatten({path: jnp.asarray(array) for path, array in rest.items()} | flat)
 
 

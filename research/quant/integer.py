@@ -20,6 +20,12 @@ def rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   return jnp.clip(jnp.round(units), -MOST, MOST).astype(jnp.int8), scale
 
 
+def clipped(x: jax.Array, scale: jax.Array) -> jax.Array:
+  """`x` as int8 by a scale that is given, half to even; what that does not cover is clipped."""
+  units = x.astype(jnp.float32) * jnp.where(scale == 0, 0, 1 / scale)
+  return jnp.clip(jnp.round(units), -MOST, MOST).astype(jnp.int8)
+
+
 def apart(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
   """`x [..., n]` in two: the `count` columns with its largest numbers, and the rest.
 

@@ -71,11 +71,12 @@ def quantize(params: Tree, rules: Rules) -> Tree:
   Args: see `schemes`.
 
   Raises:
-    ValueError: also where a parameter is not finite.
+    ValueError: also where a parameter is not finite, or a scheme has to be calibrated.
   """
   flat = matrix.flatten(params)
   for path, scheme in schemes(rules, params).items():
     require_finite(path, flat[path])
+    require_no_range(path, scheme)
     flat[path] = round_to_nearest(flat[path], scheme, axis_of(path))
   return tree.unflatten(flat)
 
@@ -86,6 +87,15 @@ def require_finite(path: str, values: jax.Array) -> None:
     return
   if not jnp.isfinite(values).all():
     raise ValueError(f"{path!r} has numbers that are not finite; mend the checkpoint first")
+
+
+def require_no_range(path: str, scheme: Scheme) -> None:
+  """Raises ValueError if activations are to have one scale, which only calibration finds."""
+  if scheme.is_static:
+    raise ValueError(
+      f"{path!r}: range {scheme.range!r} of activations is calibrated by text, at projections of"
+      " layers, by research.export --config; range 'row' needs none"
+    )
 
 
 def dequantize(params: Tree) -> Tree:

@@ -75,6 +75,8 @@ class QArray(Matrix):
   zero: int8, of the scales' shape, or None.
   order: int32 `[..., in]`, each input's group where those are not of successive ones, or None.
   kind: the type of the array that this one stands for.
+  inputs: float32 `[...]`, the one scale of what is multiplied by the numbers, if the scheme has one
+    and it was calibrated; else each row has its own.
   """
 
   codes: jax.Array
@@ -84,6 +86,7 @@ class QArray(Matrix):
   scheme: Scheme = struct.field(pytree_node=False)
   axis: int = struct.field(pytree_node=False, default=-2)
   kind: str = struct.field(pytree_node=False, default="float32")
+  inputs: jax.Array | None = None
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -163,7 +166,10 @@ def _product(x, kernel):
       x, largest, columns = integer.apart(x, kernel.scheme.outliers)
       theirs = jnp.take(kernel.codes, columns, axis=ours).astype(x.dtype)
       whole = matmul(largest, theirs, (x.ndim - 1, ours))
-    codes, scale = integer.rows(x)
+    if kernel.inputs is None:
+      codes, scale = integer.rows(x)
+    else:
+      codes, scale = integer.clipped(x, kernel.inputs), kernel.inputs
     total = integer.matmul(codes, kernel.codes, (x.ndim - 1, ours)) * scale
     return (total + whole) * kernel.of_outputs()
   return matmul(x, kernel.codes.astype(x.dtype), (x.ndim - 1, ours)) * kernel.of_outputs()

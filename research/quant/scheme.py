@@ -14,6 +14,7 @@ INTEGERS = ("int8", "int4", "int3", "int2")
 KINDS = (*INTEGERS, *CODEBOOKS, *FLOATS)
 TENSOR = -1  # a group of the whole matrix
 FITS = ("whole", "mse")
+RANGES = ("row", "absmax", "average", "percentile", "mse")
 SCALES = ("float32", "float16", "bfloat16", "double")
 
 
@@ -36,6 +37,11 @@ class Scheme:
   outliers: of rounded activations, so many inputs, those with the largest numbers of a batch, are
     multiplied as they are (LLM.int8: Dettmers et al. 2022, arXiv:2208.07339, section 3.2, which
     takes those with a number from 6 on; how many must be known to compile).
+  range: where the scale of rounded activations comes from: "row", each row's largest number; or one
+    scale for all, fixed by calibration: "absmax", the largest number; "average", the mean of
+    batches' largest; "percentile", the number that so many are below or at; "mse", that of the
+    least sum of squared errors. What is outside is clipped.
+  percentile: of `range` "percentile".
   gradients: "int8" does so, by chance up or down, with the gradients that go back through them.
 
   Raises:
@@ -49,6 +55,8 @@ class Scheme:
   fit: str = "whole"
   activations: str = ""
   outliers: int = 0
+  range: str = "row"
+  percentile: float = 99.99
   gradients: str = ""
 
   def __post_init__(self):
@@ -79,6 +87,19 @@ class Scheme:
       raise ValueError(
         f"outliers {self.outliers}: how many inputs of rounded activations stay whole"
       )
+    if self.range not in RANGES:
+      raise ValueError(
+        f"range {self.range!r} is unknown{nearest(self.range, RANGES)}; {_these(RANGES)}"
+      )
+    if self.is_static and (not self.activations or self.outliers):
+      raise ValueError(
+        f"range {self.range!r} is of rounded activations, and without outliers, which every batch"
+        " has its own of"
+      )
+    if self.range != "percentile" and self.percentile != Scheme.percentile:
+      raise ValueError(f"percentile {self.percentile} is of range 'percentile'")
+    if not 0 < self.percentile <= 100:
+      raise ValueError(f"percentile {self.percentile} is not above 0 and at most 100")
     if self.gradients and not self.activations:
       raise ValueError("gradients in int8 are for products whose activations are, too")
     if self.scales == "double" and (self.group <= 0 or not self.symmetric):
@@ -93,6 +114,11 @@ class Scheme:
   def has_channels(self) -> bool:
     """Whether numbers are 8-bit integers with one scale an output: those of a product, too."""
     return self.kind == "int8" and self.symmetric and self.group == 0
+
+  @property
+  def is_static(self) -> bool:
+    """Whether rounded activations have one scale, which is calibrated."""
+    return self.range != "row"
 
   @property
   def levels(self) -> tuple[int, int]:

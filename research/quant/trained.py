@@ -114,6 +114,7 @@ def train(params: Tree, rules: policy.Rules) -> Tree:
   flat = matrix.flatten(params)
   for path, scheme in policy.schemes(rules, params).items():
     policy.require_finite(path, flat[path])
+    policy.require_no_range(path, scheme)
     flat[path] = Trained(flat[path], scheme, policy.axis_of(path))
   return tree.unflatten(flat)
 

@@ -133,6 +133,36 @@ def test_smoothing_hands_peaks_over(built):
   )
 
 
+def test_activations_get_one_scale_of_what_is_read_behind_rounded_layers(built):
+  """The largest number of each layer, found again by a walk through what was made."""
+  model, params = built
+  if model.config.family != "llama":
+    pytest.skip("the same for every family")
+  rule = {"target": "layers/mlp/down_proj/kernel", "kind": "int8", "activations": "int8"}
+  static = ({**rule, "range": "absmax"},)
+  held = calibration.quantize(model, params, static, calibration.Nearest(), BATCHES)
+  scales = held["layers"]["mlp"]["down_proj"]["kernel"].inputs
+  walk = Walk(model, held, BATCHES)
+  for scale in scales:
+    layer = walk.params()
+    peaks = walk.moments(layer)["mlp/down_proj/kernel"].peaks
+    np.testing.assert_allclose(scale, jnp.max(peaks) / 127, rtol=1e-6)
+    walk.advance(layer)
+  assert walk.done and scales[0] != scales[1]
+  free = calibration.quantize(model, params, (rule,), calibration.Nearest())
+  assert 0 < _error(model, params, free) < 3 * _error(model, params, held)
+  by_gptq = calibration.quantize(model, params, static, calibration.GPTQ(), BATCHES)
+  assert by_gptq["layers"]["mlp"]["down_proj"]["kernel"].inputs.shape == (2,)
+  for path, method in (("layers/.*", calibration.Nearest()), ("embed/.*", calibration.GPTQ())):
+    batches = [] if path.startswith("layers") else BATCHES
+    told = "no batches" if path.startswith("layers") else "'embed/embedding': range 'absmax'"
+    with pytest.raises(ValueError, match=told):
+      calibration.quantize(model, params, ({**static[0], "target": path},), method, batches)
+  for function in (quant.quantize, quant.train):
+    with pytest.raises(ValueError, match="calibrated by text.* range 'row' needs none"):
+      function(params, static)
+
+
 def _error(model, params, held):
   pairs = [(_hidden(model, params, b), _hidden(model, held, b)) for b in BATCHES]
   return sum(float(((a - b) ** 2).sum()) for a, b in pairs)

@@ -75,6 +75,7 @@ def told(scheme: Scheme) -> str:
   zero = "" if scheme.symmetric else ", with zero points"
   group = {0: "a scale an output", -1: "one scale"}.get(scheme.group, f"groups of {scheme.group}")
   products = ", products of integers" if scheme.activations else ""
+  products += f", range {scheme.range}" if scheme.is_static else ""
   return f"{scheme.kind} ({group}{zero}, scales {scheme.scales}{products})"
 
 
