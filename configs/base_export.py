@@ -52,8 +52,8 @@ def get_config() -> ConfigDict:
   # empty: nowhere.
   config.directory = ""
 
-  # "native" (our own, of anything), "gptq", "awq" or "bitsandbytes"; without `quantize` "hf" or
-  # "gguf".
+  # "native" (our own, of anything), "gptq", "awq", "bitsandbytes" or "torchao"; without `quantize`
+  # "hf" or "gguf".
   config.format = "native"
   # The type of what is not in few bits; empty: the format's default.
   config.type = ""

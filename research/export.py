@@ -10,8 +10,9 @@ few bits, by which method (nearest, GPTQ, AWQ) and calibrated by which text, and
 that are done, so that the same command goes on after an interruption. Its keys and what they mean
 are in configs/base_export.py; every one can be set on the command line: --config.format=native.
 
-Formats: hf, and gguf with codes of its own; of parameters in few bits gptq, awq and bitsandbytes
-(projections of layers, as those tools have them) and native (anything, for --model here).
+Formats: hf, and gguf with codes of its own; of parameters in few bits gptq, awq, bitsandbytes
+and torchao (projections of layers, as those tools have them) and native (anything, for --model
+here).
 
 What was written is loaded again and compared, and only then has its name; nothing that exists is
 overwritten. The last column is the largest difference of a parameter to what it was in memory.
@@ -71,7 +72,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     "--run", type=Path, metavar="DIR", help="a run's directory, in place of --model"
   )
   parser.add_argument(
-    "--format", required=True, help="hf, gptq, awq, bitsandbytes, native, or gguf"
+    "--format", required=True, help="hf, gptq, awq, bitsandbytes, torchao, native, or gguf"
   )
   parser.add_argument(
     "--type", help="of the matrices: float32 or bfloat16 of hf (float32); F32, F16, BF16, Q8_0, "

@@ -226,12 +226,14 @@ def write_sharded(
   directory: str | os.PathLike[str],
   tensors: Mapping[str, Any],
   max_shard_bytes: int = 5 * 10**9,
+  header: Mapping[str, str] | None = None,
 ) -> None:
   """Writes `model.safetensors`, or shards and their index when it would be too large.
 
   Shards are filled in the order of `tensors`; one tensor larger than the limit has a shard
   of its own. Weights that stood in the directory before are removed, the old index first,
-  so that no reader ever sees a mixture of the two.
+  so that no reader ever sees a mixture of the two. What `header` says stands in every file, beside
+  the `{"format": "pt"}` that transformers asks for.
   """
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
@@ -251,7 +253,7 @@ def write_sharded(
     names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     (directory / SINGLE).unlink(missing_ok=True)
   for name, shard in zip(names, shards, strict=True):
-    write(directory / name, shard)
+    write(directory / name, shard, {"format": "pt", **(header or {})})
   for stale in directory.glob("model-?????-of-?????.safetensors"):
     if stale.name not in names:
       stale.unlink()

@@ -180,5 +180,6 @@ FORMATS = {
   "gptq": _quantized(("float16", "bfloat16"), "gptq"),
   "awq": _quantized(("float16",), "awq"),
   "bitsandbytes": _quantized(("bfloat16", "float16", "float32"), "bitsandbytes"),
+  "torchao": _quantized(("bfloat16", "float32", "float16"), "torchao"),
   "native": _quantized(("float32", "bfloat16", "float16"), OURS),
 }

@@ -125,12 +125,12 @@ def save_quantized(
 
   Args and errors: see `quantized.write`.
   """
-  tensors, settings = quantized.write(model.config, params, method, dtype)
+  tensors, settings, header = quantized.write(model.config, params, method, dtype)
   more = {"dtype": dtype, "quantization_config": settings}
-  _write_directory(Path(directory), model, tensors, tokenizer, more)
+  _write_directory(Path(directory), model, tensors, tokenizer, more, header)
 
 
-def _write_directory(directory, model, tensors, tokenizer, more):
+def _write_directory(directory, model, tensors, tokenizer, more, header=None):
   directory.mkdir(parents=True, exist_ok=True)
   config = families.find(model.config.family).write_config(model.config)
   config = scored.written(model.config, config) | more
@@ -144,7 +144,7 @@ def _write_directory(directory, model, tensors, tokenizer, more):
       "pad_token_id": tokenizer.pad_id if pad is None else pad,
     }
     tokenizer.save(directory)
-  safetensors.write_sharded(directory, tensors)
+  safetensors.write_sharded(directory, tensors, header=header)
   (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -32,8 +32,10 @@ OURS = "research"
 
 def write(
   config: StackConfig, params: Tree, method: str, dtype: str
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """The tensors of `params`, of which some are `QArray`s, and their `quantization_config`.
+) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, str]]:
+  """The tensors of `params`, of which some are `QArray`s, and what is told of them.
+
+  That is the `quantization_config` of the model, and what headers of its files say.
 
   Args:
     config: the model's.
@@ -52,7 +54,7 @@ def write(
   dense = {path: _cast(path, leaf, dtype) for path, leaf in flat.items() if path not in held}
   if method == OURS:
     arrays, how = files.to_arrays(tree.unflatten(dense | held))
-    return arrays, {"quant_method": OURS, "held": how}
+    return arrays, {"quant_method": OURS, "held": how}, {}
   shapes = {path: leaf.shape for path, leaf in flat.items()}
   require(config, {path: leaf.scheme for path, leaf in held.items()}, shapes, method)
   convention = interchange.find(method)
@@ -67,7 +69,8 @@ def write(
       module = _module(table[path]).format(number)
       for name, part in convention.encode(layer, settings).items():
         tensors[f"{module}.{name}"] = part
-  return tensors, settings
+  header = getattr(convention, "header", None)
+  return tensors, settings, header(tensors, settings, dtype) if header else {}
 
 
 def require(

@@ -31,6 +31,7 @@ RULES = {
   "gptq": ({**INT4, "kind": "int3"},),
   "awq": ({**INT4, "symmetric": False},),
   "bitsandbytes": ({"target": ALL, "kind": "nf4", "group": 32, "scales": "double"},),
+  "torchao": ({"target": ALL, "kind": "int8", "activations": "int8"},),
   "native": (
     {"target": "layers/attention/.*/kernel", "kind": "e4m3", "scales": "bfloat16"},
     {"target": ALL, "kind": "int2", "group": 16, "symmetric": False},
@@ -68,7 +69,8 @@ def test_what_is_written_comes_back_to_the_bit(world, tmp_path, form):
       assert others[path].scheme == leaf.scheme and others[path].dtype == jnp.float32
       jax.tree.map(np.testing.assert_array_equal, _bits(others[path]), _bits(leaf))
   dense = {path: leaf for path, leaf in others.items() if not isinstance(leaf, quant.QArray)}
-  kind = {"native": jnp.float32, "bitsandbytes": jnp.bfloat16}.get(form, jnp.float16)
+  kind = jnp.bfloat16 if form in ("bitsandbytes", "torchao") else jnp.float16
+  kind = jnp.float32 if form == "native" else kind
   for path, leaf in dense.items():
     meant = matrix.flatten(params)[path].astype(kind).astype(jnp.float32)
     np.testing.assert_array_equal(leaf, meant)

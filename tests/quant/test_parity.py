@@ -6,9 +6,9 @@ multiply with the float32 inverse of the scale, round half to even, add the zero
 to 127 or -8 to 7. So does torchao, in this order. Activations: absmax over 127, a row each, clipped
 to -127 to 127, as bitsandbytes has it; torchao and qwix take 127.5 unless they are told the range.
 
-qwix divides by the scale, and its scales are products with a rounded inverse of the range: in the
-last bit they may be others. Without zero points the lowest number of a group is half way between two
-codes, so that this bit decides; nothing else may differ.
+qwix divides by the scale, and its scales are products with a rounded inverse of the range, so that
+their last bit may be another. Without zero points a group's largest number is half way between two
+codes where it is negative, and this bit decides; nothing else may differ.
 """
 
 import warnings

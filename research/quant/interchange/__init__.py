@@ -1,11 +1,16 @@
 """Kernels in few bits as the tensors of other tools, and back, bit for bit."""
 
 from research.core import tree
-from research.quant.interchange import awq, bitsandbytes, gptq
+from research.quant.interchange import awq, bitsandbytes, gptq, torchao
 from research.quant.interchange.convention import Convention
 
 # By their name in `quantization_config.quant_method` of a `config.json`.
-CONVENTIONS: dict[str, Convention] = {"gptq": gptq, "awq": awq, "bitsandbytes": bitsandbytes}
+CONVENTIONS: dict[str, Convention] = {
+  "gptq": gptq,
+  "awq": awq,
+  "bitsandbytes": bitsandbytes,
+  "torchao": torchao,
+}
 
 
 def find(name: str) -> Convention:

@@ -19,6 +19,8 @@ class Convention(Protocol):
 
   MARK: the tensor, by its name in the projection's module, that tells one in few bits.
   PARTS: all that there may be.
+
+  One whose readers look into the headers of files has a function `header`, too (`torchao.header`).
   """
 
   MARK: str
