@@ -72,9 +72,8 @@ class Magnitudes:
     counts = np.asarray(self.counts, np.float64)
     if not counts.any():
       raise ValueError("calibration data has no tokens")
-    # nonzero counts alone, rising
     sizes = np.arange(_NUMBERS, dtype=np.uint16).view(jnp.bfloat16)[counts > 0].astype(np.float64)
-    counts = counts[counts > 0]
+    counts = counts[counts > 0]  # of those sizes, which rise
     if not np.isfinite(sizes).all():
       raise ValueError("activations of calibration data are not finite; mend the checkpoint first")
     if scheme.range == "absmax":

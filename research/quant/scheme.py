@@ -40,7 +40,8 @@ class Scheme:
   range: where the scale of rounded activations comes from: "row", each row's largest number; or one
     scale for all, fixed by calibration: "absmax", the largest number; "average", the mean of
     batches' largest; "percentile", the number that so many are below or at; "mse", that of the
-    least sum of squared errors. What is outside is clipped.
+    least sum of squared errors. What is outside is clipped, and
+    gradients are as if it were not.
   percentile: of `range` "percentile".
   gradients: "int8" does so, by chance up or down, with the gradients that go back through them.
 

@@ -6,6 +6,10 @@ multiply with the float32 inverse of the scale, round half to even, add the zero
 to 127 or -8 to 7. So does torchao, in this order. Activations: absmax over 127, a row each, clipped
 to -127 to 127, as bitsandbytes has it; torchao and qwix take 127.5 unless they are told the range.
 
+8-bit floats: absmax over the largest of the type, and numbers are clipped and rounded half to even.
+torchao divides by the scale (one code of six million was another), and an output of zeros is NaN
+there.
+
 qwix divides by the scale, and its scales are products with a rounded inverse of the range, so that
 their last bit may be another. Without zero points a group's largest number is half way between two
 codes where it is negative, and this bit decides; nothing else may differ.
@@ -25,7 +29,13 @@ from research.quant.scheme import Scheme
 with warnings.catch_warnings():
   warnings.simplefilter("ignore")
   import qwix
-  from torchao.quantization import Int8Tensor, IntxUnpackedToInt8Tensor, MappingType, PerRow
+  from torchao.quantization import (
+    Float8Tensor,
+    Int8Tensor,
+    IntxUnpackedToInt8Tensor,
+    MappingType,
+    PerRow,
+  )
   from torchao.quantization.quant_primitives import choose_qparams_affine, quantize_affine
 
 OUT, IN, GROUP = 64, 192, 32
@@ -65,6 +75,17 @@ def test_torchaos_codes_of_weights_are_all_ours(kind, group, symmetric):
   np.testing.assert_array_equal(scales[scales > 0], theirs.scale.numpy()[scales > 0])
   if not symmetric:
     np.testing.assert_array_equal(held.zero.T, theirs.zero_point.numpy())
+
+
+@pytest.mark.parametrize("kind", ["e4m3", "e5m2"])
+def test_torchaos_codes_of_floats_are_all_ours(kind):
+  dtype = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}[kind]
+  held, theirs = _ours(kind=kind), Float8Tensor.from_hp(torch.tensor(WEIGHT), dtype, PerRow())
+  rows = np.arange(OUT) != 3
+  codes = np.asarray(held.codes).T.view(np.uint8)
+  np.testing.assert_array_equal(codes[rows], theirs.qdata.view(torch.uint8).numpy()[rows])
+  np.testing.assert_array_equal(np.asarray(held.scale).T, theirs.scale.numpy())
+  assert not held.astype(jnp.float32)[:, 3].any() and theirs.dequantize()[3].isnan().all()
 
 
 @WAYS
