@@ -212,7 +212,7 @@ class ReasoningGym:
       [metadata.version("reasoning-gym"), tasks, size, seed, split, self._templates]
     )
     rng = random.Random(f"{seed}/{split}")
-    makers = [_task(task, rng.getrandbits(31)) for task in tasks]
+    makers = [_task(task, rng.getrandbits(31), size * self._PATIENCE) for task in tasks]
     weights = [task.get("weight", 1) for task in tasks]
     drawn = [0] * len(tasks)
     seen: set[bytes] = set()
@@ -253,8 +253,11 @@ class ReasoningGym:
     return index
 
 
-def _task(task: Mapping[str, Any], seed: int) -> Any:
-  """The endless generator of one task, which makes problem `i` from `seed + i`."""
+def _task(task: Mapping[str, Any], seed: int, count: int) -> Any:
+  """The generator of one task's first `count` problems, which makes problem `i` from `seed + i`.
+
+  Most tasks would give as many as one likes; some draw all of their kinds beforehand.
+  """
   import reasoning_gym  # Takes seconds to import.
   from reasoning_gym.factory import DATASETS
 
@@ -265,7 +268,7 @@ def _task(task: Mapping[str, Any], seed: int) -> Any:
   settings.remove("seed")
   _check_keys(f"reasoning_gym task {name!r}", config, settings)
   try:
-    return reasoning_gym.create_dataset(name, **{**config, "seed": seed, "size": 2**31 - 1})
+    return reasoning_gym.create_dataset(name, **{**config, "seed": seed, "size": count})
   except AssertionError as error:  # How reasoning-gym refuses a value.
     raise ValueError(f"reasoning_gym task {name!r}: {error}") from error
 

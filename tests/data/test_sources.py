@@ -183,6 +183,14 @@ def test_reasoning_gym_is_a_function_of_its_config():
   assert abs(share - 0.75) < 0.1  # four standard deviations of the draw
 
 
+def test_a_task_that_draws_its_kinds_beforehand():
+  tasks = [{"name": "gsm_symbolic"}]
+  few, more = (
+    sources.build({"name": "reasoning_gym", "tasks": tasks, "size": size}) for size in (3, 5)
+  )
+  assert [few[i] for i in range(3)] == [more[i] for i in range(3)]
+
+
 def test_reasoning_gym_rows_verify():
   from reasoning_gym import get_score_answer_fn
 
