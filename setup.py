@@ -31,7 +31,7 @@ SWEEPS = ["matplotlib>=3.9", "optuna>=4"]
 SLURM = ["submitit>=1.5"]
 RAY = ["ray>=2.40"]
 GKE = ["jsonschema>=4.20", "pyyaml>=6"]
-PLAN = ["libtpu>=0.0.30; platform_machine == 'x86_64'"]
+PLAN = ["jax[tpu]>=0.10; platform_machine == 'x86_64'"]  # the libtpu that JAX names
 LINT = ["mypy==2.4.1", "ruff==0.17.6"]
 
 setup(

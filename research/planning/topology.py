@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from importlib import util
+import re
+from importlib import metadata, util
 from typing import Any
 
 import jax
@@ -25,13 +26,9 @@ def devices(name: str) -> list[Any]:
   """The devices of a topology such as "v5e:4x4" or "v5p:4x4x4", for `core.sharding.make_mesh`.
 
   Raises:
-    ValueError: libtpu is not installed, or has no such topology.
+    ValueError: libtpu is not installed, is not the one for this JAX, or has no such topology.
   """
-  if util.find_spec("libtpu") is None:
-    raise ValueError(
-      f"to compile for {name} takes the package libtpu, which is not installed: pip install"
-      " 'research[plan]'"
-    )
+  _require_libtpu(name)
   kind, _, sizes = name.partition(":")
   if not sizes.replace("x", "").isdigit():
     raise ValueError(
@@ -49,3 +46,17 @@ def devices(name: str) -> list[Any]:
   except jax.errors.JaxRuntimeError as error:
     raise ValueError(f"libtpu has no topology {name!r}: {str(error).splitlines()[0]}") from error
   return list(found.devices)
+
+
+def _require_libtpu(name: str) -> None:
+  """Raises ValueError unless libtpu is the one that JAX names: others end the process."""
+  remedy = "pip install 'jax[tpu]'"
+  if util.find_spec("libtpu") is None:
+    raise ValueError(
+      f"to compile for {name} takes the package libtpu, which is not installed: {remedy}"
+    )
+  told = " ".join(metadata.requires("jax") or ())
+  wanted = re.search(r"libtpu==([\d.]+?)(\.\*)?(?![\d.])", told)
+  found = metadata.version("libtpu")
+  if wanted and f"{found}.".partition(f"{wanted[1]}.")[0]:
+    raise ValueError(f"libtpu is {found}, and JAX {jax.__version__} needs {wanted[1]}: {remedy}")

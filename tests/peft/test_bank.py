@@ -74,7 +74,7 @@ def _require_rows(got, alone, rows):
   largest = max(np.abs(logits).max() for logits in alone.values())
   assert np.abs(alone["code"] - alone["math"]).max() > 0.1 * largest
   for i, name in enumerate(rows):
-    np.testing.assert_allclose(got[i], alone[name][i], rtol=0, atol=1e-6 * largest, err_msg=name)
+    np.testing.assert_allclose(got[i], alone[name][i], rtol=0, atol=4e-6 * largest, err_msg=name)
 
 
 def test_rows_have_their_own_and_swaps_compile_nothing(world, alone):

@@ -12,7 +12,7 @@ import pytest
 from research import plan
 from research.core import sharding, tree
 from research.loop import program
-from research.planning import estimate, outline
+from research.planning import estimate, outline, topology
 
 CONFIG = """
 from configs import base
@@ -156,3 +156,11 @@ def test_shares_of_what_is_replicated(config_of, devices):
   norms = (2 * 3 + 1) * 256 * 2
   whole = program.replicated(arranged)
   assert norms / 4.4e6 < whole < 0.06  # and LoRA's b
+
+
+def test_another_libtpu_is_told_before_it_ends_the_process(monkeypatch):
+  versions = {"libtpu": "0.0.1"}
+  monkeypatch.setattr(topology.metadata, "version", versions.get)
+  monkeypatch.setattr(topology.util, "find_spec", lambda name: name)
+  with pytest.raises(ValueError, match=r"libtpu is 0\.0\.1, and JAX .* needs 0\.0\.\d+: pip"):
+    topology.devices("v5e:2x2")
