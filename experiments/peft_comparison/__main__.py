@@ -5,7 +5,8 @@
 
 Each method is tried once at each of its rates; the rate with the best accuracy on the validation
 problems is run from two more seeds. A run that is complete is not done again, and one that was
-interrupted goes on. Table and plot are of what is complete.
+interrupted goes on. Table and plot are of what is complete, and of what DIRECTORY/N_steps/figures.json
+tells of other methods.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from experiments.peft_comparison.config import METHODS, VALIDATION
 from experiments.peft_comparison.run import FOUND
 from research.evals import bootstrap
 
-TEXT_BYTES = 60_000  # of unrelated text, of which the loss is told before and after
+TEXT_BYTES = 20_000  # of unrelated text, of which the loss is told before and after
 _T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # Student's t, two-sided, by degrees of freedom
 
 
@@ -36,17 +37,19 @@ def main() -> int:
   text = directory / "text.txt"
   text.write_bytes(args.text.read_bytes()[:TEXT_BYTES].decode(errors="ignore").encode())
   base = measured(directory / "base", text)
-  rows = []
+  told = directory / "figures.json"  # of methods that are measured elsewhere, too
+  rows = {row["method"]: row for row in json.loads(told.read_text())} if told.exists() else {}
   for name in args.methods:
     tried = {rate: trained(directory, text, args, name, rate, 0) for rate in METHODS[name].rates}
     best = max(tried, key=lambda rate: accuracy(tried[rate], test=False))
     runs = [tried[best]]
     runs += [trained(directory, text, args, name, best, seed) for seed in range(1, args.seeds)]
-    rows.append(figures(name, best, runs, base))
-    (directory / "table.md").write_text(table(rows))
-    (directory / "figures.json").write_text(json.dumps(rows, indent=2))
-    plot(rows, directory / "plot.png")
-  print(table(rows))
+    rows[name] = figures(name, best, runs, base)
+    ordered = [rows[method] for method in METHODS if method in rows]
+    (directory / "table.md").write_text(table(ordered))
+    told.write_text(json.dumps(ordered, indent=2))
+    plot(ordered, directory / "plot.png")
+  print((directory / "table.md").read_text())
   return 0
 
 
