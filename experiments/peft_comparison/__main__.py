@@ -5,8 +5,8 @@
 
 Each method is tried once at each of its rates; the rate with the best accuracy on the validation
 problems is run from two more seeds. A run that is complete is not done again, and one that was
-interrupted goes on. Table and plot are of what is complete, and of what DIRECTORY/N_steps/figures.json
-tells of other methods.
+interrupted goes on. Table and plot are of what is complete, and of what
+DIRECTORY/N_steps/figures.json tells of other methods.
 """
 
 from __future__ import annotations
