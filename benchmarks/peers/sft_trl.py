@@ -51,6 +51,7 @@ class CountingCollator:
 
 
 def main() -> None:
+  """Times the peer's steps and prints their rate as a line of JSON."""
   parser = worker.parser(__doc__)
   parser.add_argument("--gsm8k", type=Path, required=True, help="train.jsonl of GSM8K")
   parser.add_argument(

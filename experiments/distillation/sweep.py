@@ -8,6 +8,7 @@ ASSISTANT_LAYERS = 22  # between the teacher's 30 and the student's 15
 
 
 def get_sweep():
+  """Nine ways of teaching, three seeds each; see README.md."""
   taught = {"teacher.source": TEACHER}
   return launch.Sweep(
     config="experiments/distillation/config.py",

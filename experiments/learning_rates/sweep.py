@@ -4,6 +4,7 @@ import launch
 
 
 def get_sweep():
+  """Three rates by three schedules, three seeds each."""
   return launch.Sweep(
     config="experiments/learning_rates/config.py",
     grid={

@@ -7,6 +7,7 @@ BETAS = (0.03, 0.3, 1.0)  # beside DPO's 0.1
 
 
 def get_sweep():
+  """The losses, DPO at other betas and a reward model, three seeds each; see README.md."""
   betas = {f"dpo_beta_{beta}": _pairs(name="sigmoid", beta=beta) for beta in BETAS}
   return launch.Sweep(
     config=f"experiments/preference/config.py:{DATA}",

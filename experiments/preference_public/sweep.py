@@ -7,6 +7,7 @@ DATA = "runs/data/preference_public"
 
 
 def get_sweep():
+  """The losses and a reward model, three seeds each."""
   return launch.Sweep(
     config=f"experiments/preference/config.py:{DATA}",
     points={**sweep.losses(DATA), "reward_model": sweep.reward_model(DATA)},

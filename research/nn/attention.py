@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from research.core import sharding
 from research.core.products import matmul, outer
-from research.core.sharding import platform
 from research.nn import splash
 from research.nn.incremental import MASKED, attend_one
 from research.nn.linear import Linear
@@ -278,7 +277,7 @@ class Attention(nn.Module):
     how = self.implementation
     if how not in IMPLEMENTATIONS:
       raise ValueError(f"attention {how!r} is none of {', '.join(IMPLEMENTATIONS)}")
-    if how == "xla" or (how == "auto" and platform() != "tpu"):
+    if how == "xla" or (how == "auto" and sharding.platform() != "tpu"):
       return False
     obstacle = splash.obstacle(q, k, segments, bias)
     if obstacle and how == "splash":
