@@ -59,14 +59,15 @@ def hugging_face(gguf: Path, dtype: str, cache: Path) -> Path:
   return directory
 
 
-def variables() -> dict[str, str]:
-  """The environment of every worker: as many threads as cores, the CPU alone, no network."""
+def variables(device: str = "cpu") -> dict[str, str]:
+  """The environment of every worker: as many threads as cores, one kind of device, no network."""
   threads = str(machine.cores())
+  hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
   return os.environ | {
     "OMP_NUM_THREADS": threads,
     "MKL_NUM_THREADS": threads,
-    "CUDA_VISIBLE_DEVICES": "",
-    "JAX_PLATFORMS": "cpu",
+    **hidden,
+    "JAX_PLATFORMS": {"cpu": "cpu", "gpu": "cuda"}[device],
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
   }

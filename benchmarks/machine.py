@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ _BUSY_LOAD = 0.3
 
 
 def describe() -> dict[str, Any]:
-  """The kind of machine: CPU model, cores, telling flags, memory in bytes, system."""
+  """The kind of machine: CPU model, cores, telling flags, memory in bytes, system, GPUs."""
   blocks = _cpuinfo()
   first = blocks[0] if blocks else {}
   flags = first.get("flags", "").split()
@@ -25,7 +27,16 @@ def describe() -> dict[str, Any]:
     "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     "system": platform.system(),
     "python": platform.python_version(),
+    "gpus": _gpus(),
   }
+
+
+def _gpus() -> list[str]:
+  """Names of NVIDIA's GPUs; none where there is no driver."""
+  if not shutil.which("nvidia-smi"):
+    return []
+  command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+  return subprocess.run(command, capture_output=True, text=True).stdout.split("\n")[:-1]
 
 
 def cores() -> int:

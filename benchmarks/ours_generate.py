@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from benchmarks import worker, workloads
 from research import generation, models
+from research.core import memory
 
 
 def main() -> None:
@@ -35,6 +36,7 @@ def main() -> None:
     raise RuntimeError(f"{len(outputs[-1])} completions of {lengths} tokens")
   worker.report(
     ("jax", "flax"),
+    peak_bytes=memory.peak_bytes(),
     tokens_per_second=worker.median_rate(seconds, args.batch * workloads.NEW_TOKENS),
     seconds=seconds,
     completion=outputs[-1][0].tokens,

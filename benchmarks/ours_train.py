@@ -23,7 +23,7 @@ from benchmarks import worker, workloads
 from research import objectives, peft
 from research.core import compile as compile_lib
 from research.core import config as config_lib
-from research.core import sharding, tree
+from research.core import memory, sharding, tree
 from research.loop import learner as learner_lib
 from research.loop import state as state_lib
 from research.loop import step as step_lib
@@ -80,8 +80,11 @@ class Training:
 
 def lora_step(args: Any) -> tuple[dict[str, Any], Training]:
   """The same batch again and again."""
-  training = Training(config_lib.Config(settings.get_config(str(args.model), args.method)))
-  batch = _random_batch(training.virtual_ids)
+  section = settings.get_config(str(args.model), args.method)
+  if args.device != "cpu":
+    section.model.unroll = 0  # what `research.train` does there
+  training = Training(config_lib.Config(section))
+  batch = _random_batch(args.rows, args.length, training.virtual_ids)
   seconds = worker.time_steps(lambda: training.advance(batch), warmup=args.warmup, steps=args.steps)
   measured = {
     "tokens_per_second": worker.median_rate(seconds, batch["tokens"].size),
@@ -192,9 +195,9 @@ def dpo_step(args: Any) -> tuple[dict[str, Any], Training]:
   return measured, training
 
 
-def _random_batch(virtual_ids: list[int]) -> dict[str, jax.Array]:
-  """The LoRA step's batch: `[4, 256]` ordinary tokens, virtual ones first, one document a row."""
-  tokens = workloads.random_tokens(workloads.STEP_BATCH, workloads.STEP_TOKENS)
+def _random_batch(rows: int, length: int, virtual_ids: list[int]) -> dict[str, jax.Array]:
+  """The LoRA step's batch: ordinary tokens, virtual ones first, one document a row."""
+  tokens = workloads.random_tokens(rows, length)
   tokens[:, : len(virtual_ids)] = virtual_ids
   weights = np.ones(tokens.shape, np.float32)
   weights[:, -1] = 0
@@ -222,6 +225,8 @@ def main() -> None:
   parser.add_argument(
     "--method", choices=tuple(settings.METHODS), default="lora", help="of lora_step"
   )
+  parser.add_argument("--rows", type=int, default=workloads.STEP_BATCH, help="of lora_step")
+  parser.add_argument("--length", type=int, default=workloads.STEP_TOKENS, help="of those")
   parser.add_argument("--gsm8k", type=Path, help="train.jsonl of GSM8K; sft needs it")
   parser.add_argument(
     "--kept", action="store_true", help="of dpo_step: with precomputed log-probabilities"
@@ -231,6 +236,7 @@ def main() -> None:
   worker.report(
     ("jax", "flax", "optax"),
     **measured,
+    peak_bytes=memory.peak_bytes(),
     compile_seconds=training.compile_seconds,
     trainable=training.trainable,
   )

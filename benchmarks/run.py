@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import environments, machine, table
+from benchmarks import environments, machine, table, worker
 from benchmarks.works import PEERS, WORKS, Side, Work
 from research.core import cache, tree
 from research.models import named
@@ -23,11 +23,12 @@ GSM8K = "https://github.com/openai/grade-school-math (grade_school_math/data/tra
 class Runner:
   """Runs workers, each in a process of its own."""
 
-  def __init__(self, gguf: Path, gsm8k: Path | None, cache: Path, quick: bool):
+  def __init__(self, gguf: Path, gsm8k: Path | None, cache: Path, quick: bool, device: str):
     self._gguf = gguf
     self._gsm8k = gsm8k
     self._cache = cache
     self._quick = quick
+    self._device = device
 
   def prepare(self, side: Side) -> list[str]:
     """The command of a side; makes its environment and its model where they are missing."""
@@ -41,24 +42,28 @@ class Runner:
       model = environments.hugging_face(self._gguf, side.model, self._cache)
     warmup, steps = (min(side.warmup, 1), 1) if self._quick else (side.warmup, side.steps)
     command = [str(python), "-m", side.module, *side.arguments, "--model", str(model.absolute())]
-    return [*command, "--warmup", str(warmup), "--steps", str(steps)]
+    return [*command, f"--warmup={warmup}", f"--steps={steps}", f"--device={self._device}"]
 
   def measure(self, work: Work, side: Side) -> dict[str, Any]:
     """The result of one run of a side."""
     command = self.prepare(side)
     if work.needs_gsm8k:
       command += ["--gsm8k", str(self._gsm8k.absolute())]
-    return _run(command)
+    return _run(command, self._device)
 
 
-def _run(command: Sequence[str]) -> dict[str, Any]:
+def _run(command: Sequence[str], device: str) -> dict[str, Any]:
   """The JSON on the last line of a worker's output.
 
   Raises:
     RuntimeError: the worker failed; the message holds the end of what it said.
   """
   done = subprocess.run(
-    command, cwd=environments.ROOT, env=environments.variables(), capture_output=True, text=True
+    command,
+    cwd=environments.ROOT,
+    env=environments.variables(device),
+    capture_output=True,
+    text=True,
   )
   if done.returncode:
     said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-20:])
@@ -69,7 +74,7 @@ def _run(command: Sequence[str]) -> dict[str, Any]:
 def main() -> None:
   """Runs the works that the command line names and prints the table of ratios."""
   args = _parse()
-  runner = Runner(_gguf(args.gguf), args.gsm8k, args.cache, args.quick)
+  runner = Runner(_gguf(args.gguf), args.gsm8k, args.cache, args.quick, args.device)
   works = [WORKS[name] for name in args.works]
   sides = {
     work.name: [work.ours, *(peer for peer in work.peers if peer.name in args.peers)]
@@ -125,16 +130,23 @@ def _parse() -> argparse.Namespace:
     help="holds the peers' environments and the converted model (%(default)s)",
   )
   parser.add_argument(
+    "--device", choices=worker.DEVICES, default="cpu", help="what all sides run on (cpu)"
+  )
+  parser.add_argument(
     "--quick", action="store_true", help="one timed step each: does everything run?"
   )
   args = parser.parse_args()
-  args.works = args.works or list(WORKS)
+  args.works = args.works or [name for name in WORKS if args.device in WORKS[name].devices]
   args.peers = args.peers.split(",")
   for kind, given, known in (("work", args.works, WORKS), ("peer", args.peers, PEERS)):
     for name in given:
       if name not in known:
         known_names = f"known: {', '.join(known)}{tree.nearest(name, known)}"
         parser.error(f"no {kind} is named {name!r}; {known_names}")
+  for name in args.works:
+    if args.device not in WORKS[name].devices:
+      able = ", ".join(work.name for work in WORKS.values() if args.device in work.devices)
+      parser.error(f"{name} is not for --device={args.device}; {able} are")
   if any(WORKS[name].needs_gsm8k for name in args.works) and not args.gsm8k:
     parser.error(f"sft needs --gsm8k PATH, the file train.jsonl from {GSM8K}")
   if args.rounds < 1:

@@ -18,6 +18,8 @@ from typing import Any
 
 from research.core import memory
 
+DEVICES = ("cpu", "gpu")
+
 
 def parser(description: str) -> argparse.ArgumentParser:
   """A parser with the arguments that every worker takes."""
@@ -25,6 +27,7 @@ def parser(description: str) -> argparse.ArgumentParser:
   made.add_argument("--model", type=Path, required=True, help="directory or GGUF file to load")
   made.add_argument("--warmup", type=int, required=True, help="steps before the clock starts")
   made.add_argument("--steps", type=int, required=True, help="timed steps")
+  made.add_argument("--device", choices=DEVICES, default=DEVICES[0], help="what it runs on")
   return made
 
 
@@ -51,9 +54,10 @@ def total_rate(seconds: Sequence[float], tokens: Sequence[int]) -> float:
 
 
 def report(packages: Sequence[str], **measured: Any) -> None:
-  """Prints the result: what was measured, peak memory and the versions of `packages`."""
+  """Prints the result: what was measured, peak memory and the versions of `packages`.
+
+  measured: without `peak_bytes`, that is the process's largest resident set.
+  """
   versions = {name: importlib.metadata.version(name) for name in packages}
-  print(
-    json.dumps({**measured, "peak_bytes": memory.peak_resident_bytes(), "versions": versions}),
-    flush=True,
-  )
+  measured.setdefault("peak_bytes", memory.peak_resident_bytes())
+  print(json.dumps({**measured, "versions": versions}), flush=True)

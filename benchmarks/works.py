@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from benchmarks.workloads import STEP_BATCH, STEP_TOKENS
+
 Measure = Literal[
   "tokens_per_second",
   "items_per_second",
@@ -38,6 +40,7 @@ class Work:
   """The same work for our side and every peer.
 
   compares_methods: the sides train different parameters, and that is the point.
+  devices: what all its sides can run on, of `worker.DEVICES`.
   """
 
   name: str
@@ -46,6 +49,7 @@ class Work:
   peers: tuple[Side, ...] = ()
   needs_gsm8k: bool = False
   compares_methods: bool = False
+  devices: tuple[str, ...] = ("cpu",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,25 +108,46 @@ def _ourselves(name: str, module: str, *arguments: str, warmup: int, steps: int)
 WORKS = {
   work.name: work
   for work in (
-    Work(
-      "lora_step",
-      "LoRA step, rank 16, 4x256 tokens",
-      _ours("ours_train", "lora_step", warmup=2, steps=8),
-      (
-        _peer(
-          "torch", "lora_transformers", environment="torch", model="bfloat16", warmup=2, steps=8
+    *(
+      Work(
+        name,
+        f"LoRA step, rank 16, {rows}x{length} tokens",
+        _ours("ours_train", "lora_step", *shape, warmup=2, steps=8),
+        (
+          _peer(
+            "torch",
+            "lora_transformers",
+            *shape,
+            environment="torch",
+            model="bfloat16",
+            warmup=2,
+            steps=8,
+          ),
+          _peer(
+            "compile",
+            "lora_transformers",
+            "--compile",
+            *shape,
+            environment="torch",
+            model="bfloat16",
+            warmup=3,
+            steps=8,
+          ),
+          *more,
         ),
-        _peer(
-          "compile",
-          "lora_transformers",
-          "--compile",
-          environment="torch",
-          model="bfloat16",
-          warmup=3,
-          steps=8,
+        devices=devices,
+      )
+      for name, rows, length, more, devices in (
+        (
+          "lora_step",
+          STEP_BATCH,
+          STEP_TOKENS,
+          (_peer("tunix", "lora_tunix", environment="tunix", model="float32", warmup=2, steps=4),),
+          ("cpu",),
         ),
-        _peer("tunix", "lora_tunix", environment="tunix", model="float32", warmup=2, steps=4),
-      ),
+        ("lora_step_large", 16, 1024, (), ("gpu",)),
+      )
+      for shape in ((f"--rows={rows}", f"--length={length}"),)
     ),
     Work(
       "sft",
@@ -186,6 +211,7 @@ WORKS = {
           steps=3,
         ),
       ),
+      devices=("cpu", "gpu"),
     ),
     Work(
       "generation_eight",
@@ -203,6 +229,7 @@ WORKS = {
           steps=3,
         ),
       ),
+      devices=("cpu", "gpu"),
     ),
     Work(
       "generation_one",
@@ -220,6 +247,7 @@ WORKS = {
           steps=3,
         ),
       ),
+      devices=("cpu", "gpu"),
     ),
     Work(
       "continuous",
@@ -336,6 +364,9 @@ BARS = (
   Bar("lora_step", "torch", "tokens_per_second", 1.4, None),
   Bar("lora_step", "compile", "tokens_per_second", None, 1.0),
   Bar("lora_step", "tunix", "tokens_per_second", 3.0, 4.0),
+  Bar("lora_step_large", "torch", "tokens_per_second", None, None),
+  Bar("lora_step_large", "compile", "tokens_per_second", None, None),
+  Bar("lora_step_large", "torch", "peak_bytes", None, None),
   Bar("sft", "trl", "tokens_per_second", 2.5, 4.0),
   Bar("sft", "trl_grouped", "tokens_per_second", None, None),
   Bar("sft", "trl_padding_free", "tokens_per_second", None, None),

@@ -31,9 +31,9 @@ def toy(tmp_path_factory, byte_tokenizer):
 
 @pytest.mark.parametrize("method", ["lora", "prompt"])
 def test_the_lora_step_trains(toy, monkeypatch, method):
-  monkeypatch.setattr(workloads, "STEP_TOKENS", 32)
   monkeypatch.setattr(workloads, "LEARNING_RATE", 0.1)  # of which a warm-up's first steps have some
-  args = types.SimpleNamespace(model=toy, method=method, warmup=1, steps=2)
+  shape = {"rows": 4, "length": 32, "device": "cpu"}
+  args = types.SimpleNamespace(model=toy, method=method, warmup=1, steps=2, **shape)
   measured, training = ours_train.lora_step(args)
   assert len(measured["seconds"]) == 2
   assert measured["tokens_per_second"] > 0

@@ -16,9 +16,12 @@ def main() -> None:
   model = AutoModelForCausalLM.from_pretrained(
     args.model, dtype=getattr(torch, args.dtype), attn_implementation="sdpa"
   ).eval()
+  device = {"cpu": "cpu", "gpu": "cuda"}[args.device]
+  model.to(device)
   # Nothing ends a completion, so that both sides generate all tokens asked for.
   model.generation_config.eos_token_id = None
-  prompts = torch.from_numpy(workloads.random_tokens(args.batch, workloads.PROMPT_TOKENS)).long()
+  tokens = workloads.random_tokens(args.batch, workloads.PROMPT_TOKENS)
+  prompts = torch.from_numpy(tokens).long().to(device)
   mask = torch.ones_like(prompts)
   outputs = []
 
@@ -30,15 +33,17 @@ def main() -> None:
           attention_mask=mask,
           max_new_tokens=workloads.NEW_TOKENS,
           do_sample=False,
-        )
+        ).cpu()
       )
 
   seconds = worker.time_steps(step, warmup=args.warmup, steps=args.steps)
   shape = (args.batch, workloads.PROMPT_TOKENS + workloads.NEW_TOKENS)
   if outputs[-1].shape != shape:
     raise RuntimeError(f"generated {tuple(outputs[-1].shape)}, asked for {shape}")
+  peak = {"peak_bytes": torch.cuda.max_memory_allocated()} if device == "cuda" else {}
   worker.report(
     ("torch", "transformers"),
+    **peak,
     tokens_per_second=worker.median_rate(seconds, args.batch * workloads.NEW_TOKENS),
     seconds=seconds,
     completion=outputs[-1][0, workloads.PROMPT_TOKENS :].tolist(),

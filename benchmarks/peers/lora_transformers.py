@@ -14,16 +14,18 @@ def main() -> None:
   """Trains on one batch again and again and prints the figures as a line of JSON."""
   parser = worker.parser(__doc__)
   parser.add_argument("--compile", action="store_true", help="run the loss under torch.compile")
+  parser.add_argument("--rows", type=int, default=workloads.STEP_BATCH)
+  parser.add_argument("--length", type=int, default=workloads.STEP_TOKENS, help="of a row")
   parser.add_argument("--dora", action="store_true", help="DoRA in place of LoRA")
   args = parser.parse_args()
   base, adapter = lora_peft.load_base(args.model), lora_peft.lora(use_dora=args.dora)
   # By default PEFT holds adapters in float32, which adds two casts and a slow dot to each layer.
   model = peft.get_peft_model(base, adapter, autocast_adapter_dtype=False)
+  device = {"cpu": "cpu", "gpu": "cuda"}[args.device]
+  model.to(device)
   trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
   optimizer = torch.optim.AdamW(trained, lr=workloads.LEARNING_RATE, weight_decay=0.0, fused=True)
-  tokens = torch.from_numpy(
-    workloads.random_tokens(workloads.STEP_BATCH, workloads.STEP_TOKENS)
-  ).long()
+  tokens = torch.from_numpy(workloads.random_tokens(args.rows, args.length)).long().to(device)
   targets = tokens.roll(-1, dims=1)
   targets[:, -1] = -100
 
@@ -44,8 +46,10 @@ def main() -> None:
     losses.append(loss.item())
 
   seconds = worker.time_steps(step, warmup=args.warmup, steps=args.steps)
+  peak = {"peak_bytes": torch.cuda.max_memory_allocated()} if device == "cuda" else {}
   worker.report(
     ("torch", "transformers", "peft"),
+    **peak,
     tokens_per_second=worker.median_rate(seconds, tokens.numel()),
     seconds=seconds,
     first_loss=losses[0],

@@ -2,22 +2,27 @@
 
   python -m experiments.peft_comparison --text=wikitext2_valid.txt
   python -m experiments.peft_comparison --text=wikitext2_valid.txt --methods "lora r16,ia3,full"
+  python -m experiments.peft_comparison --text=wikitext2_valid.txt --part=quality --jobs=15
 
 Each method is tried once at each of its rates; the rate with the best accuracy on the validation
-problems is run from two more seeds. A run that is complete is not done again, and one that was
-interrupted goes on. Table and plot are of what is complete, and of what
-DIRECTORY/N_steps/figures.json tells of other methods.
+problems is run from two more seeds. That is its quality. Its costs are those of a short run of its
+own, with nothing beside it. A run that is complete is not done again, and one that was interrupted
+goes on. Table and plot are of what is complete, and of what DIRECTORY/N_steps/figures.json tells of
+the rest: quality and costs may come from different machines.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import math
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,8 @@ from experiments.peft_comparison.run import FOUND
 from research.evals import bootstrap
 
 TEXT_BYTES = 20_000  # of unrelated text, of which the loss is told before and after
+COST_STEPS = 12  # of a run that tells what a step costs
+PARTS = ("quality", "costs")
 _T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # Student's t, two-sided, by degrees of freedom
 
 
@@ -36,21 +43,47 @@ def main() -> int:
   directory.mkdir(parents=True, exist_ok=True)
   text = directory / "text.txt"
   text.write_bytes(args.text.read_bytes()[:TEXT_BYTES].decode(errors="ignore").encode())
-  base = measured(directory / "base", text)
-  told = directory / "figures.json"  # of methods that are measured elsewhere, too
+  told = directory / "figures.json"
   rows = {row["method"]: row for row in json.loads(told.read_text())} if told.exists() else {}
-  for name in args.methods:
-    tried = {rate: trained(directory, text, args, name, rate, 0) for rate in METHODS[name].rates}
-    best = max(tried, key=lambda rate: accuracy(tried[rate], test=False))
-    runs = [tried[best]]
-    runs += [trained(directory, text, args, name, best, seed) for seed in range(1, args.seeds)]
-    rows[name] = figures(name, best, runs, base)
+
+  def keep(name: str, found: dict[str, Any]) -> None:
+    rows[name] = rows.get(name, {"method": name}) | found
     ordered = [rows[method] for method in METHODS if method in rows]
     (directory / "table.md").write_text(table(ordered))
     told.write_text(json.dumps(ordered, indent=2))
-    plot(ordered, directory / "plot.png")
+    plot([row for row in ordered if "accuracy" in row], directory / "plot.png")
+
+  if "quality" in args.parts:
+    base = measured(directory / "base", text)
+    with futures.ThreadPoolExecutor(args.jobs) as pool:
+      find = functools.partial(quality, directory, text, args, base)
+      found = {pool.submit(find, name): name for name in args.methods}
+      for done in futures.as_completed(found):
+        keep(found[done], done.result())
+  if "costs" in args.parts:
+    for name in args.methods:
+      keep(name, costs(directory, name))
   print((directory / "table.md").read_text())
   return 0
+
+
+def quality(
+  directory: Path, text: Path, args: argparse.Namespace, base: dict[str, Any], name: str
+) -> dict[str, Any]:
+  """What a method reaches at the best of its rates, with `args.seeds` seeds."""
+  tried = {rate: trained(directory, text, args, name, rate, 0) for rate in METHODS[name].rates}
+  best = max(tried, key=lambda rate: accuracy(tried[rate], test=False))
+  runs = [tried[best]]
+  runs += [trained(directory, text, args, name, best, seed) for seed in range(1, args.seeds)]
+  return figures(best, runs, base)
+
+
+def costs(directory: Path, name: str) -> dict[str, Any]:
+  """What a step of a method costs."""
+  run = directory / f"{name.replace(' ', '_')}_cost"
+  rate = METHODS[name].rates[0]
+  found = measured(run, None, f"--method={name}", f"--rate={rate}", f"--steps={COST_STEPS}")
+  return {"peak_gb": found["peak_bytes"] / 1e9, "tokens_per_second": found["tokens_per_second"]}
 
 
 def trained(
@@ -59,15 +92,29 @@ def trained(
   """What the run of a method, rate and seed found."""
   run = directory / f"{name.replace(' ', '_')}_{rate:g}_{seed}"
   flags = [f"--method={name}", f"--rate={rate}", f"--seed={seed}", f"--steps={args.steps}"]
-  return measured(run, text, *flags) | json.loads((run / "results.json").read_text())
+  found = measured(run, text, *flags, aside=args.jobs > 1)
+  return found | json.loads((run / "results.json").read_text())
 
 
-def measured(directory: Path, text: Path, *flags: str) -> dict[str, Any]:
-  """What the run in `directory` found; it is started, or goes on, if it is not complete."""
+def measured(
+  directory: Path, text: Path | None, *flags: str, aside: bool = False
+) -> dict[str, Any]:
+  """What the run in `directory` found; it is started, or goes on, if it is not complete.
+
+  aside: what it says is written to its output.txt.
+  """
   if not (directory / FOUND).exists():
     print(directory, flush=True)
     command = [sys.executable, "-m", "experiments.peft_comparison.run", *flags]
-    subprocess.run([*command, f"--directory={directory}", f"--text={text}"], check=True)
+    command += [f"--directory={directory}", *([f"--text={text}"] if text else [])]
+    with contextlib.ExitStack() as stack:
+      output = None
+      if aside:
+        directory.mkdir(parents=True, exist_ok=True)
+        output = stack.enter_context((directory / "output.txt").open("w"))
+      code = subprocess.run(command, stdout=output, stderr=output).returncode
+    if code:
+      raise SystemExit(f"error: the run in {directory} ended with {code}; what it said tells why")
   return json.loads((directory / FOUND).read_text())
 
 
@@ -77,13 +124,11 @@ def accuracy(run: dict[str, Any], *, test: bool) -> float:
   return statistics.mean(correct[VALIDATION:] if test else correct[:VALIDATION])
 
 
-def figures(
-  name: str, rate: float, runs: Sequence[dict[str, Any]], base: dict[str, Any]
-) -> dict[str, Any]:
-  """A row of the table.
+def figures(rate: float, runs: Sequence[dict[str, Any]], base: dict[str, Any]) -> dict[str, Any]:
+  """The quality in a row of the table.
 
   The interval of the accuracy is over problems, with each problem's share of right seeds as its
-  value; `spread` is half the t interval over seeds, infinite for a single one.
+  value (`shares`); `spread` is half the t interval over seeds, infinite for a single one.
   """
   each = zip(*(run["verifiable"]["records"][VALIDATION:] for run in runs), strict=True)
   shares = [statistics.mean(record["correct"] for record in records) for records in each]
@@ -91,17 +136,15 @@ def figures(
   deviation = statistics.stdev(by_seed) if len(runs) > 1 else math.inf
   before = base["text"]["metrics"]["nll_per_token"]
   return {
-    "method": name,
     "rate": rate,
     "seeds": len(runs),
     "accuracy": statistics.mean(shares),
+    "shares": shares,
     "interval": list(bootstrap.interval(shares)),
     "spread": _T_95[max(1, len(runs) - 1)] * deviation / math.sqrt(len(runs)),
     "base_accuracy": accuracy(base, test=True),
     "parameters": runs[0]["trainable_parameters"],
     "share": runs[0]["trainable_parameters"] / runs[0]["parameters"],
-    "peak_gb": statistics.median(run["peak_bytes"] for run in runs) / 1e9,
-    "tokens_per_second": statistics.median(run["tokens_per_second"] for run in runs),
     "adapter_kb": (runs[0]["adapter_bytes"] or 0) / 1e3 or None,
     "forgetting": statistics.mean(run["text"]["metrics"]["nll_per_token"] for run in runs) - before,
   }
@@ -110,26 +153,52 @@ def figures(
 def table(rows: Sequence[dict[str, Any]]) -> str:
   """The figures as Markdown."""
   lines = [
-    "| method | rate | trained | share | accuracy | 95 % over problems | ± over seeds"
-    " | tokens/s | peak GB | adapter kB | loss of other text |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    "| method | rate | trained | share | accuracy | 95 % over problems | ± over seeds | less full's"
+    " | adapter kB | loss of other text | tokens/s | peak GB |",
+    "| --- " * 12 + "|",
   ]
-  if rows:
-    lines.append(f"| (before) | | | | {rows[0]['base_accuracy']:.3f} | | | | | | |")
+  before = next((row["base_accuracy"] for row in rows if "accuracy" in row), None)
+  if before is not None:
+    lines.append(f"| (before) | | | | {before:.3f} | | | | | | | |")
+  full = next((row["shares"] for row in rows if row["method"] == "full" and "shares" in row), None)
   for row in rows:
-    low, high = row["interval"]
-    size = "" if row["adapter_kb"] is None else f"{row['adapter_kb']:,.0f}"
-    lines.append(
-      f"| {row['method']} | {row['rate']:g} | {row['parameters']:,} | {row['share']:.3%}"
-      f" | {row['accuracy']:.3f} | [{low:.3f}, {high:.3f}] | {row['spread']:.3f}"
-      f" | {row['tokens_per_second']:.0f} | {row['peak_gb']:.2f} | {size}"
-      f" | {row['forgetting']:+.3f} |"
-    )
+    cells = [row["method"], *_quality_cells(row, full), *_cost_cells(row)]
+    lines.append("| " + " | ".join(cells) + " |")
   return "\n".join(lines) + "\n"
+
+
+def _quality_cells(row: dict[str, Any], full: Sequence[float] | None) -> list[str]:
+  """full: what full fine-tuning reaches at each problem, by which others are told in pairs."""
+  if "accuracy" not in row:
+    return [""] * 9
+  low, high = row["interval"]
+  beside = ""
+  if full is not None and row["method"] != "full":
+    apart, least, most = bootstrap.paired(row["shares"], full)
+    beside = f"{apart:+.3f} [{least:+.3f}, {most:+.3f}]"
+  return [
+    f"{row['rate']:g}",
+    f"{row['parameters']:,}",
+    f"{row['share']:.3%}",
+    f"{row['accuracy']:.3f}",
+    f"[{low:.3f}, {high:.3f}]",
+    f"{row['spread']:.3f}",
+    beside,
+    "" if row["adapter_kb"] is None else f"{row['adapter_kb']:,.0f}",
+    f"{row['forgetting']:+.3f}",
+  ]
+
+
+def _cost_cells(row: dict[str, Any]) -> list[str]:
+  if "peak_gb" not in row:
+    return [""] * 2
+  return [f"{row['tokens_per_second']:,.0f}", f"{row['peak_gb']:.2f}"]
 
 
 def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
   """Accuracy over trained parameters, and over what was forgotten."""
+  if not rows:
+    return
   import matplotlib
 
   matplotlib.use("Agg")
@@ -165,7 +234,12 @@ def _arguments() -> argparse.Namespace:
   parser.add_argument("--steps", type=int, default=60, help="of 4 x 256 tokens (60)")
   parser.add_argument("--seeds", type=int, default=3, help="of the best rate (3)")
   parser.add_argument("--directory", type=Path, default=Path("runs/peft_comparison"))
+  parser.add_argument("--part", choices=PARTS, help="of the figures (both)")
+  parser.add_argument("--jobs", type=int, default=1, help="methods at once, of their quality (1)")
   args = parser.parse_args()
+  args.parts = (args.part,) if args.part else PARTS
+  if args.jobs < 1:
+    parser.error(f"--jobs is {args.jobs}; it is 1 or more")
   args.methods = [name.strip() for name in args.methods.split(",")]
   unknown = [name for name in args.methods if name not in METHODS]
   if unknown:

@@ -74,8 +74,11 @@ def get_config(method: str, rate: float, seed: int, directory: str, steps: int):
   return config.lock()
 
 
-def problems() -> dict[str, Any]:
-  """The evaluator of held-out problems, the same ones for all runs."""
+def evaluated(text: str) -> list[dict[str, Any]]:
+  """The evaluators' sections: held-out problems, the same ones for all runs, and a file's text."""
   data = {"name": "reasoning_gym", "tasks": quickstart.TASKS, "split": "test", "seed": 1}
-  size = VALIDATION + TEST
-  return {"name": "verifiable", "data": {**data, "size": size}, "max_new_tokens": 64}
+  data["size"] = VALIDATION + TEST
+  return [
+    {"name": "verifiable", "data": data, "max_new_tokens": 64},
+    {"name": "perplexity", "data": {"name": "text", "path": text}, "label": "text"},
+  ]

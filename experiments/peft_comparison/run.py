@@ -27,14 +27,17 @@ FOUND = "found.json"
 
 
 class Measure(Callback):
-  """What a run costs, before its evaluation costs anything, and what it has learnt."""
+  """What a run costs, before its evaluation costs anything, and what it has learnt.
+
+  evaluators: none, where costs are all that is asked for.
+  """
 
   def __init__(self, evaluators: Sequence[Evaluator]):
     self._evaluators = evaluators
 
   def on_end(self, context: Context) -> None:
     """Writes all figures to `FOUND`."""
-    peak = memory.peak_resident_bytes()
+    peak = memory.peak_bytes()
     lines = read_json_lines(context.directory / "metrics.jsonl")
     rates = [line["tokens"] / line["seconds"] for line in lines if "loss" in line]
     weights = context.directory / "adapter" / "adapter_model.safetensors"
@@ -65,13 +68,9 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--steps", type=int, default=0)
   parser.add_argument("--directory", required=True, type=Path)
-  parser.add_argument("--text", required=True, help="a file of unrelated text")
+  parser.add_argument("--text", help="a file of unrelated text; without one, nothing is evaluated")
   args = parser.parse_args()
-  sections = [
-    config_lib.problems(),
-    {"name": "perplexity", "data": {"name": "text", "path": args.text}, "label": "text"},
-  ]
-  evaluators = evals.build(sections)
+  evaluators = evals.build(config_lib.evaluated(args.text)) if args.text else ()
   if args.method is None:
     cache.keep_compiled()
     base = quickstart.get_config().model

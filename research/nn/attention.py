@@ -4,6 +4,7 @@ B batch, S queries, T keys, H heads, N key/value heads, G = H / N, K head size, 
 """
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,14 +12,15 @@ import jax.numpy as jnp
 
 from research.core import sharding
 from research.core.products import matmul, outer
-from research.nn import splash
+from research.nn import cudnn, splash
 from research.nn.incremental import MASKED, attend_one
 from research.nn.linear import Linear
 from research.nn.norm import Norm
 from research.nn.positions import rotate
 from research.nn.tap import tap
 
-IMPLEMENTATIONS = ("auto", "xla", "splash")
+IMPLEMENTATIONS = ("auto", "xla", "splash", "cudnn")
+_OF_PLATFORM = {"tpu": "splash", "gpu": "cudnn"}
 MIN_PIECE, MAX_PIECES = 128, 4  # queries in a piece of causal attention, pieces of a row
 
 
@@ -32,6 +34,7 @@ def attend(
   causal: bool = False,
   scale: float | None = None,
   softcap: float | None = None,
+  by_cudnn: bool = False,
 ) -> jax.Array:
   """`softmax(q k^T * scale + bias) v`, each head of a group with the group's keys and values.
 
@@ -44,6 +47,7 @@ def attend(
       pieces, each with the keys that it can see: up to 3/8 of the work is saved.
     scale: by default `1 / sqrt(K)`.
     softcap: scores `x` become `softcap * tanh(x / softcap)` (Gemma 2, arXiv:2408.00118).
+    by_cudnn: by `nn.cudnn`, which has no obstacle to these arguments.
 
   Returns:
     `[B, N, G, S, K]` in the type of `q`; softmax in float32.
@@ -53,7 +57,10 @@ def attend(
   scale = scale or q.shape[-1] ** -0.5
   # Several devices work on rows, heads and queries of their own: keys come to queries.
   split = sharding.parts("sequence") > 1
-  local = partial(_pieced, causal=causal and not split, scale=scale, softcap=softcap)
+  causal = causal and not split
+  local: Any = partial(_pieced, causal=causal, scale=scale, softcap=softcap)
+  if by_cudnn:
+    local = partial(_fused, causal=causal, scale=scale)
   if not sharding.is_spread():
     return local(q, k, v, mask, bias)
   own = sharding.spec(q, "batch", "heads", None, "sequence", None)
@@ -67,6 +74,12 @@ def attend(
     axis_names=sharding.split_axes(),
     check_vma=False,  # the written-out derivative does not say what differs between devices
   )(q, k, v, mask, bias)
+
+
+def _fused(q, k, v, mask, bias, *, causal, scale):
+  """`_pieced` by the kernel, which takes no bias."""
+  assert bias is None
+  return cudnn.attend(q, k, v, mask, causal=causal, scale=scale)
 
 
 def _pieced(q, k, v, mask, bias, *, causal, scale, softcap):
@@ -179,8 +192,9 @@ class Attention(nn.Module):
   qk_norm: RMSNorm of queries and keys before rotation: "head" by head, "projection" over all
     heads at once, or None. norm: its kind, norm_eps: its epsilon, see `Norm`.
   scale, softcap: see `attend`.
-  implementation: one of `IMPLEMENTATIONS` for whole rows. "xla" is `attend`, "splash" the kernel of
-    `nn.splash`, and "auto" that one on a TPU, where it can.
+  implementation: one of `IMPLEMENTATIONS`, for whole rows without a cache. "xla" is `attend` as the
+    compiler has it, "splash" and "cudnn" are the kernels of `nn.splash` and `nn.cudnn`, and "auto"
+    is the first of those on a TPU and the second on a GPU, where they can.
   """
 
   num_heads: int
@@ -264,22 +278,27 @@ class Attention(nn.Module):
         how["bias"] = jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (ahead, 0)))
       if self.has_variable("adapters", "kv"):
         segments = None
-      if self._by_kernel(q, k, segments, bias):
+      kernel = self._kernel(q, k, segments, bias, whole=cache is None and q.shape[3] > 1)
+      if kernel == "splash":
         shape = {"scale": self.scale, "softcap": self.softcap}
         out = splash.attend(q, k, v, segments, causal=causal, window=window, **shape)
       else:
-        out = attend(q, k, v, mask, causal=causal, **how)
+        out = attend(q, k, v, mask, causal=causal, by_cudnn=kernel == "cudnn", **how)
     out = out.transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], -1)
     return Linear(x.shape[-1], self.out_bias, name="o_proj")(out), written
 
-  def _by_kernel(self, q, k, segments, bias):
-    """Whether `nn.splash` does it."""
+  def _kernel(self, q, k, segments, bias, *, whole):
+    """Which of `IMPLEMENTATIONS` does it, and no longer "auto"; the kernels are for whole rows."""
     how = self.implementation
     if how not in IMPLEMENTATIONS:
       raise ValueError(f"attention {how!r} is none of {', '.join(IMPLEMENTATIONS)}")
-    if how == "xla" or (how == "auto" and sharding.platform() != "tpu"):
-      return False
-    obstacle = splash.obstacle(q, k, segments, bias)
-    if obstacle and how == "splash":
-      raise ValueError(f"attention 'splash' cannot be: {obstacle}")
-    return obstacle is None
+    kernel = _OF_PLATFORM.get(sharding.platform(), "xla") if how == "auto" else how
+    if kernel == "xla" or not whole:
+      return "xla"
+    if kernel == "splash":
+      obstacle = splash.obstacle(q, k, segments, bias)
+    else:
+      obstacle = cudnn.obstacle(q, k, bias, self.softcap)
+    if obstacle and how != "auto":
+      raise ValueError(f"attention {how!r} cannot be: {obstacle}")
+    return "xla" if obstacle else kernel
