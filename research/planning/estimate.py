@@ -15,7 +15,7 @@ from research.core import config as config_lib
 from research.loop import problem, program
 from research.planning import flops, hlo, memory, outline
 
-_EFFORT = "jax_exec_time_optimization_effort"
+_LEVEL = "jax_optimization_level"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ def make(
   topology: str,
   devices: Sequence[Any],
   *,
-  effort: float = 0.0,
+  quickly: bool = False,
 ) -> Plan:
   """Compiles the step of `config` for `devices`, and reads the plan off what comes out.
 
@@ -123,7 +123,7 @@ def make(
     config: a run's.
     topology: the devices' name.
     devices: see `planning.topology.devices`.
-    effort: of the compiler: -1 takes half the time and tells memory alone, no cycles.
+    quickly: the compiler takes a third of the time, and tells memory alone, no cycles.
 
   Raises:
     ConfigError: the config cannot be run on these devices.
@@ -145,7 +145,7 @@ def make(
   steps = config.train.accumulate_steps
   held["activations"] = memory.activations(task, arranged, batch, steps)
   started = time.perf_counter()
-  compiled, why = _compiled(traced, effort)
+  compiled, why = _compiled(traced, quickly)
   seconds = time.perf_counter() - started
   tally = hlo.Tally()
   if compiled is not None:
@@ -179,10 +179,10 @@ def make(
   )
 
 
-def _compiled(traced: jax.stages.Traced, effort: float) -> tuple[Any, str]:
+def _compiled(traced: jax.stages.Traced, quickly: bool) -> tuple[Any, str]:
   """The program, or None and why it does not fit."""
-  before = getattr(jax.config, _EFFORT)
-  jax.config.update(_EFFORT, effort)
+  before = getattr(jax.config, _LEVEL)
+  jax.config.update(_LEVEL, "O0" if quickly else before)
   try:
     return traced.lower().compile(), ""
   except jax.errors.JaxRuntimeError as error:
@@ -193,7 +193,7 @@ def _compiled(traced: jax.stages.Traced, effort: float) -> tuple[Any, str]:
     found = re.search(r"Used [\d.]+\w of [\d.]+\w[^\n]*|[^\n:]*exceeds available[^\n]*", message)
     return None, (found[0] if found else message.splitlines()[0]).strip()
   finally:
-    jax.config.update(_EFFORT, before)
+    jax.config.update(_LEVEL, before)
 
 
 def _account(held: dict[str, float], told: Any) -> None:

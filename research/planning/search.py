@@ -24,7 +24,7 @@ def search(
 
   First each mesh is taken with the config's batch, without recomputation if that fits and else with
   it; then, on the best mesh, batches of twice the size while they fit and pay. These are compiled
-  with little effort, which tells memory, and are compared by what bounds them: products at the
+  quickly, which tells memory, and are compared by what bounds them: products at the
   peak's rate, bytes at HBM's or collectives at the links'. The last one is planned in full.
 
   Args:
@@ -66,7 +66,7 @@ def _first_that_fits(
     whole = {**changes, "model.remat": remat}
     told = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in whole.items())
     try:
-      plan = estimate.make(outline.changed(config, whole), topology, devices, effort=-1)
+      plan = estimate.make(outline.changed(config, whole), topology, devices, quickly=True)
     except config_lib.ConfigError as error:
       say(f"{told}: {error}")
       return None

@@ -113,7 +113,7 @@ def test_every_technique_is_a_run(config_of, monkeypatch):
 def test_a_search_takes_what_fits_and_pays(config_of, monkeypatch):
   """Room for 16 rows, or 32 recomputed; a mesh along `tensor` is slower, larger batches faster."""
 
-  def make(config, topology, devices, effort=0.0):
+  def make(config, topology, devices, quickly=False):
     rows, again = config.train.batch_size, config.model.remat
     work = PEAK * (1 + rows / 8) * (1.3 if again else 1.0) * config.mesh.tensor**0.1
     fits = rows <= (32 if again else 16)
