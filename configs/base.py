@@ -45,8 +45,8 @@ def get_config() -> ConfigDict:
   config.model.dtype = "bfloat16"
   # Compute each layer again in the backward pass, instead of keeping its activations.
   config.model.remat = False
-  # "splash" is JAX's kernel for TPUs, which holds no scores of whole rows, "xla" plain products,
-  # and "auto" the former on a TPU where shapes allow it.
+  # "splash" is JAX's kernel for TPUs and "cudnn" that of NVIDIA's GPUs, which hold no scores of
+  # whole rows, "xla" plain products, and "auto" the kernel of the device where shapes allow it.
   config.model.attention = "auto"
   # Layers in one iteration of the compiled loop; 0: all of them on a CPU, one elsewhere.
   config.model.unroll = 0

@@ -204,19 +204,22 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
   matplotlib.use("Agg")
   from matplotlib import pyplot
 
-  drawn, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
+  drawn, axes = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained", sharey=True)
   for axis, key, label in (
     (axes[0], "parameters", "trained parameters"),
     (axes[1], "forgetting", "change of the loss of other text, nats a token"),
   ):
-    for row in rows:
+    for number, row in enumerate(rows):
       low, high = row["interval"]
       y = row["accuracy"]
-      axis.errorbar(row[key], y, yerr=[[y - low], [high - y]], fmt="o", capsize=2)
-      axis.annotate(row["method"], (row[key], y), xytext=(4, 3), textcoords="offset points")
+      marker = "os^"[number // 10 % 3]  # colours repeat after ten
+      error = [[y - low], [high - y]]
+      axis.errorbar(row[key], y, error, fmt=marker, capsize=2, label=row["method"])
     axis.axhline(rows[0]["base_accuracy"], color="grey", linestyle=":")
     axis.set(xlabel=label)
   axes[0].set(xscale="log", ylabel="accuracy on held-out problems")
+  axes[1].set_xscale("symlog", linthresh=0.1)  # some forget a hundred times what others do
+  axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
   drawn.savefig(file, dpi=120)
   pyplot.close(drawn)
 
