@@ -17,6 +17,7 @@ TEST = 200
 
 _ALL = "layers/.*_proj/kernel"
 _ATTENTION = "layers/attention/._proj/kernel"
+_TEXT = {"init": "text", "text": "Work the problem out, and say the answer as a number."}
 _LORA_RATES = (3e-4, 1e-3, 3e-3)
 
 
@@ -54,6 +55,7 @@ METHODS = {
   ),
   "bottleneck 32": Method(_LORA_RATES, {"name": "bottleneck", "size": 32}),
   "prefix 20": Method((3e-3, 1e-2, 3e-2), {"name": "prefix", "tokens": 20}),
+  "prefix 20 text": Method((1e-3, 3e-3, 1e-2), {"name": "prefix", "tokens": 20, **_TEXT}),
   "prompt 20": Method((1e-2, 3e-2, 1e-1), {"name": "prompt", "tokens": 20, "init": "vocabulary"}),
   "norms": Method((1e-3, 3e-3, 1e-2), trainable=(".*norm/scale",)),
 }

@@ -74,6 +74,7 @@ def build(config: config_lib.Config, load: Callable[..., Any] = models.load) -> 
     rng = rng_lib.root(config.seed, "adapters")
     tasks = peft.tasks(config.adapters)
     adapters = peft.attach(config.adapters, params, rng, tokenizer)
+    adapters = peft.prefill(adapters, model, params)
     adapter_trains = peft.trainable_paths(adapters)
   variables = {"params": peft.residual(params, adapters), "adapters": adapters}
   trains = state_lib.trains(

@@ -18,6 +18,7 @@ from research.peft.compose import stacked
 from research.peft.eva import begin, waiting
 from research.peft.interchange import load, obstacle, save
 from research.peft.merge import covered, merge, require_mergeable, unmerge
+from research.peft.prefix import prefill
 from research.peft.ranks import allocation
 from research.peft.residual import plain, residual, starts
 from research.peft.saved import install, with_saved
@@ -42,6 +43,7 @@ __all__ = [
   "offset",
   "penalty",
   "plain",
+  "prefill",
   "require_mergeable",
   "residual",
   "route",

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from research.core import tree
 from research.core.products import matmul
-from research.peft.adapter import Adapter
+from research.peft import prompt
+from research.peft.adapter import Adapter, is_adapter
 from research.peft.places import require_decoder
 
 SITE = "layers/attention/kv"
@@ -24,13 +26,19 @@ OFFSET = "offset"
 
 @struct.dataclass
 class Prefix(Adapter):
-  """Keys, as they are after rotation, and values that all queries see."""
+  """Keys, as they are after rotation, and values that all queries see.
+
+  ids: of tokens whose keys and values these are still to be, see `prefill`.
+  """
 
   keys: jax.Array  # [L, T, N*K]
   values: jax.Array  # [L, T, N*K]
+  ids: jax.Array | None = None  # int32 [T]
 
   def __call__(self, value, **_):
     """Keys and values `[B, N, S, K]` and mask `[B, Q, S]` -> with T more in front."""
+    if self.ids is not None:
+      raise ValueError("a prefix begins as what the base makes of tokens: call peft.prefill first")
     keys, values, mask = value
     seen = jnp.ones((*mask.shape[:-1], self.keys.shape[-2]), bool)
     return (
@@ -98,38 +106,70 @@ def init(
   tokenizer: Any,
   *,
   tokens: int = 20,
+  init: str = "random",
+  text: str = "",
   projection: bool = False,
   hidden_size: int = 0,
 ) -> dict[str, Adapter]:
-  """A random prefix, normally distributed as PEFT's, and the positions that follow it.
+  """A new prefix, and the positions that follow it.
 
   Args:
     path: `SITE`.
     params: the base's, flat.
     rng: key of the numbers.
-    tokenizer: not used.
+    tokenizer: reads the text.
     tokens: T.
+    init: "random" numbers, normally distributed as PEFT's; or, by `prefill`, what the base makes of
+      random tokens of the "vocabulary" or of a "text" (section 7.4 of the paper).
+    text: cut to T tokens, or said again until there are as many.
     projection: a network of two layers makes the prefix while it trains.
     hidden_size: H of that network, by default the size of all keys of a token.
 
   Raises:
-    ValueError: T is below 1, or a hidden size is given without a projection.
+    ValueError: see `prompt.begun`; or a hidden size is given without a projection, or another init
+      than "random" with one.
   """
-  del tokenizer
-  if tokens < 1 or hidden_size < 0:
-    raise ValueError(f"a prefix has 1 token or more, not {tokens}; hidden_size is not negative")
+  ids = prompt.begun(init, text, tokens, params[prompt.EMBEDDING].shape[0], rng, tokenizer)
+  if hidden_size < 0:
+    raise ValueError(f"hidden_size {hidden_size} is not negative")
+  if projection and ids is not None:
+    raise ValueError(f"init {init!r} is not for a prefix that a network makes (projection)")
   if hidden_size and not projection:
     raise ValueError(f"hidden_size {hidden_size} is of a projection; set projection=True")
   layers, _, size = params["layers/attention/k_proj/kernel"].shape
   after: dict[str, Adapter] = {OFFSET: Offset(tokens)}
   if not projection:
     keys, values = jax.random.normal(rng, (2, layers, tokens, size), jnp.float32)
-    return {path: Prefix(keys, values), **after}
+    return {path: Prefix(keys, values, ids), **after}
   embedding, *rngs = jax.random.split(rng, 3)
   hidden = hidden_size or size
   first, second = linear(rngs[0], size, hidden), linear(rngs[1], hidden, layers * 2 * size)
   noise = jax.random.normal(embedding, (tokens, size), jnp.float32)
   return {path: ProjectedPrefix(noise, *first, *second, layers), **after}
+
+
+def prefill(adapters: Any, model: Any, params: Any) -> Any:
+  """`adapters` whose prefix, if it begins with tokens, is the base's keys and values of them.
+
+  The model then says what it says after these tokens, until the prefix is trained.
+
+  Args:
+    model: a `models.Decoder`. params: its parameters.
+  """
+  flat = tree.flatten(adapters, is_leaf=is_adapter)
+  node = flat.get(SITE)
+  if not isinstance(node, Prefix) or node.ids is None:
+    return adapters
+
+  def read(params: Any, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    cache = model.init_cache(1, len(ids))
+    _, cache = model.apply({"params": params}, ids[None], cache=cache, method="hidden")
+    keys, values = cache.layers.keys[:, 0], cache.layers.values[:, 0]  # [L, N, K, T], [L, N, T, K]
+    return jnp.moveaxis(keys, 3, 1), jnp.moveaxis(values, 2, 1)
+
+  keys, values = (each.reshape(*each.shape[:2], -1) for each in jax.jit(read)(params, node.ids))
+  flat[SITE] = Prefix(keys.astype(jnp.float32), values.astype(jnp.float32))
+  return tree.unflatten(flat)
 
 
 def linear(rng: jax.Array, size: int, out: int) -> tuple[jax.Array, jax.Array]:

@@ -19,7 +19,7 @@ from research.peft.adapter import Adapter
 from research.peft.places import require_decoder
 
 SITE = "embed/prompt"
-_EMBEDDING = "embed/embedding"
+EMBEDDING = "embed/embedding"
 INITS = ("random", "vocabulary", "text")
 
 
@@ -52,6 +52,34 @@ def sites(params: Mapping[str, Any]) -> list[str]:
   return [SITE]
 
 
+def begun(
+  init: str, text: str, tokens: int, vocabulary: int, rng: jax.Array, tokenizer: Any
+) -> jax.Array | None:
+  """The ids `[T]` of the tokens that virtual ones begin as, None for random numbers.
+
+  Args:
+    init, text, tokens, rng, tokenizer: see `init`.
+    vocabulary: V.
+
+  Raises:
+    ValueError: T is below 1, there is a text for another `init` or none for this one, or nothing
+      that could read it.
+  """
+  if tokens < 1:
+    raise ValueError(f"there is 1 virtual token or more, not {tokens}")
+  if init not in INITS:
+    raise ValueError(f"init {init!r} is none of {', '.join(INITS)}{tree.nearest(init, INITS)}")
+  if bool(text) != (init == "text"):
+    raise ValueError(f"init {init!r} with the text {text!r}: a text goes with init 'text'")
+  if init == "random":
+    return None
+  if init == "vocabulary":
+    return jax.random.randint(rng, (tokens,), 0, vocabulary)
+  if tokenizer is None:
+    raise ValueError("what begins with a text needs the model's tokenizer")
+  return jnp.resize(jnp.asarray(tokenizer.encode(text), jnp.int32), (tokens,))
+
+
 def init(
   path: str,
   params: Mapping[str, Any],
@@ -75,25 +103,12 @@ def init(
     text: cut to T tokens, or said again until there are as many.
 
   Raises:
-    ValueError: T is below 1, there is a text for another `init` or none for this one, or nothing
-      that could read it.
+    ValueError: see `begun`.
   """
-  if tokens < 1:
-    raise ValueError(f"a prompt has 1 virtual token or more, not {tokens}")
-  if init not in INITS:
-    raise ValueError(f"init {init!r} is none of {', '.join(INITS)}{tree.nearest(init, INITS)}")
-  if bool(text) != (init == "text"):
-    raise ValueError(f"init {init!r} with the text {text!r}: a text goes with init 'text'")
-  table = params[_EMBEDDING]
-  if init == "random":
+  table = params[EMBEDDING]
+  ids = begun(init, text, tokens, table.shape[0], rng, tokenizer)
+  if ids is None:
     return {path: Prompt(jax.random.normal(rng, (tokens, table.shape[1]), jnp.float32))}
-  if init == "vocabulary":
-    ids = jax.random.randint(rng, (tokens,), 0, table.shape[0])
-  else:
-    if tokenizer is None:
-      raise ValueError("a prompt that begins with a text needs the model's tokenizer")
-    read = tokenizer.encode(text)
-    ids = jnp.resize(jnp.asarray(read, jnp.int32), (tokens,))
   if not hasattr(table, "__array__"):
     raise ValueError(f"a prompt of init {init!r} needs the embeddings, not their shapes alone")
   return {path: Prompt(jnp.asarray(table)[ids].astype(jnp.float32))}

@@ -5,6 +5,7 @@ Documents are of several lengths, so that what is packed, padded or cached would
 
 import copy
 import json
+import types
 from functools import partial
 from pathlib import Path
 
@@ -485,6 +486,26 @@ def test_adapterhubs_names_and_numbers(bases):
     adapterhub.read(config, tensors, short, _modules(model))
 
 
+# A prefix that begins with tokens
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_prefix_of_a_text_is_that_text_in_front(bases, family):
+  _, model, params = bases[family]
+  rule = {"name": "prefix", "tokens": 7, "init": "text", "text": "said again"}
+  said = types.SimpleNamespace(encode=lambda text: [5, 17, 11, 3, 23])
+  begun = peft.attach([rule], params, KEY, said)
+  own = jnp.asarray([[2, 4, 9, 9]])
+  with pytest.raises(ValueError, match="call peft.prefill first"):
+    model.apply({"params": params, "adapters": begun}, own)
+  adapters = peft.prefill(begun, model, params)
+  found = jax.jit(model.apply)({"params": params, "adapters": adapters}, own)
+  whole = jnp.asarray([[5, 17, 11, 3, 23, 5, 17, 2, 4, 9, 9]])
+  expected = jax.jit(model.apply)({"params": params}, whole)[:, 7:]
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+  assert peft.prefill(adapters, model, params) is adapters
+
+
 # What cannot be
 
 
@@ -492,7 +513,8 @@ def test_rules_that_cannot_be(bases):
   params = bases["llama"][2]
   for rule, message in (
     ({"name": "prefix", "target": "layers/attention/kv2"}, r"matches none.*attention/kv'"),
-    ({"name": "prefix", "tokens": 0}, "1 token or more"),
+    ({"name": "prefix", "tokens": 0}, "1 virtual token or more"),
+    ({"name": "prefix", "projection": True, "init": "vocabulary"}, "not for a prefix that a net"),
     ({"name": "prefix", "hidden_size": 3}, "set projection=True"),
     ({"name": "prefx"}, "has no target.*did you mean 'prefix'"),
     ({"name": "prompt", "tokns": 3}, "did you mean 'tokens'"),

@@ -34,6 +34,7 @@ RUNS = {
     "quantize": ({**NF4, "kind": "int8", "group": 0, "scales": "float32"},),
   },
   "prompt": {"adapters": ({"name": "prompt", "tokens": 3},)},
+  "prefix": {"adapters": ({"name": "prefix", "tokens": 3, "init": "vocabulary"},)},
   "tasks": {
     "data.train.source": {
       "name": "mixture",
