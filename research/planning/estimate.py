@@ -35,6 +35,7 @@ class Plan:
   collective_seconds: `sent` over all links of a chip.
   parts: shares of the cycles.
   replicated: share of the parameters' bytes that all devices hold whole.
+  unread: what the program's text did not tell, and what it was taken for.
   """
 
   topology: str
@@ -57,6 +58,7 @@ class Plan:
   collective_seconds: float
   parts: dict[str, float]
   replicated: float
+  unread: tuple[str, ...]
   compile_seconds: float
 
   @property
@@ -147,10 +149,11 @@ def make(
   started = time.perf_counter()
   compiled, why = _compiled(traced, quickly)
   seconds = time.perf_counter() - started
-  tally = hlo.Tally()
+  tally, unread = hlo.Tally(), set[str]()
   if compiled is not None:
     _account(held, compiled.memory_analysis())
-    tally = hlo.Program(compiled.as_text()).tally()
+    read = hlo.Program(compiled.as_text())
+    tally, unread = read.tally(), read.unread
   chip = _chip(devices[0])
   tokens, length = outline.tokens(batch)
   per_token = program.flops_per_token(task, arranged.trainable)
@@ -175,6 +178,7 @@ def make(
     collective_seconds=sum(tally.sent.values()) / chip.links,
     parts={part: cycles / tally.cycles for part, cycles in tally.parts.items()},
     replicated=program.replicated(arranged),
+    unread=tuple(sorted(unread)),
     compile_seconds=seconds,
   )
 

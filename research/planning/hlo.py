@@ -109,9 +109,13 @@ def _sums(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
 
 
 class Program:
-  """A compiled program by its text (`jax.stages.Compiled.as_text`)."""
+  """A compiled program by its text (`jax.stages.Compiled.as_text`).
+
+  unread: what `tally` could not read off it, and took for something.
+  """
 
   def __init__(self, text: str):
+    self.unread: set[str] = set()
     self._computations: dict[str, list[Instruction]] = {}
     self._entry = ""
     current: list[Instruction] = []
@@ -151,7 +155,7 @@ class Program:
           seen.add(channel[1] if channel else collective.name)
           kind = collective.op.removesuffix("-start")
           moved = 0.0 if collective is line else 2 * _size(collective.type, everywhere=True)
-          total += Tally(bytes=moved, sent={kind: _sent(collective)})
+          total += Tally(bytes=moved, sent={kind: self._sent(collective)})
     return total
 
   def _collectives(self, line: Instruction) -> Iterator[Instruction]:
@@ -169,7 +173,28 @@ class Program:
       for name in line.called("calls"):
         lines += self._computations[name]
     found = [re.match(r"(\d+)\)", line.rest) for line in lines if line.op == "constant"]
-    return max((int(match[1]) for match in found if match), default=1)
+    trips = [int(match[1]) for match in found if match]
+    if not trips:
+      self.unread.add(f"how often the loop {loop.name} runs (once)")
+    return max(trips, default=1)
+
+  def _sent(self, line: Instruction) -> float:
+    """Bytes that a device sends, by a ring (Patarasuk and Yuan 2009)."""
+    size = _size(line.type, everywhere=True)
+    if line.op.endswith("-start") and line.op != "all-reduce-start":
+      # The type tells operands and results.
+      size = max(_size(part, everywhere=True) for part in re.findall(r"\w+\[[\d,]*\]", line.type))
+    kind = line.op.removesuffix("-start")
+    if kind == "collective-permute":
+      return size
+    count = _group(line.rest)
+    if count is None:
+      self.unread.add(f"how many devices take part in {line.name} (two)")
+      count = 2
+    if kind == "reduce-scatter":
+      return (count - 1) * size
+    share = (count - 1) / count
+    return 2 * share * size if kind == "all-reduce" else share * size
 
   def _moved(self, line: Instruction, types: Mapping[str, str]) -> float:
     """Bytes between HBM and the core."""
@@ -235,24 +260,8 @@ def _size(text: str, everywhere: bool = False) -> float:
   return total
 
 
-def _sent(line: Instruction) -> float:
-  """Bytes that a device sends, by a ring (Patarasuk and Yuan 2009)."""
-  count = _group(line.rest)
-  size = _size(line.type, everywhere=True)
-  if line.op.endswith("-start") and line.op != "all-reduce-start":
-    # The type tells operands and results.
-    size = max(_size(part, everywhere=True) for part in re.findall(r"\w+\[[\d,]*\]", line.type))
-  share = (count - 1) / count
-  kind = line.op.removesuffix("-start")
-  if kind == "all-reduce":
-    return 2 * share * size
-  if kind == "reduce-scatter":
-    return (count - 1) * size
-  return size if kind == "collective-permute" else share * size
-
-
-def _group(rest: str) -> int:
-  """How many devices take part together."""
+def _group(rest: str) -> int | None:
+  """How many devices take part together, None where the text does not tell."""
   if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest):
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
     return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
@@ -260,4 +269,4 @@ def _group(rest: str) -> int:
     return int(found[1])
   if found := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
     return len(found[1].split(","))
-  return 2
+  return None

@@ -87,6 +87,7 @@ def text(plan: Plan, price: float | None = None, tokens: float | None = None) ->
     cost = f", ${plan.dollars(price, tokens):,.0f}" if price else ""
     lines.append(f"{tokens:.3g} tokens  {plan.days(tokens):.2f} days{cost}")
   lines += ["", "taken for granted:", *(f"- {line}" for line in ASSUMPTIONS)]
+  lines += [f"- the program's text does not tell {each}" for each in plan.unread]
   return "\n".join(lines)
 
 

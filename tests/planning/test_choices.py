@@ -7,7 +7,7 @@ import pytest
 
 from research.core import chips
 from research.core.config import ConfigError
-from research.planning import compare, estimate, search
+from research.planning import compare, estimate, report, search
 from research.planning.compare import Needs, Row
 from research.planning.estimate import Plan
 
@@ -33,6 +33,7 @@ PLAN = Plan(
   collective_seconds=0.2,
   parts={"attention": 0.3, "feed-forward": 0.7},
   replicated=0.0,
+  unread=(),
   compile_seconds=1.0,
 )
 
@@ -66,6 +67,11 @@ def test_rules_cite_what_decided(needs, best, reasons):
   assert found == best
   for reason in reasons:
     assert any(reason in line for line in why), why
+
+
+def test_what_could_not_be_read_is_in_the_text():
+  plan = dataclasses.replace(PLAN, unread=("how often the loop while.7 runs (once)",))
+  assert "does not tell how often the loop while.7 runs (once)" in report.text(plan)
 
 
 def test_figures_of_a_plan():

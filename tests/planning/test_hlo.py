@@ -42,6 +42,33 @@ def test_a_loop_counts_as_often_as_it_runs(mesh):
   assert 1 <= six.cycles / chip.clock / ideal < 2
 
 
+UNREAD = """
+%body (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %all-reduce.3 = f32[8]{0} all-reduce(%p), channel_id=1, replica_groups={}, to_apply=%add
+}
+
+%condition (p.1: f32[8]) -> pred[] {
+  %p.1 = f32[8]{0} parameter(0)
+  ROOT %more = pred[] custom-call(%p.1)
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  ROOT %while.7 = f32[8]{0} while(%x), condition=%condition, body=%body
+}
+"""
+
+
+def test_what_the_text_does_not_tell_is_told():
+  program = hlo.Program(UNREAD)
+  assert program.tally().sent == {"all-reduce": 2 * 1 / 2 * 8 * 4}
+  assert program.unread == {
+    "how often the loop while.7 runs (once)",
+    "how many devices take part in all-reduce.3 (two)",
+  }
+
+
 def test_collectives_are_told_by_what_they_send(mesh):
   whole = 2 * N * N
   gathered = _tally(mesh, lambda x: x, ("fsdp",), out=())
