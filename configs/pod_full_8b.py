@@ -8,9 +8,9 @@ The model's files are looked for in $RESEARCH_MODELS/llama-3-8b; a plan needs no
 The plan (jax 0.10.2, libtpu 0.0.42): 88.5 GiB of 95 on each chip, 3.2 s a step of a million tokens,
 328,700 tokens/s, 57.6 % model FLOPs utilisation. Never run on a TPU.
 
-Parameters are split over 16 chips, and not over 64: what is split over all chips of a torus of three
-dimensions the compiler brings together by all-reduces, which send twice what all-gathers do (by the
-plan of fsdp=64 80.7 GiB, 166 GB sent in place of 128, 55.9 %).
+Parameters are split over 16 chips, and not over 64: what is split over all chips of a torus of
+three dimensions the compiler brings together by all-reduces, which send twice what all-gathers do
+(by the plan of fsdp=64 80.7 GiB, 166 GB sent in place of 128, 55.9 %).
 """
 
 from configs import base

@@ -8,6 +8,7 @@ at first and the most of the kernel trains. Both are as `peft` computes them.
 from collections.abc import Callable
 
 import numpy as np
+import scipy.linalg
 
 Factors = tuple[np.ndarray, np.ndarray]
 
@@ -24,9 +25,17 @@ def pissa(kernel: np.ndarray, rank: int, scale: float) -> Factors:
     `a [in, rank]` and `b [rank, out]` such that `scale * a b` is the nearest matrix of that rank,
     the singular values shared evenly.
   """
-  u, values, v = np.linalg.svd(kernel, full_matrices=False)
-  root = np.sqrt(values[:rank] / scale)
-  return u[:, :rank] * root, root[:, None] * v[:rank]
+  # By the products of the shorter side, of which only so many vectors are needed: the whole
+  # decomposition takes ten times as long. In float64 their squares lose nothing that shows.
+  rows, turned = kernel.astype(np.float64), kernel.shape[0] > kernel.shape[1]
+  rows = rows.T if turned else rows
+  size = len(rows)
+  squares, u = scipy.linalg.eigh(rows @ rows.T, subset_by_index=(size - rank, size - 1))
+  values = np.sqrt(np.maximum(squares[::-1], np.finfo(np.float32).tiny))
+  root, u = np.sqrt(values / scale), u[:, ::-1]
+  left, right = u * root, (u.T @ rows) * (root / values)[:, None]
+  a, b = (right.T, left.T) if turned else (left, right)
+  return a.astype(np.float32), b.astype(np.float32)
 
 
 def olora(kernel: np.ndarray, rank: int, scale: float) -> Factors:
