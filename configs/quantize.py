@@ -24,9 +24,10 @@ def get_config():
       "group": 64,
       "symmetric": False,
       "scales": "float16",
+      "fit": "mse",
     },
   )
-  config.method = {"name": "gptq"}
+  config.method = {"name": "gptq", "act_order": True, "static_groups": True}
   # Problems in prose, which need no file, so that this runs anywhere. Take text of the kind that
   # the model is for, {"name": "text", "path": "mine.txt"}: by other text GPTQ can be worse than
   # rounding to nearest (experiments/quantization).

@@ -31,7 +31,7 @@ def get_config():
   config.model.source = "{root}/base"
   config.quantize = (
     {{"target": "layers/.*_proj/kernel", "kind": "int4", "group": 16, "symmetric": False,
-      "scales": "float16"}},
+      "scales": "float16", "fit": "mse"}},
   )
   config.method = {{"name": "gptq", "act_order": True}}
   config.calibration.source = {{"name": "text", "path": "{root}/text.txt"}}

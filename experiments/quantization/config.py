@@ -60,6 +60,11 @@ VARIANTS: dict[str, Variant] = {
   "int3 g64 gptq act-order": Variant(
     _grouped(3), calibration.GPTQ(act_order=True, static_groups=True), "int3 g64 nearest"
   ),
+  "int3 g64 gptq mse": Variant(
+    _grouped(3, fit="mse"),
+    calibration.GPTQ(act_order=True, static_groups=True),
+    "int3 g64 nearest",
+  ),
   "int3 g64 awq": Variant(_grouped(3), calibration.AWQ(), "int3 g64 nearest"),
   "w8a8": Variant(_projections("int8", activations="int8")),
   "w8a8 smoothquant": Variant(
@@ -68,6 +73,11 @@ VARIANTS: dict[str, Variant] = {
   "w8a8 outliers": Variant(_projections("int8", activations="int8", outliers=16)),
   "nf4": Variant(_projections("nf4", group=64)),
   "nf4 double": Variant(_projections("nf4", group=64, scales="double")),
+  "nf4 gptq": Variant(
+    _projections("nf4", group=64),
+    calibration.GPTQ(act_order=True, static_groups=True),
+    "nf4",
+  ),
 }
 
 # A cache in few bits, by the tokens that a window shows; what is scored has seen a quarter of them.

@@ -15,7 +15,8 @@ import numpy as np
 import scipy.linalg
 
 from research.core.products import matmul
-from research.quant.qarray import QArray, encode, grid
+from research.quant import codebooks
+from research.quant.qarray import DoubleScales, QArray, encode, grid
 from research.quant.scheme import INTEGERS, Scheme
 
 _BLOCK = 128  # rows whose errors are handed on to the rest together
@@ -42,21 +43,23 @@ class GPTQ:
     Args:
       kernel: finite.
       products: `[in, in]`, the sum of `x^T x` over rows that it reads.
-      scheme: of integers with scales of a floating type.
+      scheme: of integers or of a table (NF4, FP4).
 
     Raises:
       ValueError: another scheme, or inputs that are not finite.
     """
-    if scheme.kind not in INTEGERS or scheme.scales == "double":
-      raise ValueError(f"GPTQ rounds to integers with plain scales, not to {scheme}")
+    if scheme.kind not in (*INTEGERS, *codebooks.CODEBOOKS):
+      raise ValueError(f"GPTQ rounds to integers and to the numbers of tables, not to {scheme}")
     factor, order, dead = self._factor(np.asarray(products, np.float64))
     values = jnp.asarray(kernel, jnp.float32) * (1 - dead[:, None])
     size, inputs = scheme.group, len(order)
     grouped = size > 0
     static = not grouped or not self.act_order or self.static_groups
-    scale, zero = (
-      grid(values, scheme) if static and (self.act_order or not grouped) else (None,) * 2
-    )
+    scale = zero = None
+    # How much an input's error counts, before others take it up.
+    importance = jnp.asarray(np.diagonal(np.asarray(products)), jnp.float32)
+    if static and (self.act_order or not grouped):
+      scale, zero = grid(values, scheme, importance=importance)
     each = jnp.arange(inputs) // (size if grouped else inputs)  # the group of each input
     if scale is None:
       values, scale, zero = _round_with_groups(values[order], factor, scheme, _block(inputs, size))
@@ -66,7 +69,11 @@ class GPTQ:
     back = np.argsort(order)
     values = values[back]
     kind, groups = str(kernel.dtype), None if static else jnp.asarray(each[back], jnp.int32)
-    return encode(values, scale, zero, scheme, kind=kind, order=groups)
+    found = encode(values, scale, zero, scheme, kind=kind, order=groups)
+    if scheme.scales == "double":
+      # As `quantize`: codes go by the scales as they were.
+      return found.replace(scale=DoubleScales.of(scale, -2))  # type: ignore[attr-defined]
+    return found
 
   def _factor(self, products):
     """The upper Cholesky factor of the inverse, in the order of rounding; that; dead inputs."""
@@ -150,12 +157,16 @@ def _rows(part, upper, scale, zero, scheme):
   full = jnp.broadcast_to(scale.astype(jnp.float32), part.shape)
   offset = jnp.zeros_like(full) if zero is None else jnp.broadcast_to(zero, part.shape)
   inverse = jnp.where(full == 0, 0, 1 / jnp.where(full == 0, 1, full))
-  least, most = scheme.levels
+
+  def nearest(units, offset):
+    if scheme.kind not in INTEGERS:
+      return codebooks.decode(scheme.kind, codebooks.encode(scheme.kind, units))
+    least, most = scheme.levels
+    return jnp.clip(jnp.round(units) + offset, least, most) - offset
 
   def row(i, carry):
     part, errors = carry
-    code = jnp.clip(jnp.round(part[i] * inverse[i]) + offset[i], least, most)
-    error = (part[i] - (code - offset[i]) * full[i]) / upper[i, i]
+    error = (part[i] - nearest(part[i] * inverse[i], offset[i]) * full[i]) / upper[i, i]
     # Of the factor the numbers left of the diagonal are 0, and its own makes the row the rounded.
     return part - upper[i][:, None] * error, errors.at[i].set(error)
 

@@ -224,8 +224,13 @@ def quantize(values: jax.Array, scheme: Scheme, axis: int = -2) -> QArray:
   return found
 
 
-def grid(values: jax.Array, scheme: Scheme, axis: int = -2) -> tuple[jax.Array, jax.Array | None]:
-  """Scales and zero points for `values`, float32; scales in the type they are held in."""
+def grid(
+  values: jax.Array, scheme: Scheme, axis: int = -2, importance: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array | None]:
+  """Scales and zero points for `values`, float32; scales in the type they are held in.
+
+  importance: of the inputs, `[in]`, where errors of some count more for the fit "mse".
+  """
   size = values.shape[axis] if scheme.group <= 0 else scheme.group
   grouped = split(values, size, axis)
   over: Any = (-1, -2, -3) if scheme.group == TENSOR else axis
@@ -233,18 +238,20 @@ def grid(values: jax.Array, scheme: Scheme, axis: int = -2) -> tuple[jax.Array, 
     jnp.squeeze(extreme(grouped, axis=over, keepdims=True), axis) for extreme in (jnp.min, jnp.max)
   )
   if scheme.fit == "mse":
-    share = _best_share(values, low, high, scheme, axis)
+    share = _best_share(values, low, high, scheme, axis, importance)
     low, high = low * share, high * share
   return between(low, high, scheme)
 
 
-def _best_share(values, low, high, scheme, axis):
+def _best_share(values, low, high, scheme, axis, importance):
   """Of each group's range, of the form of `low`."""
   over: Any = (-1, -2, -3) if scheme.group == TENSOR else axis
 
   def error(share):
     found = encode(values, *between(low * share, high * share, scheme), scheme, axis)
     squares = jnp.square(found.astype(jnp.float32) - values)
+    if importance is not None:
+      squares = squares * (importance if axis == -1 else importance[:, None])
     grouped = split(squares, values.shape[axis] if scheme.group <= 0 else scheme.group, axis)
     return jnp.squeeze(jnp.sum(grouped, axis=over, keepdims=True), axis)
 

@@ -31,7 +31,8 @@ class Scheme:
   scales: the type of scales, or "double": they are held in 8 bits each (QLoRA's double
     quantization, arXiv:2305.14314, section 3).
   fit: what of a group's range the grid covers: "whole", or "mse", the share of it by which the sum
-    of squared errors is least (what is outside is clipped).
+    of squared errors is least (what is outside is clipped); by GPTQ with groups that are known
+    before, each input's errors count by the sum of its squares.
   activations: "int8" rounds what is multiplied by the numbers, row by row, and multiplies integers
     (W8A8); for "int8" with a scale an output.
   outliers: of rounded activations, so many inputs, those with the largest numbers of a batch, are

@@ -72,9 +72,15 @@ def test_it_is_the_plain_procedure(symmetric, group, how):
   np.testing.assert_allclose(held.astype(jnp.float32), wanted, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["int4", "int3", "int2"])
-def test_it_harms_outputs_less_than_rounding_to_nearest(kind):
-  scheme = Scheme(kind, group=8)
+@pytest.mark.parametrize(
+  "scheme",
+  [
+    *(Scheme(kind, group=8) for kind in ("int4", "int3", "int2", "nf4", "fp4")),
+    Scheme("nf4", group=8, scales="double"),
+  ],
+  ids=str,
+)
+def test_it_harms_outputs_less_than_rounding_to_nearest(scheme):
   w = jnp.asarray(W).at[5].set(0)
 
   def harm(held):
@@ -84,9 +90,27 @@ def test_it_harms_outputs_less_than_rounding_to_nearest(kind):
   assert found < 0.7 * nearest
 
 
+def test_ranges_go_by_the_size_of_inputs():
+  """One input a hundred times the others': its numbers keep their place, whatever theirs is."""
+  rng = np.random.default_rng(2)
+  w = rng.normal(size=(IN, OUT)).astype(np.float32)
+  w[3] *= 6
+  sizes = np.where(np.arange(IN) == 3, 100.0, 1.0)
+  products = np.diag(sizes**2)
+  scheme = Scheme("int3", symmetric=False, fit="mse")
+  held = GPTQ().round(jnp.asarray(w), products, scheme)
+  found = np.abs(np.asarray(held.astype(jnp.float32)) - w)[3]
+  blind = np.abs(np.asarray(quantize(jnp.asarray(w), scheme).astype(jnp.float32)) - w)[3]
+  assert found.max() < 0.3 * blind.max()
+  harm = lambda held: float(  # noqa: E731
+    awq.error(held.astype(jnp.float32) - w, jnp.asarray(products, jnp.float32))
+  )
+  assert harm(held) < 0.1 * harm(quantize(jnp.asarray(w), scheme))
+
+
 def test_what_it_cannot_round_is_told():
   with pytest.raises(ValueError, match="GPTQ rounds to integers"):
-    GPTQ().round(jnp.asarray(W), H, Scheme("nf4", group=8))
+    GPTQ().round(jnp.asarray(W), H, Scheme("e4m3"))
   with pytest.raises(ValueError, match="not finite"):
     GPTQ().round(jnp.asarray(W), np.full((IN, IN), np.nan), Scheme("int4"))
 
