@@ -7,7 +7,7 @@ import types
 import jax
 import pytest
 
-from benchmarks import ours_checkpoint, ours_depth, ours_input, ours_train, workloads
+from benchmarks import ours_checkpoint, ours_depth, ours_input, ours_train, run, workloads
 from research import models
 
 LLAMA = {
@@ -39,6 +39,13 @@ def test_the_lora_step_trains(toy, monkeypatch, method):
   assert measured["tokens_per_second"] > 0
   assert training.compile_seconds > 0
   assert training.losses[-1] < training.losses[0]
+
+
+def test_a_work_for_another_device_is_refused(monkeypatch, capsys):
+  monkeypatch.setattr(sys, "argv", ["run", "lora_step", "--device=gpu"])
+  with pytest.raises(SystemExit):
+    run.main()
+  assert "lora_step is not for --device=gpu; lora_step_large, generation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kept", [False, True])
