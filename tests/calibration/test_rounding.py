@@ -221,4 +221,4 @@ def test_what_cannot_be_calibrated_is_told(built):
   with pytest.raises(ValueError, match="no batches"):
     calibration.quantize(model, params, RULES, method, [])
   with pytest.raises(ValueError, match="GPTQ rounds to integers"):
-    calibration.quantize(model, params, ({**RULES[0], "kind": "nf4"},), method, BATCHES)
+    calibration.quantize(model, params, ({**RULES[0], "kind": "e4m3"},), method, BATCHES)
