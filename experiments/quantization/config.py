@@ -78,6 +78,11 @@ VARIANTS: dict[str, Variant] = {
     calibration.GPTQ(act_order=True, static_groups=True),
     "nf4",
   ),
+  "nf4 gptq mse": Variant(
+    _projections("nf4", group=64, fit="mse"),
+    calibration.GPTQ(act_order=True, static_groups=True),
+    "nf4",
+  ),
 }
 
 # A cache in few bits, by the tokens that a window shows; what is scored has seen a quarter of them.
