@@ -10,6 +10,7 @@ from research.core import memory
 
 
 def main() -> None:
+  """Generates again and again and prints the figures as a line of JSON."""
   parser = worker.parser(__doc__)
   parser.add_argument("--batch", type=int, required=True, help="prompts generated together")
   args = parser.parse_args()

@@ -9,6 +9,7 @@ from benchmarks import worker, workloads
 
 
 def main() -> None:
+  """Generates again and again and prints the figures as a line of JSON."""
   parser = worker.parser(__doc__)
   parser.add_argument("--dtype", choices=("bfloat16", "float32"), required=True)
   parser.add_argument("--batch", type=int, required=True, help="prompts generated together")

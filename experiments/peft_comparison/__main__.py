@@ -21,10 +21,12 @@ import math
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from experiments.peft_comparison.config import METHODS, VALIDATION
 from experiments.peft_comparison.run import FOUND
@@ -33,6 +35,7 @@ from research.evals import bootstrap
 TEXT_BYTES = 20_000  # of unrelated text, of which the loss is told before and after
 COST_STEPS = 12  # of a run that tells what a step costs
 PARTS = ("quality", "costs")
+LORA = "lora r16"  # that other methods are told beside
 _T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # Student's t, two-sided, by degrees of freedom
 
 
@@ -154,28 +157,24 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
   """The figures as Markdown."""
   lines = [
     "| method | rate | trained | share | accuracy | 95 % over problems | ± over seeds | less full's"
-    " | adapter kB | loss of other text | tokens/s | peak GB |",
-    "| --- " * 12 + "|",
+    " | share of full's | less LoRA's | adapter kB | loss of other text | tokens/s | peak GB |",
+    "| --- " * 14 + "|",
   ]
   before = next((row["base_accuracy"] for row in rows if "accuracy" in row), None)
   if before is not None:
-    lines.append(f"| (before) | | | | {before:.3f} | | | | | | | |")
-  full = next((row["shares"] for row in rows if row["method"] == "full" and "shares" in row), None)
+    lines.append(f"| (before) | | | | {before:.3f} |" + " |" * 9)
+  shares = {row["method"]: row["shares"] for row in rows if "shares" in row}
   for row in rows:
-    cells = [row["method"], *_quality_cells(row, full), *_cost_cells(row)]
+    cells = [row["method"], *_quality_cells(row, shares), *_cost_cells(row)]
     lines.append("| " + " | ".join(cells) + " |")
   return "\n".join(lines) + "\n"
 
 
-def _quality_cells(row: dict[str, Any], full: Sequence[float] | None) -> list[str]:
-  """full: what full fine-tuning reaches at each problem, by which others are told in pairs."""
+def _quality_cells(row: dict[str, Any], shares: Mapping[str, Sequence[float]]) -> list[str]:
+  """shares: by method, what it reaches at each problem, by which two are told in pairs."""
   if "accuracy" not in row:
-    return [""] * 9
+    return [""] * 11
   low, high = row["interval"]
-  beside = ""
-  if full is not None and row["method"] != "full":
-    apart, least, most = bootstrap.paired(row["shares"], full)
-    beside = f"{apart:+.3f} [{least:+.3f}, {most:+.3f}]"
   return [
     f"{row['rate']:g}",
     f"{row['parameters']:,}",
@@ -183,10 +182,29 @@ def _quality_cells(row: dict[str, Any], full: Sequence[float] | None) -> list[st
     f"{row['accuracy']:.3f}",
     f"[{low:.3f}, {high:.3f}]",
     f"{row['spread']:.3f}",
-    beside,
+    _less(row, shares, "full"),
+    _ratio(row, shares, "full"),
+    _less(row, shares, LORA),
     "" if row["adapter_kb"] is None else f"{row['adapter_kb']:,.0f}",
     f"{row['forgetting']:+.3f}",
   ]
+
+
+def _less(row: dict[str, Any], shares: Mapping[str, Sequence[float]], other: str) -> str:
+  """The difference of a row's accuracy from another method's, and its interval."""
+  if other not in shares or row["method"] == other:
+    return ""
+  apart, low, high = bootstrap.paired(row["shares"], shares[other])
+  return f"{apart:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _ratio(row: dict[str, Any], shares: Mapping[str, Sequence[float]], other: str) -> str:
+  """The share of another method's accuracy that a row's is, and its interval."""
+  if other not in shares or row["method"] == other:
+    return ""
+  both = np.asarray([row["shares"], shares[other]])
+  low, high = bootstrap.interval_of(lambda means: means[0] / means[1], both)
+  return f"{both[0].mean() / both[1].mean():.0%} [{low:.0%}, {high:.0%}]"
 
 
 def _cost_cells(row: dict[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ def test_a_table_of_what_is_known():
   lines = comparison.table([full, ROW, costs]).splitlines()
   assert len({line.count("|") for line in lines}) == 1 and "0.250" in lines[2]
   assert "-0.500 [-0.500, -0.500]" in lines[4] and "-0.500" not in lines[3]
+  assert "50% [" in lines[4] and "%" not in lines[5]
   assert "1,234" in lines[5] and "1.50" in lines[5]
 
 
@@ -78,4 +79,6 @@ def test_a_run_that_fails_is_told(called, monkeypatch):
 @pytest.mark.parametrize("method", config.METHODS)
 def test_a_methods_run_can_be(method):
   made = config.get_config(method, 1e-3, 0, "runs/x", 60)
-  config_lib.Config(made.to_dict())
+  read = config_lib.Config(made.to_dict())
+  rule = config.METHODS[method].rule
+  assert list(read.adapters) == ([rule] if rule else []) and read.optimizer.learning_rate == 1e-3
