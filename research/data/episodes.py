@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from research.data.examples import BadRow, Report
-
-if TYPE_CHECKING:
-  from research.data.sources import Row, Source
+from research.data.source import Row, Source
 
 
 class Episodes:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import grain
 
-from research.data import denoising, formats, preferences, sources
+from research.data import denoising, formats, preferences
 from research.data.examples import BadRow, Example, Report
+from research.data.source import Source
 
 if TYPE_CHECKING:
   from research.data.tokenizer import Tokenizer
@@ -43,7 +44,7 @@ class Rows(grain.sources.RandomAccessDataSource):
 
   def __init__(
     self,
-    source: sources.Source,
+    source: Source,
     tokenizer: Tokenizer,
     config: Any,
     report: Report,

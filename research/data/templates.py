@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from research.core import tree
 from research.data.examples import BadRow
-
-if TYPE_CHECKING:
-  from research.data.sources import Row, Source
+from research.data.source import Row, Source
 
 
 class Templates:
