@@ -1,6 +1,7 @@
 """The real command on a toy model: a prompt, a chat, a file that is gone on with."""
 
 import json
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -258,3 +259,10 @@ def test_flags_that_contradict(run, arguments, message, capsys):
 def test_a_cache_in_few_bits(run):
   """Within the window of recent tokens nothing is rounded."""
   assert run("--prompt=hello", "--cache=int4") == run("--prompt=hello")
+
+
+def test_the_package_is_the_command(monkeypatch, capsys):
+  monkeypatch.setattr("sys.argv", ["generate", "--prompt=x"])
+  with pytest.raises(SystemExit) as end:
+    runpy.run_module("research.generate", run_name="__main__")
+  assert end.value.code == 2 and "give one of --model and --run" in capsys.readouterr().err
