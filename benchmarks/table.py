@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.works import BARS, WORKS, Bar, Measure
+from benchmarks.bars import BARS, Bar, Measure
+from benchmarks.works import WORKS
 
 # work -> side -> one result a round
 Results = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]

@@ -8,6 +8,8 @@ import jax
 import pytest
 
 from benchmarks import ours_checkpoint, ours_depth, ours_input, ours_train, run, workloads
+from benchmarks.bars import BARS
+from benchmarks.works import WORKS
 from research import models
 
 LLAMA = {
@@ -39,6 +41,12 @@ def test_the_lora_step_trains(toy, monkeypatch, method):
   assert measured["tokens_per_second"] > 0
   assert training.compile_seconds > 0
   assert training.losses[-1] < training.losses[0]
+
+
+def test_each_bar_is_of_a_work_and_a_peer_that_there_are():
+  for bar in BARS:  # the table leaves out a bar of what was not measured
+    peers = {peer.name for peer in WORKS[bar.work].peers}
+    assert bar.peer is None or bar.peer in peers, bar
 
 
 def test_a_work_for_another_device_is_refused(monkeypatch, capsys):
