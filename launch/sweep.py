@@ -31,6 +31,7 @@ from launch.engines import options
 from launch.points import Point
 from launch.runs import Run
 from launch.search import JOURNAL, Trials
+from research.core import command
 from research.core.config import ConfigError
 
 
@@ -47,14 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-  summary, _, more = (__doc__ or "").partition("\n")
-  parser = argparse.ArgumentParser(
-    prog="python -m launch.sweep",
-    description=summary,
-    epilog=more,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command.parser("launch.sweep", __doc__)
   parser.add_argument(
     "--experiment", type=Path, required=True, metavar="DIR", help="the directory of sweep.py"
   )

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from research.core import cache
+from research.core import cache, command
 from research.core import config as config_lib
 from research.loop import subject as subject_lib
 
@@ -44,14 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-  summary, _, more = (__doc__ or "").partition("\n")
-  parser = argparse.ArgumentParser(
-    prog="python -m research.evaluate",
-    description=summary,
-    epilog=more,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command.parser("research.evaluate", __doc__)
   subject_lib.add_arguments(parser, "what is measured")
   parser.add_argument(
     "--compare",

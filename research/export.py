@@ -30,6 +30,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from research.core import command
 from research.core import config as config_lib
 from research.loop import subject as subject_lib
 
@@ -55,14 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-  summary, _, more = (__doc__ or "").partition("\n")
-  parser = argparse.ArgumentParser(
-    prog="python -m research.export",
-    description=summary,
-    epilog=more,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command.parser("research.export", __doc__)
   what = parser.add_argument_group("what is written")
   what.add_argument(
     "--model", metavar="MODEL", help="a Hugging Face directory, a GGUF file or a known name"

@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from research.core import command
+
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command with these arguments (by default the process's), and returns its code."""
@@ -46,14 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-  summary, _, more = (__doc__ or "").partition("\n")
-  parser = argparse.ArgumentParser(
-    prog="python -m research.inspect",
-    description=summary,
-    epilog=more,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command.parser("research.inspect", __doc__)
   parser.add_argument("directory", type=Path, metavar="DIR", help="an adapter's, or a run's")
   parser.add_argument(
     "--model", metavar="MODEL", help="does it fit this base? a directory, GGUF file or known name"

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from experiments.distillation.config import DATA, LENGTH, TEACHER
 from research import generate
+from research.core import command
 
 WORDS = 180  # of a piece, about: some 235 tokens
 TRAIN, HELD_OUT = 300, 60  # pieces
@@ -47,14 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-  summary, _, more = (__doc__ or "").partition("\n")
-  parser = argparse.ArgumentParser(
-    prog="python -m experiments.distillation.rows",
-    description=summary,
-    epilog=more,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command.parser("experiments.distillation.rows", __doc__)
   parser.add_argument("--text", type=Path, nargs="+", default=[], metavar="FILE", help="UTF-8 text")
   parser.add_argument(
     "--output", type=Path, default=Path(DATA), metavar="DIR", help="where the rows go (%(default)s)"

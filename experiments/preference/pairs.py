@@ -25,6 +25,7 @@ from typing import Any
 
 from configs.quickstart import TASKS
 from experiments.preference.config import DATA, MODEL, NEW_TOKENS
+from research.core import command
 
 PROBLEMS = {"train": 240, "test": 80}
 SAMPLES = 8  # answers of a problem
@@ -53,14 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-  summary, _, more = (__doc__ or "").partition("\n")
-  parser = argparse.ArgumentParser(
-    prog="python -m experiments.preference.pairs",
-    description=summary,
-    epilog=more,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command.parser("experiments.preference.pairs", __doc__)
   parser.add_argument("--public", type=Path, metavar="FILE", help="pairs of people's preferences")
   parser.add_argument(
     "--output", type=Path, default=Path(DATA), metavar="DIR", help="where they go (%(default)s)"

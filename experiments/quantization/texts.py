@@ -13,6 +13,8 @@ import json
 import sys
 from pathlib import Path
 
+from research.core import command
+
 MOST = 400_000  # characters of a text: some 90,000 tokens, of which 16,384 calibrate
 
 
@@ -46,14 +48,7 @@ def _tasks(file: Path) -> list[str]:
 
 
 def _arguments() -> argparse.Namespace:
-  summary, _, more = (__doc__ or "").partition("\n")
-  parser = argparse.ArgumentParser(
-    prog="python -m experiments.quantization.texts",
-    description=summary,
-    epilog=more,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command.parser("experiments.quantization.texts", __doc__)
   parser.add_argument("--speeches", type=Path, nargs="+", required=True, help="plain texts")
   parser.add_argument("--europarl", type=Path, required=True, help="plain text")
   parser.add_argument("--gsm8k", type=Path, required=True, help="lines of question and answer")

@@ -31,6 +31,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from research.core import command
 from research.generate import chat, rows
 from research.generate.writer import Writer
 from research.loop import subject as subject_lib
@@ -59,14 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-  summary, _, more = (__doc__ or "").partition("\n")
-  parser = argparse.ArgumentParser(
-    prog="python -m research.generate",
-    description=summary,
-    epilog=more,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command.parser("research.generate", __doc__)
   subject_lib.add_arguments(parser, "what writes")
   parser.add_argument("--use", metavar="NAME", help="which of the named adapters writes")
   what = parser.add_argument_group("what about")
