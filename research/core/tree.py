@@ -60,6 +60,18 @@ def partition(tree: Tree, keep: Callable[[str, Any], bool]) -> tuple[Tree, Tree]
   return chosen, others
 
 
+def differentiated(tree: Tree) -> tuple[Tree, Tree]:
+  """Splits the values of `tree`, as `partition` does, by whether someone differentiates them.
+
+  Args:
+    tree: what the forward part of a `custom_vjp` with `symbolic_zeros` is given: leaves with
+      `value` and `perturbed`.
+  """
+  wanted = jax.tree.map(lambda leaf: leaf.value if leaf.perturbed else None, tree)
+  fixed = jax.tree.map(lambda leaf: None if leaf.perturbed else leaf.value, tree)
+  return wanted, fixed
+
+
 def combine(first: Tree, second: Tree) -> Tree:
   """The tree whose every leaf is the one of `first` and `second` that is not None."""
   return jax.tree.map(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.core import sharding
+from research.core import sharding, tree
 
 Tree = Any
 # `(variables, hidden [B, s, D], *others) -> (losses [B, s], also told [B, s], ...)`
@@ -103,16 +103,11 @@ def _sums(losses, variables, hidden, others, weights):
 
 
 def _forward(losses, variables, hidden, others, weights):
-  # `perturbed` tells which leaves someone differentiates: a frozen head costs no gradient.
-  wanted = jax.tree.map(lambda leaf: leaf.value if leaf.perturbed else None, variables)
-  fixed = jax.tree.map(lambda leaf: None if leaf.perturbed else leaf.value, variables)
+  wanted, fixed = tree.differentiated(variables)  # a frozen head costs no gradient
   data = jax.tree.map(lambda leaf: leaf.value, (hidden, others, weights))
 
   def loss(wanted, hidden, others, weights):
-    merged = jax.tree.map(
-      lambda a, b: b if a is None else a, wanted, fixed, is_leaf=lambda x: x is None
-    )
-    return _chunk_sums(losses, merged, hidden, others, weights)
+    return _chunk_sums(losses, tree.combine(wanted, fixed), hidden, others, weights)
 
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), wanted)
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from research.core import tree
 from research.losses import cross_entropy
 
 Tree = Any
@@ -55,12 +56,10 @@ def _of_targets(head, chunk_tokens, variables, hidden, targets, counted):
 
 
 def _forward(head, chunk_tokens, variables, hidden, targets, counted):
-  # `perturbed` tells which leaves someone differentiates.
-  wanted = jax.tree.map(lambda leaf: leaf.value if leaf.perturbed else None, variables)
-  fixed = jax.tree.map(lambda leaf: None if leaf.perturbed else leaf.value, variables)
+  wanted, fixed = tree.differentiated(variables)
   hidden, targets, counted = (leaf.value for leaf in (hidden, targets, counted))
   if jax.tree.leaves(wanted):
-    values = _merged(wanted, fixed)
+    values = tree.combine(wanted, fixed)
     log_probs = _of_targets(head, chunk_tokens, values, hidden, targets, counted)
     return log_probs, (wanted, fixed, hidden, targets, counted, None)
 
@@ -81,7 +80,7 @@ def _backward(head, chunk_tokens, residuals, g):
     return wanted, (-g[..., None] * slopes).astype(slopes.dtype), None, None
 
   def total(wanted, hidden):
-    values = _merged(wanted, fixed)
+    values = tree.combine(wanted, fixed)
     weights = -g * counted
     return cross_entropy.chunked(head, values, hidden, targets, weights, chunk_tokens=chunk_tokens)[
       0
@@ -92,9 +91,3 @@ def _backward(head, chunk_tokens, residuals, g):
 
 
 _of_targets.defvjp(_forward, _backward, symbolic_zeros=True)
-
-
-def _merged(wanted, fixed):
-  return jax.tree.map(
-    lambda a, b: b if a is None else a, wanted, fixed, is_leaf=lambda x: x is None
-  )
