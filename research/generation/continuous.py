@@ -175,15 +175,12 @@ class Rows:
     rows = iter([row for row, request in enumerate(self._requests) if request is None])
     for start in range(0, len(newcomers), size):
       some = newcomers[start : start + size]
-      length = layout.bucket(max(len(request.prompt) for _, request in some))
-      tokens = np.full((size, length), self._pad_id, np.int32)
-      positions = np.full((size, length), -1, np.int32)
+      prompts = [request.prompt for _, request in some]
+      tokens, positions = layout.padded(prompts, size, self._pad_id)
       # A row that does not exist is where nothing is put.
       place = np.full((size,), len(self._requests), np.int32)
       number, limit = np.zeros((size,), np.int32), np.zeros((size,), np.int32)
       for j, (i, request) in enumerate(some):
-        tokens[j, length - len(request.prompt) :] = request.prompt
-        positions[j, length - len(request.prompt) :] = np.arange(len(request.prompt))
         place[j], number[j], limit[j] = next(rows), i + self._first, request.max_new_tokens
         self._requests[place[j]] = i
         self._readers[place[j]] = self._stop.reader() if self._stop else None

@@ -62,14 +62,26 @@ def batches(
 
 def _batch(prompts, items, most, width, pad_id):
   rows = min(most, bucket(len(items), shortest=1))
-  length = bucket(max(len(prompts[i]) for i, _ in items))
-  tokens = np.full((rows, length), pad_id, np.int32)
-  positions = np.full((rows, length), -1, np.int32)
+  tokens, positions = padded([prompts[i] for i, _ in items], rows, pad_id)
   prompt = np.full((rows,), -1, np.int32)
   first_sample = np.zeros((rows,), np.int32)
   for row, (i, first) in enumerate(items):
-    size = len(prompts[i])
-    tokens[row, length - size :] = prompts[i]
-    positions[row, length - size :] = np.arange(size)
     prompt[row], first_sample[row] = i, first
   return Batch(tokens, positions, prompt, first_sample, width)
+
+
+def padded(
+  prompts: Sequence[Sequence[int]], rows: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Prompts as the first of so many rows, padded on the left to a power of two.
+
+  Returns:
+    Tokens and positions, int32 `[R, P]`; positions are -1 at padding.
+  """
+  length = bucket(max(map(len, prompts)))
+  tokens = np.full((rows, length), pad_id, np.int32)
+  positions = np.full((rows, length), -1, np.int32)
+  for row, prompt in enumerate(prompts):
+    tokens[row, length - len(prompt) :] = prompt
+    positions[row, length - len(prompt) :] = np.arange(len(prompt))
+  return tokens, positions
