@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from research import evals, models, objectives, peft, quant
 from research.core import config as config_lib
-from research.core import matrix, sharding
+from research.core import sharding
 from research.data import pipeline, preferences
 from research.evals import Evaluator, Result
 from research.loop import bound as bound_lib
-from research.loop import kept, on_policy
+from research.loop import held_out as held_out_lib
+from research.loop import kept, on_policy, result
 from research.loop import learner as learner_lib
 from research.loop.step import Objective
 from research.models import scored
@@ -90,7 +90,7 @@ def assemble(config: config_lib.Config) -> Problem:
   model, tokenizer, variables = learner.model, learner.tokenizer, learner.variables
   modules = scored.modules(model.config)
   with config_lib.blaming("adapters"):
-    beside = _beside_adapters(learner, modules)
+    beside = result.beside_adapters(learner, modules)
   virtual_tokens = len(peft.virtual_ids(variables["adapters"]))
   with config_lib.blaming("mesh"):
     mesh = sharding.make_mesh(config.mesh)
@@ -145,7 +145,7 @@ def assemble(config: config_lib.Config) -> Problem:
       loss = objectives.build(config.objective, held_out.tasks, bound.lesson)
       loss = bound_lib.routed(loss, learner.tasks, held_out.tasks)
       judged = reference.of_batches(held_out, config.data.eval)
-    evaluators.append(held_out_loss(loss, judged, mesh))
+    evaluators.append(held_out_lib.evaluator(loss, judged, mesh))
   with config_lib.blaming("eval.evaluators"):
     built = evals.build([section.take() for section in config.eval.evaluators])
     if built and jax.process_count() > 1:
@@ -164,7 +164,7 @@ def assemble(config: config_lib.Config) -> Problem:
     batches=batches,
     evaluators=evaluators,
     forward_flops=model.config.flops_per_token,
-    export=_exporter(config.model.source, learner, modules, beside),
+    export=result.exporter(config.model.source, learner, modules, beside),
     active=model.config.active,
     rows_per_example=preferences.ROWS if answers else 1,
     notes=_notes(learner, merges=beside is None) + ([teacher.note()] if teacher else []),
@@ -186,42 +186,6 @@ def _notes(learner: learner_lib.Learner, merges: bool) -> list[str]:
     if merges:
       notes.append("the model that is saved is the rounded base as numbers, with adapters merged")
   return notes
-
-
-def _exporter(
-  source: str,
-  learner: learner_lib.Learner,
-  modules: Mapping[str, Any],
-  beside: frozenset[str] | None,
-) -> Callable[[Path, dict[str, Any]], None]:
-  """`Problem.export`, for what `_beside_adapters` told of the run."""
-  # Not the learner, whose variables would be kept.
-  model, tokenizer, starts, tasks = (
-    learner.model,
-    learner.tokenizer,
-    learner.starts,
-    learner.tasks,
-  )
-
-  def export(directory: Path, variables: dict[str, Any]) -> None:
-    if beside is not None:
-      for name, adapters in _alone(variables["adapters"], starts, tasks).items():
-        peft.save(
-          directory / "adapter" / name,
-          peft.with_saved(adapters, variables["params"], beside),
-          modules,
-          base_model=source,
-          task_type=scored.task_type(model.config),
-        )
-      return
-    merged = quant.dequantize(variables["params"])
-    if variables["adapters"]:
-      # A frozen base has the activations' type, in which much of what was learnt would be lost.
-      merged = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), merged)
-      merged = peft.merge(merged, variables["adapters"])
-    models.save(directory / "model", model, merged, tokenizer)
-
-  return export
 
 
 def of_model(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,45 +221,6 @@ def _begun(model: Any, variables: Any, batches: Batches) -> Any:
   return peft.begin(adapters, measured)
 
 
-def _beside_adapters(
-  learner: learner_lib.Learner, modules: Mapping[str, Any]
-) -> frozenset[str] | None:
-  """Parameters that leave in the files of the run's adapters; None if those leave in no files.
-
-  PEFT's files have no place for a LoRA of each expert, say, or for a norm that was trained beside:
-  then the run's result is a model with adapters merged.
-
-  Raises:
-    ValueError: adapters can neither be in files nor be merged.
-  """
-  each = _alone(learner.variables["adapters"], learner.starts, learner.tasks)
-  params = learner.variables["params"]
-  trained = frozenset(
-    path for path, leaf in matrix.flatten(params).items() if learner.trains(f"params/{path}", leaf)
-  )
-  adapted = {path for one in each.values() for path, _ in peft.sites(one)}
-  reason: str | None = "more than adapters trains"
-  # Of new heads PEFT's files have a place for a score; a student's base is no checkpoint.
-  placed = learner.fresh <= {scored.KERNEL} and not learner.cut
-  if adapted and placed and not adapted & trained and not (learner.tasks and trained):
-    files = [peft.with_saved(one, params, trained) for one in each.values()]
-    reason = next(filter(None, (peft.obstacle(one, modules) for one in files)), None)
-  if reason is None:
-    return trained
-  if learner.tasks:
-    raise ValueError(f"adapters of each_task leave in files of their own, and cannot: {reason}")
-  peft.require_mergeable(each[""])
-  return None
-
-
-def _alone(adapters: Any, starts: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
-  """The adapters that a run exports, by directory within `adapter/`."""
-  adapters = peft.plain(adapters, starts)
-  if tasks:
-    return {name: peft.taken(adapters, slot) for slot, name in enumerate(tasks)}
-  return {"": adapters}
-
-
 def _check_tasks(
   config: config_lib.Config, names: Sequence[str], tasks: Sequence[str], pairs: bool
 ) -> None:
@@ -324,41 +249,3 @@ def _check_positions(model: Any, adapters: Any, length: int) -> None:
       f"length {length} and the prefix's {before} positions exceed the model's"
       f" {model.config.max_positions}"
     )
-
-
-def held_out_loss(
-  objective: Objective, batches: Iterable[Mapping[str, np.ndarray]], mesh: jax.sharding.Mesh
-) -> Evaluator:
-  """An evaluator: the objective's loss and metrics over all of `batches`, by token weights.
-
-  Its name is `held_out`; an item of its result is a batch. batches: this process's shares.
-  """
-  sums_of = jax.jit(
-    lambda model, variables, batch: objective(model, variables, batch, None, None),
-    static_argnums=0,
-    out_shardings=sharding.replicated(mesh),
-  )
-
-  def evaluate(model: Any, variables: Any, tokenizer: Any) -> Result:
-    del tokenizer
-    records: list[dict[str, Any]] = []
-    for number, batch in enumerate(batches):
-      total, weight, metrics = jax.device_get(
-        sums_of(model, variables, sharding.place(batch, mesh))
-      )
-      pairs = {**metrics, "loss": (total, weight)}
-      means = {name: (name, f"{name}_weight") for name in pairs}
-      record: dict[str, Any] = {"id": str(number)}
-      for name, (a, b) in pairs.items():
-        record |= {name: float(a), f"{name}_weight": float(b)}
-      records.append(record)
-    sums = {
-      name: [sum(record[part] for record in records) for part in (name, weight)]
-      for name, (_, weight) in means.items()
-    }
-    # What no batch had, such as an answer that is good, has no mean.
-    figures = {name: total / weight for name, (total, weight) in sums.items() if weight}
-    means = {name: pair for name, pair in means.items() if name in figures}
-    return Result("held_out", figures, records, means)
-
-  return evaluate
