@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -53,6 +54,61 @@ def get_config():
   return config
 """
 
+# What a run measures, and an evaluator that goes through all the ways of writing and judging.
+MEASURED = """
+import config as trained
+from research import evals, generation
+from research.evals import Result
+
+class Written:
+  label = "written"
+
+  def __init__(self):
+    pass
+
+  def __call__(self, model, variables, tokenizer):
+    prompts = [tokenizer.encode(f"{i} and") for i in range(5)]
+    stop = generation.StopStrings(tokenizer, ("o", "e"))
+    how = {"max_new_tokens": 20, "eos_ids": tokenizer.eos_ids, "batch_size": 4}
+    args = (model, variables, prompts)
+    drawn = generation.generate(
+      *args, generation.Sampler(1.0, repetition_penalty=1.1), stop=stop, samples=2, **how
+    )
+    searched = generation.beam_search(*args, num_beams=2, **how)
+    requests = [generation.Request(prompt, 6 + i) for i, prompt in enumerate(prompts)]
+    queued = generation.serve(
+      model, variables, requests, stop=stop, eos_ids=tokenizer.eos_ids, batch_size=2
+    )
+    pairs = [(prompt, c.tokens) for c in searched for prompt in prompts]
+    judged = generation.judge(model, variables, *zip(*pairs), batch_size=4)
+    told = [(c.tokens, c.log_probs) for c in [*drawn, *searched]]
+    told += sorted((c.tokens, c.log_probs) for c in queued)
+    told += [([j.greedy], j.log_probs) for j in judged]
+    records = [{"id": str(i), "said": said, "logs": logs} for i, (said, logs) in enumerate(told)]
+    return Result(self.label, {"sum": sum(sum(logs) for _, logs in told)}, records, {})
+
+evals.EVALUATORS["written"] = Written
+
+def get_config():
+  config = trained.get_config()
+  rows = {"name": "jsonl", "cache": "cache"}
+  config.eval.evaluators = (
+    {"name": "perplexity", "data": {**rows, "path": "texts.jsonl"}, "length": 16, "batch_size": 3},
+    {
+      "name": "verifiable",
+      "data": {**rows, "path": "problems.jsonl"},
+      "max_new_tokens": 8,
+      "batch_size": 4,
+    },
+    {"name": "written"},
+  )
+  config.eval.every_steps = 4
+  config.train.steps = 8
+  config.checkpoint.every_steps = 4
+  config.optimizer.learning_rate = 1e-2
+  return config
+"""
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, byte_tokenizer):
@@ -61,16 +117,21 @@ def world(tmp_path_factory, byte_tokenizer):
   models.save(root / "model", model, models.initialize(model, jax.random.key(0)), byte_tokenizer)
   rows = [{"prompt": f"{i} and", "completion": f" {i + 1} is more"} for i in range(60)]
   (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  texts = [{"text": f"{i} and {i + 1}, " * (i + 1)} for i in range(5)]
+  (root / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+  problems = [{"prompt": f"{i} and" * (1 + i % 3), "answer": str(i + 1)} for i in range(7)]
+  (root / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
   (root / "config.py").write_text(CONFIG)
+  (root / "measured.py").write_text(MEASURED)
   return root
 
 
-def _start(world, directory, processes, devices, mesh):
+def _start(world, directory, processes, devices, mesh, config="config.py"):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
   flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-  command = [sys.executable, "-m", "research.train", "--config=config.py"]
+  command = [sys.executable, "-m", "research.train", f"--config={config}"]
   command += [f"--config.directory={directory}", *(f"--config.mesh.{axis}" for axis in mesh)]
   started = []
   for process in range(processes):
@@ -114,9 +175,14 @@ def _losses(directory):
   return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
-def _one(world, monkeypatch, directory, *flags):
+def _one(world, monkeypatch, directory, *flags, config="config.py"):
   monkeypatch.chdir(world)
-  return train.main(["--config=config.py", f"--config.directory={directory}", *flags])
+  return train.main([f"--config={config}", f"--config.directory={directory}", *flags])
+
+
+def _evaluations(directory, step):
+  told = json.loads((directory / f"evaluations/{step}.json").read_text())["results"]
+  return {result["name"]: result for result in told}
 
 
 def test_a_signal_to_one_process_stops_all_and_one_device_goes_on(world, monkeypatch):
@@ -172,3 +238,34 @@ def test_a_process_that_hangs_ends_the_run_with_its_name(world):
   said = _said(world, "hung", started)[0]
   assert re.search(r"Task 1 heartbeat|stopped sending heartbeats\):\s+1\n", said), said
   assert _saved(world / "hung") >= 5
+
+
+def test_evaluations_are_those_of_one_process(world, monkeypatch):
+  monkeypatch.syspath_prepend(str(world))
+  assert _one(world, monkeypatch, "alone", config="measured.py") == 0
+  # One process evaluated at step 4 and saved it; two go on from there, and have to agree that they
+  # need not do so again.
+  shutil.copytree(world / "alone", world / "joined")
+  shutil.rmtree(world / "joined/checkpoints/8")
+  (world / "joined/results.json").unlink()
+  (world / "joined/evaluations/8.json").unlink()
+  started = _start(world, "joined", 2, 2, ["data=2", "tensor=2"], config="measured.py")
+  codes = [process.wait(240) for process in started]
+  assert codes == [0, 0], _said(world, "joined", started)
+  assert not (world / "joined/process_1/evaluations").exists()
+  evaluated = [
+    [line["step"] for line in map(json.loads, file.read_text().splitlines()) if "loss" not in line]
+    for file in (world / "joined/metrics.jsonl", world / "joined/process_1/metrics.jsonl")
+  ]
+  assert evaluated == [[0, 4, 8], [8]]
+  expected, found = _evaluations(world / "alone", 8), _evaluations(world / "joined", 8)
+  assert list(found) == list(expected) == ["held_out", "perplexity", "verifiable", "written"]
+  before = _evaluations(world / "alone", 0)
+  assert expected["verifiable"]["records"] != before["verifiable"]["records"]
+  for name, result in found.items():
+    for metric, figure in result["metrics"].items():
+      np.testing.assert_allclose(figure, expected[name]["metrics"][metric], rtol=1e-4)
+  assert found["verifiable"]["records"] == expected["verifiable"]["records"]
+  for ours, theirs in zip(found["written"]["records"], expected["written"]["records"], strict=True):
+    assert ours["said"] == theirs["said"]
+    np.testing.assert_allclose(ours["logs"], theirs["logs"], rtol=1e-3, atol=1e-3)

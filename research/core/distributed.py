@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from research.core.config import ConfigError
 
@@ -110,6 +115,8 @@ def blaming_others() -> Iterator[None]:
   """
   try:
     yield
+  except ConfigError:  # which is ours
+    raise
   except (jax.errors.JaxRuntimeError, ValueError) as error:  # Gloo's are of the latter kind
     if jax.process_count() == 1:
       raise
@@ -117,6 +124,29 @@ def blaming_others() -> Iterator[None]:
       f"process {jax.process_index()} of {jax.process_count()} stopped, as another may have:"
       f" {' '.join(str(error).split())}"
     ) from error
+
+
+def of_first(value: Any) -> Any:
+  """What `value`, fit for JSON, is on the first process; all processes have to call it."""
+  if jax.process_count() == 1:
+    return value
+  told = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(len(told))))
+  told = np.resize(told, size)  # only the first one's counts, and all must be of its size
+  return json.loads(multihost_utils.broadcast_one_to_all(told).tobytes())
+
+
+def require_same(value: Any, what: str) -> None:
+  """Raises ConfigError unless `value`, fit for JSON, is the same on all processes, which call it.
+
+  Args:
+    what: of the value, for the message.
+  """
+  digest = hashlib.sha256(json.dumps(value).encode()).digest()
+  digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8), tiled=False)
+  digests = digests.reshape(-1, len(digest))
+  if others := [i for i, other in enumerate(digests) if not np.array_equal(other, digests[0])]:
+    raise ConfigError(f"{what} are others in process {others[0]} than in process 0")
 
 
 def _membership(

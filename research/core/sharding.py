@@ -172,6 +172,11 @@ def gathered(values: Any) -> Any:
   return jax.tree.map(whole, values)
 
 
+def fetched(values: Any) -> Any:
+  """A tree's arrays as NumPy arrays, whole on this process; all processes have to call it."""
+  return jax.device_get(gathered(values))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """A copy on every device."""
   return NamedSharding(mesh, PartitionSpec())

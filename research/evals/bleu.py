@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from research import generation
 from research.core import tree
 from research.data import sources
+from research.evals import progress
 from research.evals.result import Result, item_id
 
 _RESAMPLES = 1000
@@ -57,7 +57,7 @@ class Bleu:
       ) from error
     rows = _rows(sources.build(self.data))
     prompts = [tokenizer.encode(row["prompt"]) for row in rows]
-    with tqdm.tqdm(total=len(rows), desc=self.label, unit="pair", leave=False) as bar:
+    with progress.bar(len(rows), self.label, "pair") as bar:
       # One beam needs none of the copies that a search makes.
       search: Callable[..., Any] = generation.generate
       if self.num_beams > 1:

@@ -15,11 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
+from research.core import sharding
 from research.data import formats, packing, sources
 from research.data.examples import BadRow, Example
-from research.evals import bootstrap
+from research.evals import bootstrap, progress
 from research.evals.result import Result, item_id
 from research.models import EncoderConfig
 
@@ -110,18 +110,18 @@ class Classification:
     found: list[np.ndarray] = [np.zeros(0, np.int32)] * len(examples)
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i]))
     buckets = sorted({*(b for b in _BUCKETS if b < self.length), self.length})
-    with tqdm.tqdm(total=len(examples), desc=self.label, unit="row", leave=False) as progress:
+    with progress.bar(len(examples), self.label, "row") as bar:
       for at in range(0, len(order), self.batch_size):
         chosen = order[at : at + self.batch_size]
         rows = [[examples[i]] for i in chosen]
         width = packing.bucket(len(examples[chosen[0]]), buckets)
         rows += [[]] * (self.batch_size - len(rows))
         batch = packing.assemble(rows, width, pad_id, form=packing.form_of(rows))
-        classes = np.asarray(_classes(model, variables, batch))
+        classes = sharding.fetched(_classes(model, variables, batch))
         for row, i in enumerate(chosen):
           learnt = np.flatnonzero(examples[i].weights_mask)  # of a document: its first token
           found[i] = classes[row, learnt]
-        progress.update(len(chosen))
+        bar.update(len(chosen))
     return found
 
   def _result(self, records: list[dict[str, Any]], classes: int) -> Result:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from research.core import tree
 from research.evals.result import Result
 
@@ -25,7 +27,8 @@ class Harness:
   limit: documents of a task at most, by default all.
   chat_template: prompts are messages in the model's chat template.
   batch_size, max_length, seed: see `research.evals.harness_model.HarnessModel`.
-  cache: a file in which answers are kept, and looked for before the model is asked; "" for none.
+  cache: a file in which answers are kept, and looked for before the model is asked; "" for none,
+    as where a run has several processes, which have to ask for the same.
   label: the result's name.
   """
 
@@ -38,6 +41,10 @@ class Harness:
   cache: str = ""
   seed: int = 0
   label: str = "harness"
+
+  def __post_init__(self):
+    if self.cache and jax.process_count() > 1:
+      raise ValueError(f"{self.label}: answers are kept by a single process; leave out `cache`")
 
   def __call__(self, model: Any, variables: Any, tokenizer: Any) -> Result:
     """Runs all tasks.

@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import tqdm
 from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -18,6 +17,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from research import generation
 from research.core import tree
 from research.data import chat
+from research.evals import progress
 from research.generation import decode
 
 _MAX_NEW_TOKENS = 256  # of an answer for which the task has no number
@@ -105,7 +105,7 @@ class HarnessModel(TemplateLM):
       kept = [*context, *continuation][-(self.max_length + 1) :]
       prompts.append(kept[: len(kept) - len(continuation)])
       completions.append(continuation)
-    with tqdm.tqdm(total=len(requests), desc="likelihoods", leave=False) as bar:
+    with progress.bar(len(requests), "likelihoods", "request") as bar:
       found = generation.judge(
         self.model,
         self.variables,
@@ -148,7 +148,7 @@ class HarnessModel(TemplateLM):
     for i, request in enumerate(requests):
       alike.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
     found = [""] * len(requests)
-    with tqdm.tqdm(total=len(requests), desc="completions", leave=False) as bar:
+    with progress.bar(len(requests), "completions", "request") as bar:
       for key, chosen in alike.items():
         settings = normalize_gen_kwargs(json.loads(key), _MAX_NEW_TOKENS)
         sampler, until, count = _asked(settings)

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tqdm
 
-from research.core import tree
+from research.core import sharding, tree
 from research.data import packing, sources
-from research.evals import bootstrap, few_bits
+from research.evals import bootstrap, few_bits, progress
 from research.evals.result import Result, item_id
 from research.generation import decode
 from research.losses import cross_entropy
@@ -159,7 +158,7 @@ class Perplexity:
     buckets = [longest]
     while buckets[0] > _SHORTEST:
       buckets.insert(0, max(_SHORTEST, buckets[0] // 2))
-    with tqdm.tqdm(total=sum(lengths), desc=self.label, unit="token", leave=False) as progress:
+    with progress.bar(sum(lengths), self.label, "token") as bar:
       for at in range(0, len(jobs), self.batch_size):
         chosen = order[at : at + self.batch_size]
         width = len(lead) + packing.bucket(lengths[chosen[0]], buckets)
@@ -172,12 +171,12 @@ class Perplexity:
           tokens[row, own] = document[window.start : window.stop - 1]
           targets[row, own] = document[window.start + 1 : window.stop]
           segments[row, : own.stop] = 1
-        losses = np.asarray(_token_losses(model, variables, tokens, targets, segments), np.float64)
+        losses = sharding.fetched(_token_losses(model, variables, tokens, targets, segments))
         for row, i in enumerate(chosen):
           window = jobs[i][1]
           first = len(lead) + window.first - window.start - 1
-          sums[i] = float(losses[row, first : len(lead) + lengths[i]].sum())
-        progress.update(sum(lengths[i] for i in chosen))
+          sums[i] = float(losses[row, first : len(lead) + lengths[i]].sum(dtype=np.float64))
+        bar.update(sum(lengths[i] for i in chosen))
     return sums
 
   def _result(self, records: list[dict[str, Any]], size: int, documents: int) -> Result:

@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from research import peft
-from research.evals import answers, bootstrap
+from research.core import sharding
+from research.evals import answers, bootstrap, progress
 from research.evals.result import Result
 from research.losses import chunks
 from research.models import DecoderConfig
@@ -66,14 +66,14 @@ class ReferenceKL:
       self.data, tokenizer, variables, length=self.length, label=self.label
     )
     sums, counts = np.zeros((3, len(examples), 2)), np.zeros((len(examples), 2))
-    with tqdm.tqdm(total=len(examples), desc=self.label, unit="pair", leave=False) as progress:
+    with progress.bar(len(examples), self.label, "pair") as bar:
       for chosen, batch in answers.batches(
         examples, self.batch_size, self.length, tokenizer.pad_id or 0
       ):
-        found = np.asarray(_of_rows(model, variables, batch)).reshape(3, -1, 2)
+        found = sharding.fetched(_of_rows(model, variables, batch)).reshape(3, -1, 2)
         sums[:, chosen] = found[:, : len(chosen)]
         counts[chosen] = batch["weights"].sum(axis=1).reshape(-1, 2)[: len(chosen)]
-        progress.update(len(chosen))
+        bar.update(len(chosen))
     records: list[dict[str, Any]] = []
     kl, gained, own = sums
     margins = gained[:, 0] - gained[:, 1]

@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
-from research.evals import answers, bootstrap
+from research.core import sharding
+from research.evals import answers, bootstrap, progress
 from research.evals.result import Result
 from research.models import scored
 
@@ -68,13 +68,13 @@ class Reward:
       self.data, tokenizer, variables, length=self.length, label=self.label
     )
     margins = np.zeros(len(examples))
-    with tqdm.tqdm(total=len(examples), desc=self.label, unit="pair", leave=False) as progress:
+    with progress.bar(len(examples), self.label, "pair") as bar:
       for chosen, batch in answers.batches(
         examples, self.batch_size, self.length, tokenizer.pad_id or 0
       ):
-        found = np.asarray(_scores(model, variables, batch)).reshape(-1, 2)[: len(chosen)]
+        found = sharding.fetched(_scores(model, variables, batch)).reshape(-1, 2)[: len(chosen)]
         margins[chosen] = found[:, 0] - found[:, 1]
-        progress.update(len(chosen))
+        bar.update(len(chosen))
     records = [
       {"id": name, "margin": float(margin), "correct": int(margin > 0)}
       for name, margin in zip(ids, margins, strict=True)

@@ -9,13 +9,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import tqdm
-
 from research import generation, quant
 from research.core import config as config_lib
 from research.core import tree
 from research.data import chat, sources
-from research.evals import bootstrap
+from research.evals import bootstrap, progress
 from research.evals.result import Result, item_id
 from research.evals.scorers import SCORERS
 
@@ -74,7 +72,7 @@ class Verifiable:
     if not problems:
       raise ValueError(f"{self.label}: {source.name} has no problems")
     prompts = [_encode(tokenizer, problem["prompt"]) for problem in problems]
-    with tqdm.tqdm(total=len(prompts), desc=self.label, unit="problem", leave=False) as bar:
+    with progress.bar(len(prompts), self.label, "problem") as bar:
       completions = generation.generate(
         model,
         variables,

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.core import sharding
 from research.generation import checks, decode, layout
 from research.generation.engine import Completion
 from research.models import Cache
@@ -73,7 +74,7 @@ def beam_search(
   for batch in layout.batches(
     prompts, samples=num_beams, batch_size=max(batch_size, num_beams), pad_id=pad_id
   ):
-    ended = jax.device_get(
+    ended = sharding.fetched(
       _search(
         decode.route(run_variables, chosen, batch.prompt),
         batch.tokens,

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.core import sharding
 from research.generation import checks, decode, layout
 from research.generation.engine import STRIDE, Completion
 from research.generation.samplers import Sampler, Seen
@@ -206,23 +207,24 @@ class Rows:
     self._state = _advance(self._variables, self._state, occupied, np.int32(steps), **self._same)
     # Copies: the state is given away at the next step.
     left, length, finished = (
-      np.array(x) for x in (self._state.left, self._state.length, self._state.finished)
+      np.array(x)
+      for x in sharding.fetched((self._state.left, self._state.length, self._state.finished))
     )
     if self._stop:
       self._look_for_stops(left, length, finished)
     self.lengths = {
       request: int(length[row]) for row, request in enumerate(self._requests) if request is not None
     }
+    ended = np.flatnonzero(occupied & (left == 0))
+    if not len(ended):
+      return []
+    tokens, log_probs = sharding.fetched((self._state.tokens, self._state.log_probs))
     found = []
-    for row, request in enumerate(self._requests):
-      if request is None or left[row]:
-        continue
-      tokens, log_probs = (
-        np.asarray(x[row, : length[row]]).tolist()
-        for x in (self._state.tokens, self._state.log_probs)
-      )
-      found.append(Completion(request, 0, tokens, log_probs, bool(finished[row])))
-      self._requests[row] = None
+    for row in map(int, ended):
+      request, self._requests[row] = self._requests[row], None
+      assert request is not None
+      own = tokens[row, : length[row]].tolist(), log_probs[row, : length[row]].tolist()
+      found.append(Completion(request, 0, *own, bool(finished[row])))
     return found
 
   def _look_for_stops(self, left, length, finished):
@@ -231,11 +233,11 @@ class Rows:
       None if request is None else reader
       for request, reader in zip(self._requests, self._readers, strict=True)
     ]
-    ends = first_stops(readers, np.array(self._state.tokens), length)
+    ends = first_stops(readers, sharding.fetched(self._state.tokens), length)
     for row, end in ends.items():
       length[row], left[row], finished[row] = end, 0, True
     if ends:
-      self._state = self._state._replace(left=jnp.asarray(left))
+      self._state = self._state._replace(left=left)
 
 
 class _State(NamedTuple):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.core import sharding
 from research.generation import checks, decode, layout
 from research.generation.samplers import Sampler, Seen
 from research.generation.stop import Reader, StopStrings, first_stops
@@ -143,7 +144,7 @@ def in_batches(
     before = len(found)
     found |= {
       (c.prompt, c.sample): c
-      for c in _completions(batch, jax.device_get(write(batch)))
+      for c in _completions(batch, sharding.fetched(write(batch)))
       if c.sample < samples
     }
     if progress is not None:
@@ -250,11 +251,11 @@ def stopped(written: Written, readers: Sequence[Reader]) -> Written:
   if not readers:
     return written
   tokens, length, finished = map(
-    np.array, jax.device_get((written.tokens, written.length, written.finished))
+    np.array, sharding.fetched((written.tokens, written.length, written.finished))
   )
   for row, end in first_stops(readers, tokens, length).items():
     length[row], finished[row] = end, True
-  return written._replace(length=jnp.asarray(length), finished=jnp.asarray(finished))
+  return written._replace(length=length, finished=finished)
 
 
 def _completions(batch: layout.Batch, written: Written) -> list[Completion]:

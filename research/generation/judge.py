@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from research.core import sharding
 from research.generation import checks, decode, layout
 from research.losses import cross_entropy
 from research.models.decoder import Decoder
@@ -91,7 +92,7 @@ def judge(
       run = _alone if copies == 1 else partial(_shared, copies=copies)
       first = np.array([part[0] for part in some] + [-1] * (rows - len(some)))
       told = decode.route(variables, slots, first)
-      log_probs, best = map(np.asarray, run(model, told, pairs, rows, pad_id))
+      log_probs, best = sharding.fetched(run(model, told, pairs, rows, pad_id))
       end = 0
       for i in chosen:
         start, end = end, end + len(completions[i])

@@ -148,11 +148,6 @@ def assemble(config: config_lib.Config) -> Problem:
     evaluators.append(held_out_lib.evaluator(loss, judged, mesh))
   with config_lib.blaming("eval.evaluators"):
     built = evals.build([section.take() for section in config.eval.evaluators])
-    if built and jax.process_count() > 1:
-      raise ValueError(
-        "evaluators run in one process, and there are several; leave them out, and measure the run"
-        " by research.evaluate when it is complete"
-      )
     evaluators += [_of_model(evaluator) for evaluator in built]
 
   return Problem(

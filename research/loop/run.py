@@ -25,6 +25,7 @@ from research import quant
 from research.core import cache, distributed, matrix, sharding, tree
 from research.core import compile as compile_lib
 from research.core import config as config_lib
+from research.evals import Evaluator, Result
 from research.io import metrics as metrics_lib
 from research.io.checkpoint import Checkpoints, write_json
 from research.loop import environment, identity, problem, state, throughput
@@ -156,7 +157,8 @@ class _Trainer:
       step=saved or 0,
       state=initial,
       frozen=arranged.frozen,
-      evaluations=_evaluations(directory),
+      # Which are due, all processes have to agree on.
+      evaluations=[(at, found) for at, found in distributed.of_first(_evaluations(directory))],
       say=self._recorder.say,
     )
 
@@ -230,14 +232,12 @@ class _Trainer:
     variables = context.variables  # once: it may have to stack the base
     # Nothing changes here, so that a signal need not wait.
     with self._interrupts.deferred(False):
-      results = [
-        evaluator(self._task.model, variables, self._task.tokenizer)
-        for evaluator in self._task.evaluators
-      ]
-    file = context.directory / "evaluations" / f"{context.step}.json"
-    file.parent.mkdir(exist_ok=True)
-    name = f"{context.config.directory} at step {context.step}"
-    write_json(file, {"name": name, "results": [result.to_json() for result in results]})
+      results = [self._measure(evaluator, variables) for evaluator in self._task.evaluators]
+    if not jax.process_index():
+      file = context.directory / "evaluations" / f"{context.step}.json"
+      file.parent.mkdir(exist_ok=True)
+      name = f"{context.config.directory} at step {context.step}"
+      write_json(file, {"name": name, "results": [result.to_json() for result in results]})
     figures = {
       f"eval/{result.name}/{metric}": float(value)
       for result in results
@@ -248,6 +248,14 @@ class _Trainer:
     for callback in self._callbacks:
       callback.on_evaluation(context, results)
     return figures
+
+  def _measure(self, evaluator: Evaluator, variables: Any) -> Result:
+    """What `evaluator` finds; all processes run the same programs, on the same items."""
+    with distributed.blaming_others():
+      result = evaluator(self._task.model, variables, self._task.tokenizer)
+    items = [record["id"] for record in result.records]
+    distributed.require_same(items, f"the items that {result.name} judged")
+    return result
 
   def _save(self, results: Mapping[str, float] | None) -> None:
     # The lines up to a checkpoint are on disk before it is: a run that goes on from it has them.

@@ -1,7 +1,9 @@
 """How a process learns that it is one of several; `tests/test_processes.py` runs some."""
 
 import jax
+import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from research.core import distributed
 from research.core.config import ConfigError
@@ -65,3 +67,18 @@ def test_a_single_process_blames_nobody(monkeypatch):
   said = "process 0 of 2 stopped, as another may have: theirs"
   with pytest.raises(ConnectionError, match=said), distributed.blaming_others():
     raise ValueError("theirs")
+  with pytest.raises(ConfigError, match="^ours"), distributed.blaming_others():
+    raise ConfigError("ours")
+
+
+def test_what_is_not_the_same_everywhere_is_an_error(monkeypatch):
+  distributed.require_same(["a", "b"], "the items")
+  gather = multihost_utils.process_allgather
+
+  def of_three(own, tiled=False):
+    one = gather(own, tiled=tiled)
+    return np.stack([one, one, one + 1])
+
+  monkeypatch.setattr(multihost_utils, "process_allgather", of_three)
+  with pytest.raises(ConfigError, match="the items are others in process 2 than in process 0"):
+    distributed.require_same(["a", "b"], "the items")

@@ -155,6 +155,13 @@ def test_cache_answers_what_was_asked_before(subject, tasks, tmp_path):
   assert evaluator(model, {}, tokenizer).records == first.records  # without weights to ask
 
 
+def test_several_processes_keep_no_answers(monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  evals.build([{"name": "harness", "tasks": ["x"]}])
+  with pytest.raises(ValueError, match="kept by a single process; leave out `cache`"):
+    evals.build([{"name": "harness", "tasks": ["x"], "cache": "answers"}])
+
+
 def test_chat_template_shows_messages(subject, tasks):
   from research.evals.harness_model import HarnessModel
 
