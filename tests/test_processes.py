@@ -54,7 +54,7 @@ def get_config():
   return config
 """
 
-# What a run measures, and an evaluator that goes through all the ways of writing and judging.
+# What a run with EVA measures, beside figures all ways of writing and judging.
 MEASURED = """
 import config as trained
 from research import evals, generation
@@ -67,9 +67,9 @@ class Written:
     pass
 
   def __call__(self, model, variables, tokenizer):
-    prompts = [tokenizer.encode(f"{i} and") for i in range(5)]
+    prompts = [tokenizer.encode(f"{i} and") for i in range(4)]
     stop = generation.StopStrings(tokenizer, ("o", "e"))
-    how = {"max_new_tokens": 20, "eos_ids": tokenizer.eos_ids, "batch_size": 4}
+    how = {"max_new_tokens": 18, "eos_ids": tokenizer.eos_ids, "batch_size": 4}
     args = (model, variables, prompts)
     drawn = generation.generate(
       *args, generation.Sampler(1.0, repetition_penalty=1.1), stop=stop, samples=2, **how
@@ -101,6 +101,9 @@ def get_config():
       "batch_size": 4,
     },
     {"name": "written"},
+  )
+  config.adapters = (
+    {"target": "layers/.*_proj/kernel", "name": "lora", "rank": 2, "start": "eva", "batches": 2},
   )
   config.eval.every_steps = 4
   config.train.steps = 8

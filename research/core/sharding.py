@@ -12,6 +12,7 @@ nothing below changes a number.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -175,6 +176,13 @@ def gathered(values: Any) -> Any:
 def fetched(values: Any) -> Any:
   """A tree's arrays as NumPy arrays, whole on this process; all processes have to call it."""
   return jax.device_get(gathered(values))
+
+
+def alone(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+  """Within, one of several processes computes with what `gathered` gave it of `mesh`."""
+  if jax.process_count() == 1:
+    return contextlib.nullcontext()
+  return jax.set_mesh(make_mesh(dict.fromkeys(MESH_AXES, 1), mesh.local_devices[:1]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

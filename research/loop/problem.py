@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 
 from research import evals, models, objectives, peft, quant
@@ -16,8 +15,8 @@ from research.core import sharding
 from research.data import pipeline, preferences
 from research.evals import Evaluator, Result
 from research.loop import bound as bound_lib
+from research.loop import eva, kept, on_policy, result
 from research.loop import held_out as held_out_lib
-from research.loop import kept, on_policy, result
 from research.loop import learner as learner_lib
 from research.loop.step import Objective
 from research.models import scored
@@ -121,7 +120,7 @@ def assemble(config: config_lib.Config) -> Problem:
     )
     tasks = stream.tasks
   with config_lib.blaming("adapters"):
-    variables["adapters"] = _begun(model, variables, stream)
+    variables["adapters"] = eva.begun(model, variables, stream, mesh)
   bound = bound_lib.bind(config, learner, tasks, rows)
   teacher, reference = bound.teacher, bound.reference
   with config_lib.blaming("objective"):
@@ -195,25 +194,6 @@ def _of_model(evaluator: Evaluator) -> Evaluator:
     return evaluator(model, of_model(variables), tokenizer)
 
   return evaluate
-
-
-def _begun(model: Any, variables: Any, batches: Batches) -> Any:
-  """The adapters, with those begun that begin by the run's first batches; the data stay there.
-
-  A run that goes on does the same again, from the same batches.
-  """
-  adapters = variables["adapters"]
-  pending = peft.waiting(adapters)
-  if not pending:
-    return adapters
-  if jax.process_count() > 1:
-    raise ValueError("EVA measures the batches of one process; there are several")
-  count = max(node.eva.batches for node in pending.values() if node.eva)
-  first = batches.get_state()
-  seen = (next(batches) for _ in range(count))
-  measured = models.moments(model, peft.materialize(variables), pending, seen)
-  batches.set_state(first)
-  return peft.begin(adapters, measured)
 
 
 def _check_tasks(

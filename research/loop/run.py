@@ -184,7 +184,8 @@ class _Trainer:
     self._checkpoints.wait()
     variables = sharding.gathered(context.variables)
     if not jax.process_index():
-      self._task.export(context.directory, variables)
+      with sharding.alone(self.mesh):
+        self._task.export(context.directory, variables)
     for callback in self._callbacks:
       callback.on_end(context)
     results = self._results()

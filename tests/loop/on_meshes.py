@@ -15,11 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from research import models
+from research import models, peft
 from research.core import sharding, tree
 from research.core.config import Config
+from research.data import pipeline
+from research.evals import perplexity
 from research.generation import generate
-from research.loop import problem, state, step
+from research.loop import eva, problem, state, step
+from research.loop import learner as learner_lib
 from research.optim import build
 
 KERNELS = "layers/.*_proj/kernel"
@@ -43,6 +46,8 @@ def config(method):
   made.train.batch_size = 8
   made.train.steps = 2
   made.adapters = LORA
+  if method == "eva":
+    made.adapters = ({**LORA[0], "start": "eva", "batches": 2, "rho": 2.0},)
   if method == "full":
     made.adapters, made.trainable = (), ("all",)
   if method == "qlora":
@@ -126,6 +131,37 @@ def writing():
   return write
 
 
+def begins(mesh):
+  """How far adapters that begin by batches on a mesh are from those that do on one device."""
+  made = config("eva")
+  learner = learner_lib.build(made)
+  rows = {"batch_size": 8, "seed": 0, "shard_index": 0, "shard_count": 1}
+  batches = pipeline.train_batches(made.data.train, learner.tokenizer, **rows)
+  one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), AXES)
+  ours, theirs = (
+    dict(peft.sites(eva.begun(learner.model, learner.variables, batches, where)))
+    for where in (mesh, one)
+  )
+  ranks = [[node.ranks for node in each.values()] for each in (ours, theirs)]
+  return {"ranks": ranks, "difference": difference(ours, theirs)}
+
+
+def judges(mesh):
+  """The share of one device's arithmetic that each device of a mesh has in judging 8 rows."""
+  model, params, _ = models.load("model", dtype=jnp.float32)
+  model = model.clone(unroll=1)
+  rows = [np.zeros((8, 32), np.int32)] * 3
+
+  def work(variables):
+    lowered = perplexity._token_losses.lower(model, variables, *rows)
+    return lowered.compile().cost_analysis()["flops"]
+
+  alone = work({"params": params})
+  with jax.set_mesh(mesh):
+    spread = jax.device_put({"params": params}, sharding.shardings(mesh, {"params": params}))
+    return {"share": work(spread) / alone}
+
+
 def main():
   """Everything that the arguments, `METHOD:DATA,FSDP,TENSOR,SEQUENCE`, ask for."""
   found = {}
@@ -137,6 +173,9 @@ def main():
       if method not in made:
         made[method] = writing()
       found[asked] = {"same": made[method](sharding.make_mesh(sizes)) == made[method](None)}
+      continue
+    if method in ("eva", "perplexity"):
+      found[asked] = {"eva": begins, "perplexity": judges}[method](sharding.make_mesh(sizes))
       continue
     if method not in made:
       take = steps(method)

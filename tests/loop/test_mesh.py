@@ -25,6 +25,7 @@ LLAMA = {
   "max_position_embeddings": 64,
 }
 WRITTEN = [f"generation:{shape}" for shape in ("2,2,2,1", "1,1,8,1")]
+BEGUN, JUDGED = "eva:2,2,2,1", "perplexity:2,4,1,1"
 ROWS, LENGTH = 8, 32
 SHAPES = ("8,1,1,1", "1,8,1,1", "1,1,8,1", "1,1,1,8", "2,2,2,1", "1,2,2,2", "2,1,2,2", "2,2,1,2")
 ASKED = [f"full:{shape}" for shape in SHAPES]
@@ -53,7 +54,7 @@ def found(tmp_path_factory, byte_tokenizer):
     "JAX_PLATFORMS": "cpu",
   }
   done = subprocess.run(
-    [sys.executable, Path(__file__).parent / "on_meshes.py", *ASKED, *WRITTEN],
+    [sys.executable, Path(__file__).parent / "on_meshes.py", *ASKED, *WRITTEN, BEGUN, JUDGED],
     cwd=root,
     env=environment,
     capture_output=True,
@@ -71,6 +72,16 @@ def test_a_step_is_that_of_one_device(found, asked):
 @pytest.mark.parametrize("asked", WRITTEN)
 def test_what_is_generated_is_the_same(found, asked):
   assert found[asked]["same"]
+
+
+def test_eva_begins_with_the_same(found):
+  ours, theirs = found[BEGUN]["ranks"]
+  assert ours == theirs
+  assert found[BEGUN]["difference"] < 1e-5
+
+
+def test_rows_to_be_judged_are_split(found):
+  assert found[JUDGED]["share"] == pytest.approx(1 / 8, rel=0.05)
 
 
 def _sizes(found, asked, kind):
