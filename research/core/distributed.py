@@ -136,6 +136,11 @@ def of_first(value: Any) -> Any:
   return json.loads(multihost_utils.broadcast_one_to_all(told).tobytes())
 
 
+def everywhere(told: bool) -> bool:
+  """Whether all processes tell True; all have to call it, and none goes on before the last."""
+  return bool(np.all(multihost_utils.process_allgather(np.asarray(told))))
+
+
 def require_same(value: Any, what: str) -> None:
   """Raises ConfigError unless `value`, fit for JSON, is the same on all processes, which call it.
 

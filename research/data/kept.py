@@ -83,7 +83,9 @@ def write(directory: Path, parts: Rows, count: int, ask: Ask) -> None:
       if not Path(file).exists():
         _write_file(Path(file), _records([parts[p][i] for p, i in here], ask, count))
       bar.update(len(here))
-  (directory / _SUMMARY).write_text(json.dumps({"count": count, "rows": sizes}))
+  scratch = (directory / _SUMMARY).with_suffix(".incomplete")
+  scratch.write_text(json.dumps({"count": count, "rows": sizes}))
+  scratch.replace(directory / _SUMMARY)  # whole where others wait for it
 
 
 def _records(rows: Sequence[tuple[Example, ...]], ask: Ask, count: int) -> Iterator[bytes]:

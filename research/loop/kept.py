@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from research import objectives
 from research.core import config as config_lib
+from research.core import distributed
 from research.data import kept, packing, prepare
 from research.data.examples import Example
 from research.data.windows import Planner
@@ -26,6 +28,7 @@ from research.losses import distillation
 from research.models import named
 from research.objectives import tokens
 
+_LOOK_SECONDS = 1.0  # between two looks for what another process writes
 _LAYOUT = 1  # part of the hash: raise it when what is kept changes
 
 
@@ -33,14 +36,15 @@ def build(config: config_lib.Config, learner: Learner, data: config_lib.Config) 
   """What `config.teacher` says of `data`, a section of `config.data`, at the loss's temperature.
 
   It is found by a hash of the teacher's files, the data and how both are read; what is missing is
-  asked for now, and the teacher leaves memory again.
+  asked for now, and the teacher leaves memory again. Of several processes the first one asks, and
+  the others wait for what it writes.
 
   Returns:
     None where `config.teacher.keep_tokens` is 0 and the teacher runs beside the student.
 
   Raises:
-    ConfigError: the teacher cannot be, its data are made anew each epoch, or the temperature
-      changes, whose softmax cannot be told from another's.
+    ConfigError: the teacher cannot be, its data are made anew each epoch, the temperature changes,
+      whose softmax cannot be told from another's, or processes have no cache in common.
   """
   count = config.teacher.keep_tokens
   if not count:
@@ -55,15 +59,34 @@ def build(config: config_lib.Config, learner: Learner, data: config_lib.Config) 
       raise ValueError(f"keep_tokens is {count} of {learner.model.config.vocab_size} tokens")
     if data.corruption:
       raise ValueError("keep_tokens is of fixed texts, and data.corruption makes them anew")
-    if jax.process_count() > 1:
-      raise ValueError("keep_tokens asks the teacher in one process; there are several")
     planner = Planner(data, learner.tokenizer, batch_size=1, shard=(0, 1), seed=None)
     directory = prepare.cache_directory() / f"teacher-{_fingerprint(config, learner, planner)}"
-    if not kept.is_whole(directory):
-      parts = [_Examples(part) for part in planner.parts]
-      ask = _Asked(config, learner, data.length, count, temperature)
-      kept.write(directory, parts, count, ask)
+    parts = [_Examples(part) for part in planner.parts]
+    ask = _Asked(config, learner, data.length, count, temperature)
+    _require_whole(directory, lambda: kept.write(directory, parts, count, ask))
   return kept.Kept(directory)
+
+
+def _require_whole(directory: Path, write: Callable[[], None]) -> None:
+  """Lets the first process write what is not in `directory` yet, and all go on when it is there.
+
+  Raises:
+    ValueError: other processes do not see the directory.
+  """
+  first = jax.process_index() == 0
+  if first:
+    directory.mkdir(parents=True, exist_ok=True)
+  distributed.everywhere(True)  # the first has been there
+  if not distributed.everywhere(directory.exists()):
+    raise ValueError(
+      f"the first process keeps what the teacher says in {directory.parent}, which others do not"
+      " see; RESEARCH_CACHE has to name a directory of all"
+    )
+  if first and not kept.is_whole(directory):
+    write()
+  # No collective, which has an end of its own; where the first process ends, JAX ends the others.
+  while not kept.is_whole(directory):
+    time.sleep(_LOOK_SECONDS)
 
 
 class _Examples(Sequence[tuple[Example, ...]]):
