@@ -255,7 +255,9 @@ def stopped(written: Written, readers: Sequence[Reader]) -> Written:
   )
   for row, end in first_stops(readers, tokens, length).items():
     length[row], finished[row] = end, True
-  return written._replace(length=length, finished=finished)
+  # Not jnp's, which of several processes would be on a device of this one alone.
+  changed: Any = {"length": length, "finished": finished}
+  return written._replace(**changed)
 
 
 def _completions(batch: layout.Batch, written: Written) -> list[Completion]:
