@@ -54,7 +54,8 @@ def get_config():
   return config
 """
 
-# What a run with EVA measures, beside figures all ways of writing and judging.
+# A run that writes batches itself, from EVA on, and what it measures: all ways of writing and
+# judging, beside figures.
 MEASURED = """
 import config as trained
 from research import evals, generation
@@ -79,8 +80,7 @@ class Written:
     queued = generation.serve(
       model, variables, requests, stop=stop, eos_ids=tokenizer.eos_ids, batch_size=2
     )
-    pairs = [(prompt, c.tokens) for c in searched for prompt in prompts]
-    judged = generation.judge(model, variables, *zip(*pairs), batch_size=4)
+    judged = generation.judge(*args, [c.tokens for c in searched], batch_size=4)
     told = [(c.tokens, c.log_probs) for c in [*drawn, *searched]]
     told += sorted((c.tokens, c.log_probs) for c in queued)
     told += [([j.greedy], j.log_probs) for j in judged]
@@ -105,6 +105,10 @@ def get_config():
   config.adapters = (
     {"target": "layers/.*_proj/kernel", "name": "lora", "rank": 2, "start": "eva", "batches": 2},
   )
+  config.teacher.source = "teacher"
+  config.objective = {"name": "distillation"}
+  config.data.train.packing = "none"
+  config.train.on_policy = {"share": 0.8, "max_new_tokens": 4}
   config.eval.every_steps = 4
   config.train.steps = 8
   config.checkpoint.every_steps = 4
@@ -117,7 +121,9 @@ def get_config():
 def world(tmp_path_factory, byte_tokenizer):
   root = tmp_path_factory.mktemp("processes")
   model = models.build(LLAMA)
-  models.save(root / "model", model, models.initialize(model, jax.random.key(0)), byte_tokenizer)
+  for key, name in enumerate(("model", "teacher")):
+    params = models.initialize(model, jax.random.key(key))
+    models.save(root / name, model, params, byte_tokenizer)
   rows = [{"prompt": f"{i} and", "completion": f" {i + 1} is more"} for i in range(60)]
   (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   texts = [{"text": f"{i} and {i + 1}, " * (i + 1)} for i in range(5)]
@@ -261,6 +267,8 @@ def test_evaluations_are_those_of_one_process(world, monkeypatch):
     for file in (world / "joined/metrics.jsonl", world / "joined/process_1/metrics.jsonl")
   ]
   assert evaluated == [[0, 4, 8], [8]]
+  alone, joined = (list(_losses(world / name).values()) for name in ("alone", "joined"))
+  np.testing.assert_allclose(joined, alone, rtol=1e-4)
   expected, found = _evaluations(world / "alone", 8), _evaluations(world / "joined", 8)
   assert list(found) == list(expected) == ["held_out", "perplexity", "verifiable", "written"]
   before = _evaluations(world / "alone", 0)

@@ -17,11 +17,14 @@ import numpy as np
 
 from research import generation
 from research.core import config as config_lib
+from research.core import sharding
 from research.data import packing
+from research.data import settings as data_settings
 from research.data.examples import Example
 
 Batch = dict[str, np.ndarray]
 _STREAM = 0x6F6E  # apart from the data's and the step's random numbers
+_NUMBER = "number"  # of a row in the whole batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +97,32 @@ class Writer:
     return batch | {name: np.where(theirs, new[name], batch[name]) for name in new}
 
 
+@dataclasses.dataclass(frozen=True)
+class Shared:
+  """A writer in a run of several processes: each has a share of a batch, and all write all of it.
+
+  So a row's answer is what it would be in one process, where rows have the same numbers.
+
+  unit: rows that belong together, as of `data.settings.share`.
+  """
+
+  writer: Writer
+  mesh: jax.sharding.Mesh
+  unit: int
+
+  def __call__(self, step: int, variables: Callable[[], Any], batch: Batch) -> Batch:
+    """See `Writer`; batch: this process's share."""
+    if not self.writer.settings.numbers(self.writer.seed, step)[0]:
+      return batch
+    shard = sharding.share_of_process(self.mesh)
+    size = shard[1] * len(batch["tokens"])
+    own = np.arange(size)[data_settings.share(size, shard, self.unit)]
+    whole = sharding.fetched(sharding.place({**batch, _NUMBER: own}, self.mesh))
+    order = np.argsort(whole.pop(_NUMBER))
+    new = self.writer(step, variables, {name: rows[order] for name, rows in whole.items()})
+    return {name: rows[own] for name, rows in new.items()}
+
+
 def prompts_of(batch: Mapping[str, np.ndarray]) -> dict[int, list[int]]:
   """The tokens before the first answer of each row that has one with room for it, by row."""
   found = {}
@@ -105,11 +134,18 @@ def prompts_of(batch: Mapping[str, np.ndarray]) -> dict[int, list[int]]:
   return found
 
 
-def build(config: config_lib.Config, model: Any, tokenizer: Any, running: bool) -> Writer | None:
+def build(
+  config: config_lib.Config,
+  model: Any,
+  tokenizer: Any,
+  running: bool,
+  mesh: jax.sharding.Mesh,
+) -> Writer | Shared | None:
   """What `config.train.on_policy` describes, or None where it is empty.
 
   Args:
     running: whether a teacher runs beside the student.
+    mesh: whose rows processes share.
 
   Raises:
     ConfigError: the run cannot be one.
@@ -130,6 +166,7 @@ def build(config: config_lib.Config, model: Any, tokenizer: Any, running: bool) 
         "the student writes after the prompt of each row: data.train.packing='none' and"
         " completion_only=True"
       )
-    if jax.process_count() > 1:
-      raise ValueError("the student writes in one process; there are several")
-  return Writer(settings, model, tokenizer, config.seed)
+  writer = Writer(settings, model, tokenizer, config.seed)
+  if jax.process_count() == 1:
+    return writer
+  return Shared(writer, mesh, config.train.meta.get("rows_per_task", 0))

@@ -164,7 +164,7 @@ def assemble(config: config_lib.Config) -> Problem:
     notes=_notes(learner, merges=beside is None) + ([teacher.note()] if teacher else []),
     teacher=bound.beside,
     forward_passes=bound.forward_passes,
-    rewrite=on_policy.build(config, model, tokenizer, teacher is not None),
+    rewrite=on_policy.build(config, model, tokenizer, teacher is not None, mesh),
   )
 
 

@@ -97,8 +97,8 @@ def test_what_cannot_be(section, change, running, told):
   config.data.train.packing = "none"
   config.data.train.update(change)
   with pytest.raises(ConfigError, match=f"on_policy.*{told}"):
-    on_policy.build(Config(config.to_dict()), None, None, running)
+    on_policy.build(Config(config.to_dict()), None, None, running, None)
 
 
 def test_no_section_is_no_writer():
-  assert on_policy.build(Config(base.get_config().to_dict()), None, None, True) is None
+  assert on_policy.build(Config(base.get_config().to_dict()), None, None, True, None) is None
