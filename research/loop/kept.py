@@ -29,6 +29,7 @@ from research.models import named
 from research.objectives import tokens
 
 _LOOK_SECONDS = 1.0  # between two looks for what another process writes
+_FAILED = "failed"  # the file by which the first process says that it gave up
 _LAYOUT = 1  # part of the hash: raise it when what is kept changes
 
 
@@ -71,11 +72,12 @@ def _require_whole(directory: Path, write: Callable[[], None]) -> None:
   """Lets the first process write what is not in `directory` yet, and all go on when it is there.
 
   Raises:
-    ValueError: other processes do not see the directory.
+    ValueError: other processes do not see the directory, or the first could not write.
   """
-  first = jax.process_index() == 0
+  first, failed = jax.process_index() == 0, directory / _FAILED
   if first:
     directory.mkdir(parents=True, exist_ok=True)
+    failed.unlink(missing_ok=True)
   distributed.everywhere(True)  # the first has been there
   if not distributed.everywhere(directory.exists()):
     raise ValueError(
@@ -83,9 +85,15 @@ def _require_whole(directory: Path, write: Callable[[], None]) -> None:
       " see; RESEARCH_CACHE has to name a directory of all"
     )
   if first and not kept.is_whole(directory):
-    write()
-  # No collective, which has an end of its own; where the first process ends, JAX ends the others.
+    try:
+      write()
+    finally:
+      if not kept.is_whole(directory):
+        failed.touch()
+  # Not in a collective, which may take too long a wait for a failure.
   while not kept.is_whole(directory):
+    if failed.exists():
+      raise ValueError("the first process could not ask the teacher, and says why")
     time.sleep(_LOOK_SECONDS)
 
 

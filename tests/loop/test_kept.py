@@ -38,6 +38,15 @@ def test_a_cache_that_others_do_not_see(tmp_path, second):
     asking._require_whole(tmp_path / "teacher-1", never)
 
 
+def test_others_end_where_the_first_fails(tmp_path, second):
+  with pytest.MonkeyPatch.context() as first:
+    first.setattr(jax, "process_index", lambda: 0)
+    with pytest.raises(AssertionError, match="asked"):
+      asking._require_whole(tmp_path, never)
+  with pytest.raises(ValueError, match="the first process could not ask the teacher"):
+    asking._require_whole(tmp_path, never)
+
+
 def test_the_first_asks_for_what_is_not_there(tmp_path):
   asked = []
 
