@@ -258,7 +258,7 @@ def test_evaluations_are_those_of_one_process(world, monkeypatch):
   shutil.rmtree(world / "joined/checkpoints/8")
   (world / "joined/results.json").unlink()
   (world / "joined/evaluations/8.json").unlink()
-  started = _start(world, "joined", 2, 2, ["data=2", "tensor=2"], config="measured.py")
+  started = _start(world, "joined", 2, 1, ["fsdp=2"], config="measured.py")
   codes = [process.wait(240) for process in started]
   assert codes == [0, 0], _said(world, "joined", started)
   assert not (world / "joined/process_1/evaluations").exists()
