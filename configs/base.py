@@ -17,7 +17,7 @@ Sections of several keys are explained in functions of their own.
 Durations end in `_steps`, `_tokens`, `_examples` or `_fraction`; 0 means never where it can.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 def get_config() -> ConfigDict:
@@ -96,8 +96,9 @@ def _model() -> ConfigDict:
   model.student = ConfigDict()
   # The type of activations, of products' operands and of what is frozen; what trains is float32.
   model.dtype = "bfloat16"
-  # Compute each layer again in the backward pass, instead of keeping its activations.
-  model.remat = False
+  # What of a layer the backward pass computes again, to save memory: False nothing, "products" all
+  # but projections and attention, "attention" all but attention, True everything.
+  model.remat = FieldReference(False, field_type=object)
   # "splash" is JAX's kernel for TPUs and "cudnn" that of NVIDIA's GPUs, which hold no scores of
   # whole rows, "xla" plain products, and "auto" the kernel of the device where shapes allow it.
   model.attention = "auto"

@@ -300,6 +300,10 @@ def test_everything_can_train_and_is_saved_whole(world, command):
     (("--config=config.py", "--config.train.steps=few"), "config.train.steps=few"),
     (("--config=config.py", "--config.model.source=./modl"), "config.model: no model at './modl'"),
     (("--config=config.py", "--config.model.dtype=float31"), "config.model: .*float31"),
+    (
+      ("--config=config.py", "--config.model.remat=atention"),
+      "config.model: .*'attention'.*True or",
+    ),
     (("--config=config.py", "--config.trainable=.*/bias"), "config.trainable: rule '.*/bias'"),
     (("--config=config.py", "--config.adapters[0].ranc=2"), "'adapters.0..ranc'"),
     (("--config=config.py", "--config.adapters[0].target=layer/.*"), "config.adapters: rule"),

@@ -32,7 +32,7 @@ class Decoder(nn.Module):
 
   config: DecoderConfig
   dtype: Any = jnp.float32
-  remat: bool = False
+  remat: bool | str = False
   unroll: int = 0
   attention: str = "auto"
 

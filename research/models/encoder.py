@@ -27,7 +27,7 @@ class Encoder(nn.Module):
 
   config: EncoderConfig
   dtype: Any = jnp.float32
-  remat: bool = False
+  remat: bool | str = False
   unroll: int = 0
   attention: str = "auto"
 

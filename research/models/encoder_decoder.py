@@ -48,7 +48,7 @@ class Stack(nn.Module):
   config: EncoderDecoderConfig
   num_layers: int
   bidirectional: bool
-  remat: bool
+  remat: bool | str
   unroll: int
   attention: str
 
@@ -97,7 +97,7 @@ class EncoderDecoder(nn.Module):
 
   config: EncoderDecoderConfig
   dtype: Any = jnp.float32
-  remat: bool = False
+  remat: bool | str = False
   unroll: int = 0
   attention: str = "auto"
 

@@ -20,6 +20,7 @@ from research.models.cache import Cache
 from research.models.config import StackConfig
 from research.models.decoder import Decoder
 from research.models.encoder import Encoder
+from research.nn import remat
 from research.nn.block import Block
 from research.nn.incremental import Slots
 from research.nn.moe import ROUTING
@@ -72,7 +73,7 @@ def _run(model, x, context, caches, kinds):
     c.replace(elementwise=elementwise) for c in ((context,) if kinds is None else context)
   ]
   dropout = model.make_rng("dropout") if model.has_rng("dropout") else None
-  block = jax.checkpoint(_block, static_argnums=(0, 1)) if model.remat else _block
+  block = remat.checkpointed(jax.checkpoint, _block, model.remat, static_argnums=(0, 1))
   told = tuple(name for name in (ROUTING, OBSERVERS) if model.is_mutable_collection(name))
   filled, telling = [], []
   for i, own in enumerate(layers):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from research.core import sharding
 from research.core.products import matmul, outer
-from research.nn import cudnn, splash
+from research.nn import cudnn, remat, splash
 from research.nn.incremental import MASKED, attend_one
 from research.nn.linear import Linear
 from research.nn.norm import Norm
@@ -126,8 +126,8 @@ def _attend_forward(q, k, v, mask, bias, pieces, scale, softcap):
     # A column of ones gives the sum of each row in the same product.
     ones = jnp.ones((batch * kv_heads, seen, 1), v.dtype)
     out = matmul(weights, jnp.concatenate([_flat(v, seen), ones], axis=-1), (2, 1), 1)
-    inverse = 1 / out[..., size:]
-    out = (out[..., :size] * inverse).astype(q.dtype)
+    inverse = remat.keep(1 / out[..., size:], remat.ATTENTION)
+    out = remat.keep((out[..., :size] * inverse).astype(q.dtype), remat.ATTENTION)
     outs.append(out.reshape(*rows[:-1], size))
     kept.append((weights, inverse, out, slope))
   empty = None if bias is None else bias[..., :0]  # its batch and type, and no numbers

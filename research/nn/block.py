@@ -8,6 +8,7 @@ import jax
 from flax import struct
 
 from research.core.sharding import constrain, platform
+from research.nn import remat as remat_lib
 from research.nn.attention import Attention
 from research.nn.mlp import MLP
 from research.nn.moe import ROUTING, MoE
@@ -140,7 +141,7 @@ def _spread(x):
 
 
 def stack(
-  config: Any, layers: int, *, remat: bool, unroll: int, attention: str = "auto"
+  config: Any, layers: int, *, remat: bool | str, unroll: int, attention: str = "auto"
 ) -> nn.Module:
   """All layers as one module: `(x, context, caches, kinds)` -> `x` and the caches.
 
@@ -150,16 +151,20 @@ def stack(
   Args:
     config: of every `Block`.
     layers: L.
-    remat: recompute each layer in the backward pass instead of keeping its activations.
+    remat: what of a layer the backward pass computes again, in place of keeping it: one of
+      `research.nn.remat.CHOICES`.
     unroll: layers in one iteration of the compiled loop. 0 is all of them on a CPU, which runs
       straight-line code faster at the price of compilation, and 1 elsewhere.
     attention: see `Block`.
   """
+  unroll = unroll or (layers if platform() == "cpu" else 1)
+  # A loop keeps the two passes apart; in straight-line code the compiler would find what is
+  # computed again, and compute it once.
   return nn.scan(
-    nn.remat(Block, prevent_cse=False) if remat else Block,
+    remat_lib.checkpointed(nn.remat, Block, remat, prevent_cse=unroll >= layers),
     variable_axes={"params": 0, "adapters": 0, ROUTING: 0, OBSERVERS: 0},
     split_rngs={"params": True, "dropout": True},
     in_axes=(nn.broadcast, 0, 0),
     length=layers,
-    unroll=unroll or (layers if platform() == "cpu" else 1),
+    unroll=unroll,
   )(config, attention)

@@ -7,6 +7,7 @@ import jax
 
 from research.core.dot import dot
 from research.core.matrix import is_matrix
+from research.nn import remat
 from research.nn.tap import tap
 
 
@@ -31,4 +32,4 @@ class Linear(nn.Module):
     y = tap(self, "kernel", dot(x, kernel), x=x, kernel=kernel, bias=bias)
     if bias is not None:
       y = y + bias
-    return y.astype(x.dtype)
+    return remat.keep(y.astype(x.dtype), remat.PROJECTION)

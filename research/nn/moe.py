@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from research.core.grouped import grouped
 from research.core.matrix import is_matrix
+from research.nn import remat
 from research.nn.linear import Linear
 from research.nn.mlp import gated
 from research.nn.tap import tap
@@ -38,7 +39,7 @@ class ExpertLinear(nn.Module):
     if not is_matrix(kernel):
       kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
     y = tap(self, "kernel", grouped(x, kernel, sizes), x=x, kernel=kernel, sizes=sizes)
-    return y.astype(x.dtype)
+    return remat.keep(y.astype(x.dtype), remat.PROJECTION)
 
 
 class Experts(nn.Module):

@@ -15,6 +15,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 from jax.sharding import NamedSharding, PartitionSpec
 
 from research.core import sharding
+from research.nn import remat
 
 _LANES = 128  # of a vector register: sizes are multiples of it
 _BLOCK = 512  # positions at a time, at most
@@ -119,5 +120,6 @@ def _kernel(
     attn_logits_soft_cap=softcap,
     head_shards=1,
     q_seq_shards=shards,
+    residual_checkpoint_name=remat.ATTENTION,
     interpret=interpret,
   )

@@ -204,7 +204,7 @@ def gradients(pair):
 
 def test_rolled_and_rematerialized_are_the_same(pair, gradients):
   _, model, params, _, _ = pair
-  other = _gradients(model.clone(unroll=1, remat=True), params)
+  other = _gradients(model.clone(unroll=1, remat="products"), params)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), gradients, other
   )
