@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from research.core import config as config_lib
+from research.nn import remat as remat_lib
 from research.planning import estimate, outline
 from research.planning.estimate import Plan
 
@@ -22,8 +23,9 @@ def search(
 ) -> tuple[Changes, Plan]:
   """The changes of `config` with the most tokens a second, and their plan.
 
-  First each mesh is taken with the config's batch, without recomputation if that fits and else with
-  it; then, on the best mesh, batches of twice the size while they fit and pay. These are compiled
+  First each mesh is taken with the config's batch and the least recomputation that fits
+  (`nn.remat.CHOICES`); then, on the best mesh, batches of twice the size while they fit and pay,
+  with no less recomputation than the batch before had to have. These are compiled
   quickly, which tells memory, and are compared by what bounds them: products at the
   peak's rate, bytes at HBM's or collectives at the links'. The last one is planned in full.
 
@@ -45,7 +47,6 @@ def search(
   while True:
     size = best[0].get("train.batch_size", config.train.batch_size)
     larger = {**best[0], "train.batch_size": 2 * size}
-    larger.pop("model.remat")
     tried = _first_that_fits(config, topology, devices, larger, say)
     if tried is None or _rate(tried[1]) < _GAIN * _rate(best[1]):
       break
@@ -61,8 +62,9 @@ def _first_that_fits(
   changes: Changes,
   say: Callable[[str], None],
 ) -> tuple[Changes, Plan] | None:
-  """Without recomputation if that fits, else with it."""
-  for remat in (False, True):
+  """With the least recomputation that fits, from that of `changes` on if they tell it."""
+  least = remat_lib.CHOICES.index(changes.get("model.remat", False))
+  for remat in remat_lib.CHOICES[least:]:
     whole = {**changes, "model.remat": remat}
     told = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in whole.items())
     try:

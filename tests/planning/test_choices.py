@@ -7,6 +7,7 @@ import pytest
 
 from research.core import chips
 from research.core.config import ConfigError
+from research.nn import remat
 from research.planning import compare, estimate, report, search
 from research.planning.compare import Needs, Row
 from research.planning.estimate import Plan
@@ -117,23 +118,26 @@ def test_every_technique_is_a_run(config_of, monkeypatch):
 
 
 def test_a_search_takes_what_fits_and_pays(config_of, monkeypatch):
-  """Room for 16 rows, or 32 recomputed; a mesh along `tensor` is slower, larger batches faster."""
+  """Room for 8 rows, 16 with a policy or 32 recomputed; `tensor` is slower, more rows faster."""
 
   def make(config, topology, devices, quickly=False):
-    rows, again = config.train.batch_size, config.model.remat
-    work = PEAK * (1 + rows / 8) * (1.3 if again else 1.0) * config.mesh.tensor**0.1
-    fits = rows <= (32 if again else 16)
+    rows, again = config.train.batch_size, remat.CHOICES.index(config.model.remat)
+    asked.append((rows, config.model.remat))
+    work = PEAK * (1 + rows / 8) * (1 + again / 10) * config.mesh.tensor**0.1
+    fits = rows <= (8, 16, 16, 32)[again]
     return dataclasses.replace(PLAN, fits=fits, tokens=100 * rows, program_flops=work)
 
   monkeypatch.setattr(estimate, "make", make)
-  said = []
+  said, asked = [], []
   changes, plan = search.search(config_of(), "v5e:2x2", [None] * 4, said.append)
   mesh = {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 1, "mesh.sequence": 1}
-  # 32 rows recomputed are 5 / (3 * 1.3) times the work of 16 rows for twice as many.
-  assert changes == {**mesh, "train.batch_size": 16, "model.remat": False}
+  # 32 rows are (5 * 1.3) / (3 * 1.1) times the work of 16 rows, for twice as many: too little gain.
+  assert changes == {**mesh, "train.batch_size": 16, "model.remat": "products"}
+  more = [(32, choice) for choice in remat.CHOICES[1:]]
+  assert asked == [(8, False)] * 3 + [(16, False), (16, "products"), *more, (16, "products")]
   assert plan.tokens == 1600
   assert any(re.search(r"tensor=2.*tokens/s", line) for line in said)
-  assert any(re.search(r"batch_size=32, remat=True.*tokens/s", line) for line in said)
+  assert any(re.search(r"remat=True, batch_size=32.*tokens/s", line) for line in said)
   monkeypatch.setattr(estimate, "make", lambda *a, **k: dataclasses.replace(PLAN, fits=False))
   with pytest.raises(ConfigError, match="make it smaller"):
     search.search(config_of(), "v5e:2x2", [None] * 4, said.append)
