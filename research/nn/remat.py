@@ -7,6 +7,7 @@ al. 2016, arXiv:1604.06174; by names, Korthikanti et al. 2022, arXiv:2205.05198,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,8 @@ ATTENTION = "attention"  # what attention gives, and what its derivative needs o
 # cuDNN's kernel gives both, and nothing within JAX's function of it has a name.
 _CUDNN = "dot_product_attention_fwd_wrapper"
 
-# By name, from the least that is computed again to the most: the names that are kept.
+# By name, from the least that is computed again to the most: the names that are kept. Each keeps
+# attention, whose work grows with the square of a row's length and what it gives does not.
 POLICIES: dict[str, frozenset[str]] = {
   "products": frozenset({PROJECTION, ATTENTION}),
   "attention": frozenset({ATTENTION}),
@@ -55,10 +57,9 @@ def checkpointed(lift: Callable[..., Any], layer: Any, remat: bool | str, **opti
   return lift(layer, policy=None if remat is True else _policy(POLICIES[remat]), **options)
 
 
+@functools.cache  # a policy is a part of what is traced: the same one each time
 def _policy(names: frozenset[str]) -> Callable[..., Any]:
   named = jax.checkpoint_policies.save_only_these_names(*names)
-  if ATTENTION not in names:
-    return named
   return lambda primitive, *_, **params: primitive.name == _CUDNN or named(primitive, *_, **params)
 
 
