@@ -2,7 +2,7 @@
 
 Layers name what is dear to compute again. A policy says which of those names are kept; everything
 else is computed again in the backward pass, from what was kept and from the layer's input (Chen et
-al. 2016, arXiv:1604.06174; by names, Korthikanti et al. 2022, arXiv:2205.05198, section 5).
+al. 2016, arXiv:1604.06174; what to choose, Korthikanti et al. 2022, arXiv:2205.05198, section 5).
 """
 
 from __future__ import annotations
