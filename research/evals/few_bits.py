@@ -29,19 +29,22 @@ class Remembered(peft.Adapter):
 
   scheme: CacheScheme = struct.field(pytree_node=False)
 
-  def __call__(self, value, **_):
-    """Keys and values `[B, N, S, K]` and mask `[B, S, S]` -> each twice, rounded and as it is."""
-    keys, values, mask = value
+  def __call__(self, value, *, queries, scale, **_):
+    """Keys, values `[B, N, S, K]`, mask `[B, S, S]` -> each twice, rounded and as it is; a bias."""
+    keys, values, mask, _ = value
     length = keys.shape[2]
     slots = self.scheme.slots(length)
     real = mask.any(axis=1)
     few = FewBits.of(keys.swapaxes(2, 3), values, real, self.scheme, slots)
     rounded = few.rounded()
     old = jnp.arange(length) < self.scheme.kept(jnp.arange(length))[:, None]
+    old = old & ~few.sinks(length)[:, None]
+    bias = few.rounded_bias(queries, scale)[..., :length]
     return (
       jnp.concatenate([rounded[0][..., :length].swapaxes(2, 3).astype(keys.dtype), keys], axis=2),
       jnp.concatenate([rounded[1][:, :, :length].astype(values.dtype), values], axis=2),
       jnp.concatenate([mask & old, mask & ~old], axis=-1),
+      jnp.pad(bias, [(0, 0)] * 3 + [(0, length)]),
     )
 
 

@@ -42,8 +42,9 @@ class _Vectors:
   values: jax.Array  # [L, B, N, T, K]
   mask: jax.Array  # bool [L, B, S, T]
 
-  def observe(self, *, value: tuple[jax.Array, ...], queries: jax.Array, **_: Any) -> _Vectors:
-    return _Vectors(queries, *value)
+  def observe(self, *, value: tuple[Any, ...], queries: jax.Array, **_: Any) -> _Vectors:
+    keys, values, mask, _ = value
+    return _Vectors(queries, keys, values, mask)
 
 
 @dataclasses.dataclass(frozen=True)

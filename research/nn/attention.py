@@ -264,26 +264,25 @@ class Attention(nn.Module):
       k, v = k[:, :, 0], v[:, :, 0]
       if kept is not None:
         kept = written = kept.write(k, v, start)
+    scale = self.scale or self.head_size**-0.5
     if kept is not None:
       keys, values = kept.read(start)
       k, v = keys.swapaxes(2, 3), values
-    how = {"bias": bias, "scale": self.scale, "softcap": self.softcap}
+      own = kept.bias(q, start, scale)
+      bias = own if bias is None else bias if own is None else bias + own
+    how: dict[str, Any] = {"scale": scale, "softcap": self.softcap}
     if elementwise and not self.has_variable("adapters", "kv"):
-      out = attend_one(q, keys, values, mask, **how)
+      out = attend_one(q, keys, values, mask, bias=bias, **how)
     else:
-      k, v, mask = tap(self, "kv", (k.astype(q.dtype), v.astype(q.dtype), mask), queries=q)
-      if bias is not None and mask.shape[-1] > bias.shape[-1]:
-        # Keys that an adapter has put in front are at no distance.
-        ahead = mask.shape[-1] - bias.shape[-1]
-        how["bias"] = jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (ahead, 0)))
+      seen = (k.astype(q.dtype), v.astype(q.dtype), mask, bias)
+      k, v, mask, bias = tap(self, "kv", seen, queries=q, scale=scale)
       if self.has_variable("adapters", "kv"):
         segments = None
       kernel = self._kernel(q, k, segments, bias, whole=cache is None and q.shape[3] > 1)
       if kernel == "splash":
-        shape = {"scale": self.scale, "softcap": self.softcap}
-        out = splash.attend(q, k, v, segments, causal=causal, window=window, **shape)
+        out = splash.attend(q, k, v, segments, causal=causal, window=window, **how)
       else:
-        out = attend(q, k, v, mask, causal=causal, by_cudnn=kernel == "cudnn", **how)
+        out = attend(q, k, v, mask, bias=bias, causal=causal, by_cudnn=kernel == "cudnn", **how)
     out = out.transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], -1)
     return Linear(x.shape[-1], self.out_bias, name="o_proj")(out), written
 

@@ -67,6 +67,10 @@ class Slots:
     del last
     return self.keys, self.values
 
+  def bias(self, q: jax.Array, last: jax.Array | int | None, scale: float) -> None:
+    """What is to be added to scores: nothing, of keys as they are."""
+    del q, last, scale
+
 
 def attend_one(
   q: jax.Array,

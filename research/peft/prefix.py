@@ -36,15 +36,21 @@ class Prefix(Adapter):
   ids: jax.Array | None = None  # int32 [T]
 
   def __call__(self, value, **_):
-    """Keys and values `[B, N, S, K]` and mask `[B, Q, S]` -> with T more in front."""
+    """Keys and values `[B, N, S, K]`, mask `[B, Q, S]` and bias -> with T more in front.
+
+    A bias of scores by distance is 0 of them.
+    """
     if self.ids is not None:
       raise ValueError("a prefix begins as what the base makes of tokens: call peft.prefill first")
-    keys, values, mask = value
-    seen = jnp.ones((*mask.shape[:-1], self.keys.shape[-2]), bool)
+    keys, values, mask, bias = value
+    tokens = self.keys.shape[-2]
+    if bias is not None:
+      bias = jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (tokens, 0)))
     return (
       _in_front(self.keys, keys),
       _in_front(self.values, values),
-      jnp.concatenate([seen, mask], axis=-1),
+      jnp.concatenate([jnp.ones((*mask.shape[:-1], tokens), bool), mask], axis=-1),
+      bias,
     )
 
 

@@ -2,9 +2,14 @@
 
 Some channels of keys are far larger than others, and tokens of values differ. So a block of
 successive tokens shares a scale in each channel of keys, and a block of channels in each token of
-values; and the last tokens, on which most attention falls, stay as they are.
+values; and the last tokens, on which most attention falls, stay as they are. So do the first ones,
+whose keys are unlike all others (attention sinks: Xiao et al. 2023, arXiv:2309.17453).
 
-B batch, N key/value heads, K head size, T slots, M = T / group blocks of tokens, R recent slots.
+What rounding adds to a score is noise, and the mean of `exp(score)` grows with it: tokens in few
+bits would draw attention away from those that stay as they are. `FewBits.bias` takes that back.
+
+B batch, N key/value heads, G heads of a group, S queries, K head size, T slots, M = T / group
+blocks of tokens, R recent slots.
 """
 
 from __future__ import annotations
@@ -20,6 +25,11 @@ from research.core.tree import nearest
 from research.quant.packing import pack, unpack
 
 _BITS = {"int8": 8, "int4": 4, "int2": 2}
+_GROUPS = {"int8": 32, "int4": 32, "int2": 16}
+# Of what normal noise adds to the logarithm of the mean of `exp(score)`, half its variance, how
+# much is taken back: errors of a block are neither normal nor independent, and of 0, 1/4, 1/2, 3/4
+# and 1 this was the best for 2 bits (experiments/quantization).
+_TAKEN_BACK = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,26 +37,38 @@ class CacheScheme:
   """How a cache is held.
 
   kind: "int8", "int4" or "int2"; each group covers its least to its largest number evenly.
-  group: tokens that share a scale in a channel of keys, and channels that do in a token of values
-    (all of a head's, where they are fewer or `group` does not divide them).
+  group: tokens that share a scale in a channel of keys; by default 16 of 2 bits, and else 32.
+  channels: that share a scale in a token of values (all of a head's, where they are fewer or this
+    does not divide them).
   recent: how many last tokens at least stay as they are.
+  sinks: how many first tokens do, at most a group; by default that.
 
   Raises:
     ValueError: there is no such scheme.
   """
 
   kind: str
-  group: int = 32
+  group: int = 0
+  channels: int = 32
   recent: int = 96
+  sinks: int = -1
 
   def __post_init__(self):
     if self.kind not in _BITS:
       known = ", ".join(_BITS)
       raise ValueError(f"a cache of {self.kind!r}{nearest(self.kind, _BITS)}: there are {known}")
-    if self.group < 4 or self.group % 4:
-      raise ValueError(f"group {self.group} is no multiple of 4, which fill whole bytes")
+    if self.group == 0:
+      object.__setattr__(self, "group", _GROUPS[self.kind])
+    if self.sinks == -1:
+      object.__setattr__(self, "sinks", self.group)
+    for name in ("group", "channels"):
+      size = getattr(self, name)
+      if size < 4 or size % 4:
+        raise ValueError(f"{name} {size} is no multiple of 4, which fill whole bytes")
     if self.recent < 0:
       raise ValueError(f"recent is a number of tokens, not {self.recent}")
+    if not 0 <= self.sinks <= self.group:
+      raise ValueError(f"sinks is from 0 to the group, {self.group}, not {self.sinks}")
 
   @property
   def bits(self) -> int:
@@ -66,9 +88,9 @@ class CacheScheme:
     """How many first slots are in few bits alone, once `last` is written; none, if below 0."""
     return last // self.group * self.group + self.group - self.window
 
-  def channels(self, size: int) -> int:
+  def width(self, size: int) -> int:
     """How many channels of a head of `size` share a scale in a token of values."""
-    return size if size % self.group else self.group
+    return size if size % self.channels else self.channels
 
 
 @struct.dataclass
@@ -106,14 +128,20 @@ class FewBits:
   A slot's token is in the ring of recent ones, at its number modulo R, until the last block there
   is needed for new ones. Only then its codes are made.
 
-  keys: groups of `[B, N, K, M, group]`. values: of `[B, N, T, K / channels, channels]`.
+  keys: groups of `[B, N, K, M, group]`. values: of `[B, N, T, K / width, width]`.
   recent_keys: float `[B, N, K, R]`. recent_values: `[B, N, R, K]`.
+  first_keys: float `[B, N, K, group]`. first_values: `[B, N, group, K]`. Of sinks, each at its
+    slot's number modulo group.
+  begin: int32 `[B]`: the slot of the first sink.
   """
 
   keys: Codes
   values: Codes
   recent_keys: jax.Array
   recent_values: jax.Array
+  first_keys: jax.Array
+  first_values: jax.Array
+  begin: jax.Array
   scheme: CacheScheme = struct.field(pytree_node=False)
 
   @classmethod
@@ -124,11 +152,17 @@ class FewBits:
 
     Args:
       keys: `[..., B, N, K, P]`. values: `[..., B, N, P, K]`.
-      real: bool `[B, P]`, which of them are tokens. The others become copies of the row's first
-        token, so that they widen no scale of it where they are in front.
+      real: bool `[B, P]`, which of them are tokens. In codes the others, and sinks, become copies
+        of the first token that is neither, so that they widen no scale of it.
       slots: T, a multiple of `scheme.window`.
     """
     have, window, group = keys.shape[-1], scheme.window, scheme.group
+    begin = jnp.argmax(real, axis=1).astype(jnp.int32)  # [B]
+    ring = begin[:, None] + (jnp.arange(group) - begin[:, None]) % group  # [B, group]: slots
+    ring = jnp.minimum(ring, have - 1)
+    plain = real & ~_sinks(begin, have, scheme)  # [B, P]
+    spare = jnp.minimum(begin + scheme.sinks, have - 1)[:, None]
+    across = keys.ndim - 1
 
     def recent(x, axis):
       x = jax.lax.slice_in_dim(x, max(0, have - window), have, axis=axis)
@@ -136,15 +170,19 @@ class FewBits:
         return _padded(x, axis, window)
       return jnp.roll(x, have % window, axis=axis)
 
-    first = jnp.argmax(real, axis=1)  # [B]
-    keys = jnp.where(real[:, None, None], keys, _slot(keys, first, keys.ndim - 1))
-    blocks = _padded(keys, keys.ndim - 1, slots).reshape(*keys.shape[:-1], -1, group)
-    rows = _padded(values, values.ndim - 2, slots)
+    def coded(x, axis):
+      mask = jnp.expand_dims(plain, (1, 2) if axis == across else (1, 3))
+      return _padded(jnp.where(mask, x, _taken(x, spare, axis)), axis, slots)
+
+    blocks = coded(keys, across)
     return cls(
-      Codes.of(blocks, scheme.bits),
-      Codes.of(_by_channels(rows, scheme), scheme.bits),
-      recent(keys, keys.ndim - 1),
-      recent(values, values.ndim - 2),
+      Codes.of(blocks.reshape(*keys.shape[:-1], -1, group), scheme.bits),
+      Codes.of(_by_channels(coded(values, across - 1), scheme), scheme.bits),
+      recent(keys, across),
+      recent(values, across - 1),
+      _taken(keys, ring, across),
+      _taken(values, ring, across - 1),
+      jnp.broadcast_to(begin, keys.shape[:-3]),
       scheme,
     )
 
@@ -175,6 +213,10 @@ class FewBits:
       first = start - scheme.window
       block = jax.lax.dynamic_slice_in_dim(self.recent_keys, at, group, axis=3)
       rows = jax.lax.dynamic_slice_in_dim(self.recent_values, at, group, axis=2)
+      # Padding and sinks become copies, as in `of`; if the last is one, all are.
+      ahead = first + jnp.arange(group) < self.begin[:, None] + scheme.sinks
+      block = jnp.where(ahead[:, None, None], block[..., -1:], block)
+      rows = jnp.where(ahead[:, None, :, None], rows[:, :, -1:], rows)
       return (
         _put(keys, Codes.of(block[:, :, :, None], scheme.bits), first // group, 3),
         _put(values, Codes.of(_by_channels(rows, scheme), scheme.bits), first, 2),
@@ -182,13 +224,25 @@ class FewBits:
 
     due = (start % group == 0) & (start >= scheme.window)
     keys, values = jax.lax.cond(due, leave, lambda codes: codes, (self.keys, self.values))
-    recent_keys = jax.lax.dynamic_update_slice_in_dim(
-      self.recent_keys, k.swapaxes(2, 3).astype(self.recent_keys.dtype), at, axis=3
+    turned = k.swapaxes(2, 3).astype(self.recent_keys.dtype)
+    v = v.astype(self.recent_values.dtype)
+    is_sink = (start < self.begin + scheme.sinks)[:, None, None, None]
+
+    def remember(kept, new, axis):
+      old = jax.lax.dynamic_slice_in_dim(kept, start % group, 1, axis=axis)
+      new = jnp.where(is_sink, new, old)
+      return jax.lax.dynamic_update_slice_in_dim(kept, new, start % group, axis=axis)
+
+    return FewBits(
+      keys,
+      values,
+      jax.lax.dynamic_update_slice_in_dim(self.recent_keys, turned, at, axis=3),
+      jax.lax.dynamic_update_slice_in_dim(self.recent_values, v, at, axis=2),
+      remember(self.first_keys, turned, 3),
+      remember(self.first_values, v, 2),
+      self.begin,
+      scheme,
     )
-    recent_values = jax.lax.dynamic_update_slice_in_dim(
-      self.recent_values, v.astype(self.recent_values.dtype), at, axis=2
-    )
-    return FewBits(keys, values, recent_keys, recent_values, scheme)
 
   def read(self, last: jax.Array | int) -> tuple[jax.Array, jax.Array]:
     """Keys `[B, N, K, T]` and values `[B, N, T, K]`, float32, where slot `last` was written last.
@@ -196,27 +250,65 @@ class FewBits:
     In slots after `last` there is anything finite.
     """
     keys, values = self.rounded()
-    slots = keys.shape[-1]
-    whole = slots // self.scheme.window
-    # The ring is made as long as T by going round: so nothing is gathered, and a reader that
+    slots, scheme = keys.shape[-1], self.scheme
+    # Rings are made as long as T by going round: so nothing is gathered, and a reader that
     # multiplies and sums does all in one pass.
-    fresh = jnp.arange(slots) >= self.scheme.kept(last)
-    recent_keys = _around(self.recent_keys, whole, 3).astype(jnp.float32)
-    recent_values = _around(self.recent_values, whole, 2).astype(jnp.float32)
-    return (
-      jnp.where(fresh, recent_keys, keys),
-      jnp.where(fresh[:, None], recent_values, values),
+    first = self.sinks(slots)
+    fresh = jnp.arange(slots) >= scheme.kept(last)
+    rings = (
+      (first, self.first_keys, self.first_values, slots // scheme.group),
+      (fresh[None], self.recent_keys, self.recent_values, slots // scheme.window),
     )
+    for mask, own_keys, own_values, times in rings:
+      own_keys, own_values = _around(own_keys, times, 3), _around(own_values, times, 2)
+      keys = jnp.where(mask[:, None, None], own_keys.astype(jnp.float32), keys)
+      values = jnp.where(mask[:, None, :, None], own_values.astype(jnp.float32), values)
+    return keys, values
 
   def rounded(self) -> tuple[jax.Array, jax.Array]:
     """What codes say: keys `[B, N, K, T]` and values `[B, N, T, K]`, float32."""
     keys, values = self.keys.read(self.scheme.bits), self.values.read(self.scheme.bits)
     return keys.reshape(*keys.shape[:-2], -1), values.reshape(*values.shape[:-2], -1)
 
+  def sinks(self, slots: int) -> jax.Array:
+    """bool `[B, slots]`: which of the first slots are sinks', of one layer."""
+    return _sinks(self.begin, slots, self.scheme)
 
-def _slot(x, which, axis):
-  """The `which [B]`-th slot of each row, with its axis; rows are along axis -4 of `x`."""
-  return jnp.take_along_axis(x, which.reshape((1,) * (x.ndim - 4) + (-1, 1, 1, 1)), axis=axis)
+  def bias(self, q: jax.Array, last: jax.Array | int, scale: float) -> jax.Array:
+    """What is to be added to scores, float32 `[B, N * G, S, T]`; not positive, 0 of exact tokens.
+
+    Half of half the variance of what rounding adds to a score: of `q k * scale` with errors of `k`
+    that are spread evenly over a step.
+
+    Args:
+      q: `[B, N, G, S, K]`.
+      last: as of `read`.
+    """
+    found = self.rounded_bias(q, scale)
+    slots = jnp.arange(found.shape[-1])
+    coded = (slots < self.scheme.kept(last)) & ~self.sinks(len(slots))
+    return jnp.where(coded[:, None, None], found, 0)
+
+  def rounded_bias(self, q: jax.Array, scale: float) -> jax.Array:
+    """As `bias`, as if all tokens were in few bits."""
+    squares = jnp.square(q.astype(jnp.float32) * scale)
+    steps = jnp.square(self.keys.step.astype(jnp.float32)) / 12  # [B, N, K, M]
+    variance = jnp.sum(squares[..., None] * steps[:, :, None, None], axis=-2)  # [B, N, G, S, M]
+    found = -0.5 * _TAKEN_BACK * jnp.repeat(variance, self.scheme.group, axis=-1)
+    return found.reshape(found.shape[0], -1, *found.shape[3:])
+
+
+def _sinks(begin, slots, scheme):
+  """bool `[B, slots]`, where rows' tokens begin at `begin [B]`."""
+  ahead = jnp.arange(slots) - begin[:, None]
+  return (ahead >= 0) & (ahead < scheme.sinks)
+
+
+def _taken(x, which, axis):
+  """The slots `which [B, n]` of each row along `axis`, one of the last two of `x`."""
+  shape = (1,) * (x.ndim - 4) + (which.shape[0], 1)
+  shape += (1, which.shape[1]) if axis == x.ndim - 1 else (which.shape[1], 1)
+  return jnp.take_along_axis(x, which.reshape(shape), axis=axis)
 
 
 def _padded(x, axis, length):
@@ -226,8 +318,8 @@ def _padded(x, axis, length):
 
 
 def _by_channels(rows, scheme):
-  """`[..., K]` -> `[..., K / channels, channels]`."""
-  return rows.reshape(*rows.shape[:-1], -1, scheme.channels(rows.shape[-1]))
+  """`[..., K]` -> `[..., K / width, width]`."""
+  return rows.reshape(*rows.shape[:-1], -1, scheme.width(rows.shape[-1]))
 
 
 def _put(codes, new, start, axis):

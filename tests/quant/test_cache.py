@@ -23,32 +23,29 @@ def rounded(x, bits):
 
 def plain(keys, values, last, scheme, first=0):
   """What a reader shall see after slot `last` was written, where tokens begin at slot `first`."""
-  keys, values, group = (
-    keys[..., : last + 1].copy(),
-    values[..., : last + 1, :].copy(),
-    scheme.group,
-  )
-  wide = scheme.channels(K)
+  keys, values = keys[..., : last + 1].copy(), values[..., : last + 1, :].copy()
+  wide, group = scheme.width(K), scheme.group
   for start in range(0, last + 1, group):
     if start + scheme.window > last // group * group:
       break  # this block and those after it are in the window
-    block = slice(max(start, first), start + group)
+    stop = start + group
+    block = slice(max(start, first + scheme.sinks), stop)
+    if block.start >= stop:
+      continue  # of sinks
     for at in np.ndindex(B, N):
       for channel in range(K):
-        if start + group > first:
-          keys[(*at, channel, block)] = rounded(keys[(*at, channel, block)], scheme.bits)
-      for slot in range(start, start + group):
+        keys[(*at, channel, block)] = rounded(keys[(*at, channel, block)], scheme.bits)
+      for slot in range(block.start, stop):
         for c in range(0, K, wide):
-          values[(*at, slot, slice(c, c + wide))] = rounded(
-            values[(*at, slot, slice(c, c + wide))], scheme.bits
-          )
+          part = (*at, slot, slice(c, c + wide))
+          values[part] = rounded(values[part], scheme.bits)
   return keys, values
 
 
 SCHEMES = [
-  CacheScheme("int8", group=8, recent=8),
-  CacheScheme("int4", group=4, recent=9),
-  CacheScheme("int2", group=12, recent=0),
+  CacheScheme("int8", group=8, recent=8, sinks=0),
+  CacheScheme("int4", group=4, recent=9, channels=4),
+  CacheScheme("int2", group=12, recent=0, sinks=7),
 ]
 
 
@@ -78,11 +75,35 @@ def test_what_is_read_is_rounded_but_for_the_last_tokens(scheme, prompt):
         values[row, :, first : last + 1], expected[1][row, :, first:], atol=1e-5
       )
     kept = np.sum(np.all(np.asarray(keys[1, ..., : last + 1]) == KEYS[1, ..., : last + 1], (0, 1)))
-    assert scheme.recent <= kept <= scheme.window or last < scheme.window
+    kept -= scheme.sinks  # which are away from the window by then
+    assert scheme.recent <= kept <= scheme.window or last < scheme.window + scheme.sinks
+
+
+def exact_noise(q, cache, last, scale):
+  """A quarter of the variance of scores, of errors that are spread evenly over a step."""
+  step = np.asarray(cache.keys.step, np.float64)  # [B, N, K, M]
+  found = np.zeros((B, N * 3, 1, step.shape[-1] * cache.scheme.group))
+  for row, head, slot in np.ndindex(B, N * 3, last + 1):
+    exact = slot >= cache.scheme.kept(last) or 0 <= slot - cache.begin[row] < cache.scheme.sinks
+    of = step[row, head // 3, :, slot // cache.scheme.group]
+    if not exact:
+      found[row, head, 0, slot] = -np.sum((q[row, head // 3, head % 3, 0] * scale * of) ** 2) / 48
+  return found
+
+
+def test_noise_of_scores_is_taken_back():
+  scheme = CacheScheme("int2", group=12, recent=0, sinks=7)
+  real = np.ones((B, 40), bool)
+  real[0, :3] = False
+  cache = FewBits.of(KEYS[..., :40], VALUES[..., :40, :], real, scheme, scheme.slots(80))
+  q = RANDOM.normal(size=(B, N, 3, 1, K)).astype(np.float32)
+  found = cache.bias(q, 39, 0.3)
+  np.testing.assert_allclose(found, exact_noise(q, cache, 39, 0.3), rtol=1e-3, atol=1e-6)
+  assert np.min(found) < -0.01 and not np.any(found[0, ..., 3:10])
 
 
 def test_bytes():
-  """4-bit numbers in groups of 32 with two float16 are 5 bits each, beside the ring."""
+  """4-bit numbers in groups of 32 with two float16 are 5 bits each, beside the rings."""
   scheme = CacheScheme("int4")
   cache = jax.eval_shape(
     lambda: FewBits.of(
@@ -95,11 +116,12 @@ def test_bytes():
   )
   size = {
     name: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(getattr(cache, name)))
-    for name in ("keys", "values", "recent_keys", "recent_values")
+    for name in ("keys", "values", "recent_keys", "recent_values", "first_keys", "first_values")
   }
   numbers = 64 * 4096
   assert size["keys"] == size["values"] == numbers * 5 // 8
   assert size["recent_keys"] == size["recent_values"] == 2 * 64 * scheme.window
+  assert size["first_keys"] == size["first_values"] == 2 * 64 * scheme.group
 
 
 def test_a_group_of_one_number_is_that():
@@ -115,6 +137,10 @@ def test_mistakes():
     CacheScheme("int4", group=6)
   with pytest.raises(ValueError, match="recent is a number of tokens, not -1"):
     CacheScheme("int4", recent=-1)
+  with pytest.raises(ValueError, match="channels 6 is no multiple of 4"):
+    CacheScheme("int4", channels=6)
+  with pytest.raises(ValueError, match="sinks is from 0 to the group, 32, not 33"):
+    CacheScheme("int4", sinks=33)
   real = np.ones((B, 8), bool)
   cache = FewBits.of(KEYS[..., :8], VALUES[..., :8, :], real, SCHEMES[0], 16)
   with pytest.raises(ValueError, match="a token at a time"):
