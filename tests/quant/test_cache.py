@@ -80,14 +80,14 @@ def test_what_is_read_is_rounded_but_for_the_last_tokens(scheme, prompt):
 
 
 def exact_noise(q, cache, last, scale):
-  """A quarter of the variance of scores, of errors that are spread evenly over a step."""
+  """3/8 of the variance of scores, of errors that are spread evenly over a step."""
   step = np.asarray(cache.keys.step, np.float64)  # [B, N, K, M]
   found = np.zeros((B, N * 3, 1, step.shape[-1] * cache.scheme.group))
   for row, head, slot in np.ndindex(B, N * 3, last + 1):
     exact = slot >= cache.scheme.kept(last) or 0 <= slot - cache.begin[row] < cache.scheme.sinks
     of = step[row, head // 3, :, slot // cache.scheme.group]
     if not exact:
-      found[row, head, 0, slot] = -np.sum((q[row, head // 3, head % 3, 0] * scale * of) ** 2) / 48
+      found[row, head, 0, slot] = -np.sum((q[row, head // 3, head % 3, 0] * scale * of) ** 2) / 32
   return found
 
 
