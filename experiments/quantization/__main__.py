@@ -36,6 +36,7 @@ from research import calibration, evals, models, quant
 from research.core import cache, tree
 from research.evals import bootstrap
 from research.io.checkpoint import write_json
+from research.loop import subject
 
 BASE = "bfloat16"
 BATCH = 8
@@ -56,6 +57,10 @@ def main() -> int:
   batches = _batches(args.calibration, tokenizer)
   rows: list[dict[str, Any]] = []
   for name in (BASE, *args.variants):
+    if name in VARIANTS and (run := VARIANTS[name].run) and not Path(run, "model").is_dir():
+      config = "experiments/quantization/training.py"
+      print(f"{name} is left out: {run} is no complete run of research.train --config={config}")
+      continue
     file = args.directory / f"{name.replace(' ', '_')}.json"
     if not file.exists():
       started = time.perf_counter()
@@ -119,6 +124,9 @@ def _cache_bytes(model: Any, scheme: dict[str, Any], slots: int) -> int:
 
 
 def _held(model: Any, params: Any, variant: Variant, batches: Sequence[Any], name: str) -> Any:
+  if variant.run:
+    return subject.load_run(Path(variant.run)).variables["params"]
+
   def told(layer: int, layers: int) -> None:
     print(f"{name}: layer {layer} of {layers}", end="\r" if layer < layers else "\n", flush=True)
 

@@ -21,11 +21,13 @@ class Variant:
   rules: see `research.quant.schemes`.
   method: how numbers are rounded.
   than: the variant whose excess of loss it is to lessen.
+  run: the directory of a complete run whose model it is, in place of one that is rounded here.
   """
 
   rules: tuple[dict[str, Any], ...]
   method: Method = calibration.Nearest()
   than: str = ""
+  run: str = ""
 
   @property
   def multiplies_integers(self) -> bool:
@@ -66,6 +68,9 @@ VARIANTS: dict[str, Variant] = {
     "int3 g64 nearest",
   ),
   "int3 g64 awq": Variant(_grouped(3), calibration.AWQ(), "int3 g64 nearest"),
+  "int3 g64 trained": Variant(
+    _grouped(3), than="int3 g64 nearest", run="runs/quantization/int3_training"
+  ),
   "w8a8": Variant(_projections("int8", activations="int8")),
   "w8a8 smoothquant": Variant(
     _projections("int8", activations="int8"), calibration.SmoothQuant(), "w8a8"

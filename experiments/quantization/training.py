@@ -2,9 +2,9 @@
 
   python -m research.train --config=experiments/quantization/training.py
 
-The student is the teacher, rounded to nearest in every step; it learns the teacher's distribution of
-the calibration texts' tokens (`texts.py` writes them), and no other text. The table and the head stay
-as they are.
+The student is the teacher, rounded to nearest in every step; it learns the teacher's distribution
+of the calibration texts' tokens (`texts.py` writes them), and no other text. The table, which is
+the head, too, stays as it is.
 """
 
 from configs import base

@@ -27,8 +27,8 @@ from research.quant.packing import pack, unpack
 _BITS = {"int8": 8, "int4": 4, "int2": 2}
 _GROUPS = {"int8": 32, "int4": 32, "int2": 16}
 # Of what normal noise adds to the logarithm of the mean of `exp(score)`, half its variance, how
-# much is taken back. Errors of a block are neither normal nor independent: for 2 bits 3/4 and 1 were
-# better than 1/2, and that than nothing (experiments/quantization).
+# much is taken back. Errors of a block are neither normal nor independent: for 2 bits 3/4 and 1
+# were better than 1/2, and that than nothing (experiments/quantization).
 _TAKEN_BACK = 0.75
 
 
