@@ -57,9 +57,8 @@ def main() -> int:
   batches = _batches(args.calibration, tokenizer)
   rows: list[dict[str, Any]] = []
   for name in (BASE, *args.variants):
-    if name in VARIANTS and (run := VARIANTS[name].run) and not Path(run, "model").is_dir():
-      config = "experiments/quantization/training.py"
-      print(f"{name} is left out: {run} is no complete run of research.train --config={config}")
+    if why := obstacle(name):
+      print(f"{name} is left out: {why}")
       continue
     file = args.directory / f"{name.replace(' ', '_')}.json"
     if not file.exists():
@@ -79,6 +78,15 @@ def main() -> int:
     plot(rows, args.directory / "plot.png")
   print(table(rows))
   return 0
+
+
+def obstacle(name: str) -> str:
+  """Why the variant cannot be measured yet, or nothing."""
+  run = VARIANTS[name].run if name in VARIANTS else ""
+  if not run or Path(run, "model").is_dir():
+    return ""
+  config = "experiments/quantization/training.py"
+  return f"{run} is no complete run of python -m research.train --config={config}"
 
 
 def _perplexity(text: Path, length: int, context: int, cache: Any = None) -> Any:

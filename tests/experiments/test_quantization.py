@@ -1,0 +1,46 @@
+"""The table of what few bits cost, and the run that one of its rows is of."""
+
+import math
+
+import pytest
+
+from experiments.quantization import __main__ as experiment
+from experiments.quantization import training
+from experiments.quantization.config import VARIANTS
+
+
+def test_the_run_is_that_of_its_row():
+  row, config = VARIANTS["int3 g64 trained"], training.get_config()
+  assert config.directory == row.run
+  assert tuple(config.quantize) == row.rules == VARIANTS[row.than].rules
+
+
+def test_the_table_tells_what_is_taken_away():
+  def row(name, nats, size):
+    records = [{"nll": 10 * nats, "tokens": 10}] * 2
+    metrics = {"perplexity": math.exp(nats)}
+    return {"name": name, "records": records, "metrics": metrics, "bytes": size, "dense": 100}
+
+  nats = [math.log(x) for x in (10, 20, 15)]
+  names = (experiment.BASE, "int3 g64 nearest", "int3 g64 trained")
+  rows = [row(name, x, size) for name, x, size in zip(names, nats, (100, 20, 20), strict=True)]
+  base, nearest, trained = experiment.table(rows).splitlines()[2:]
+  assert base.split("|")[2:4] == [" 10.000 ", "  "]
+  assert nearest.split("|")[2:5] == [" 20.000 ", " +100.00% ", " +100.00% to +100.00% "]
+  assert nearest.split("|")[5:7] == [" 0.200 ", "  "]
+  assert trained.split("|")[3] == " +50.00% " and trained.split("|")[6] == " 50% "
+
+
+def test_a_run_that_is_not_complete_is_left_out(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  assert "config=experiments/quantization/training.py" in experiment.obstacle("int3 g64 trained")
+  (tmp_path / VARIANTS["int3 g64 trained"].run / "model").mkdir(parents=True)
+  assert not experiment.obstacle("int3 g64 trained") and not experiment.obstacle(experiment.BASE)
+
+
+def test_mistakes(capsys, monkeypatch):
+  flags = ["quantization", "--text=x", "--calibration=y", "--variants=int5"]
+  monkeypatch.setattr("sys.argv", flags)
+  with pytest.raises(SystemExit):
+    experiment.main()
+  assert "there is no variant 'int5'" in capsys.readouterr().err
