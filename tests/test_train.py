@@ -301,6 +301,10 @@ def test_everything_can_train_and_is_saved_whole(world, command):
     (("--config=config.py", "--config.model.source=./modl"), "config.model: no model at './modl'"),
     (("--config=config.py", "--config.model.dtype=float31"), "config.model: .*float31"),
     (
+      ("--config=config.py", "--config.model.attention=flash"),
+      "config.model: attention 'flash' is none of auto, xla, splash, cudnn",
+    ),
+    (
       ("--config=config.py", "--config.model.remat=atention"),
       "config.model: .*'attention'.*True or",
     ),

@@ -15,7 +15,7 @@ from research.core import rng as rng_lib
 from research.data.tokenizer import Tokenizer
 from research.loop import state as state_lib
 from research.models import heads, students
-from research.nn import remat
+from research.nn import attention, remat
 from research.peft.lora import LoRA
 
 
@@ -138,9 +138,11 @@ def _model(
   And the paths of parameters of a head that the checkpoint has not.
 
   Raises:
-    ValueError: it does both, or neither, or the tokenizer does not fit; `remat` is no policy.
+    ValueError: it does both, or neither, or the tokenizer does not fit; `remat` is no policy, or
+      `attention` no implementation.
   """
   remat.require(config.model.remat)
+  attention.require(config.model.attention)
   section = dict(config.model)
   source, shape, directory = (section.pop(key) for key in ("source", "shape", "tokenizer"))
   shape, section["dtype"] = shape.take(), dtype

@@ -73,7 +73,7 @@ def _run(model, x, context, caches, kinds):
     c.replace(elementwise=elementwise) for c in ((context,) if kinds is None else context)
   ]
   dropout = model.make_rng("dropout") if model.has_rng("dropout") else None
-  block = remat.checkpointed(jax.checkpoint, _block, model.remat, static_argnums=(0, 1))
+  block = remat.checkpointed(jax.checkpoint, _block, model.remat, static_argnums=(0, 1, 2))
   told = tuple(name for name in (ROUTING, OBSERVERS) if model.is_mutable_collection(name))
   filled, telling = [], []
   for i, own in enumerate(layers):
@@ -81,7 +81,8 @@ def _run(model, x, context, caches, kinds):
     cache = None if caches is None else caches[i]
     context = contexts[0 if kinds is None else kinds[i]]
     own = jax.tree.unflatten(structure, own)
-    (x, cache), told_here = block(model.config, told, own, x, context, cache, rngs)
+    how = (model.config, model.attention, told)
+    (x, cache), told_here = block(*how, own, x, context, cache, rngs)
     filled.append(cache)
     telling.append(told_here)
   stacks = jax.tree.map(lambda *layers: jnp.stack(layers), *telling)
@@ -92,10 +93,12 @@ def _run(model, x, context, caches, kinds):
 
 
 # Compiled on its own, so that it is traced once for all layers; the compiler inlines it.
-@partial(jax.jit, static_argnums=(0, 1))
-def _block(config: StackConfig, told: tuple[str, ...], variables, x, context, cache, rngs):
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _block(
+  config: StackConfig, attention: str, told: tuple[str, ...], variables, x, context, cache, rngs
+):
   """What the block returns, and the collections of what is to be `told`."""
-  block = Block(config, parent=None)
+  block = Block(config, attention, parent=None)
   return block.apply(variables, x, context, cache, rngs=rngs, mutable=list(told))
 
 
@@ -104,10 +107,14 @@ def unroll(model: Decoder, variables: Any) -> tuple[Unrolled, Any]:
 
   bfloat16 kernels are held transposed, which is faster for few rows.
   """
-  return Unrolled(model.config, model.dtype, model.remat), {
+  return _straight(Unrolled, model), {
     name: tree.map_with_path(lambda path, leaf: _split(path, leaf, _turned), collection)
     for name, collection in variables.items()
   }
+
+
+def _straight(kind: type[Any], model: Any) -> Any:
+  return kind(model.config, model.dtype, model.remat, attention=model.attention)
 
 
 def can_unstack(model: Any) -> bool:
@@ -117,7 +124,7 @@ def can_unstack(model: Any) -> bool:
 
 def unstack(model: Any, variables: Any) -> tuple[Any, Any]:
   """For training: the same model, and `variables` with `Layers` in place of stacks of params."""
-  return _UNROLLED[type(model)](model.config, model.dtype, model.remat), {
+  return _straight(_UNROLLED[type(model)], model), {
     name: tree.map_with_path(lambda path, leaf: _split(path, leaf, _same), collection)
     if name == "params"
     else collection
@@ -139,7 +146,7 @@ def fitting(model: Any, variables: Any) -> Any:
   """The model in the form that `variables` have: as `unstack` made it, or for stacks."""
   leaves = jax.tree.leaves(variables, is_leaf=_is_layers)
   if can_unstack(model) and any(map(_is_layers, leaves)):
-    return _UNROLLED[type(model)](model.config, model.dtype, model.remat)
+    return _straight(_UNROLLED[type(model)], model)
   return model
 
 

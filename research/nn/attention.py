@@ -24,6 +24,12 @@ _OF_PLATFORM = {"tpu": "splash", "gpu": "cudnn"}
 MIN_PIECE, MAX_PIECES = 128, 4  # queries in a piece of causal attention, pieces of a row
 
 
+def require(implementation: str) -> None:
+  """Raises ValueError unless it is one of `IMPLEMENTATIONS`."""
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(f"attention {implementation!r} is none of {', '.join(IMPLEMENTATIONS)}")
+
+
 def attend(
   q: jax.Array,
   k: jax.Array,
@@ -289,8 +295,7 @@ class Attention(nn.Module):
   def _kernel(self, q, k, segments, bias, *, whole):
     """Which of `IMPLEMENTATIONS` does it, and no longer "auto"; the kernels are for whole rows."""
     how = self.implementation
-    if how not in IMPLEMENTATIONS:
-      raise ValueError(f"attention {how!r} is none of {', '.join(IMPLEMENTATIONS)}")
+    require(how)
     kernel = _OF_PLATFORM.get(sharding.platform(), "xla") if how == "auto" else how
     if kernel == "xla" or not whole:
       return "xla"

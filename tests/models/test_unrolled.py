@@ -127,3 +127,11 @@ def test_dropout_follows_its_key(stacked):
   seen = [flat.apply(split, TOKENS, rngs={"dropout": jax.random.key(i)}) for i in (0, 0, 1)]
   np.testing.assert_array_equal(seen[0], seen[1])
   assert np.abs(seen[0] - seen[2]).max() > 1e-3
+
+
+def test_it_attends_as_the_model_was_told(stacked):
+  model, variables = stacked
+  told = model.clone(attention="splash")
+  for straight in (unroll(told, variables)[0], unstack(told, variables)[0]):
+    with pytest.raises(ValueError, match="attention 'splash' cannot be"):
+      jax.eval_shape(straight.apply, variables, TOKENS)
