@@ -39,7 +39,7 @@ class CacheScheme:
   kind: "int8", "int4" or "int2"; each group covers its least to its largest number evenly.
   group: tokens that share a scale in a channel of keys; by default 16 of 2 bits, and else 32.
   channels: that share a scale in a token of values (all of a head's, where they are fewer or this
-    does not divide them).
+    does not divide them); by default as many.
   recent: how many last tokens at least stay as they are.
   sinks: how many first tokens do, at most a group; by default that.
 
@@ -49,7 +49,7 @@ class CacheScheme:
 
   kind: str
   group: int = 0
-  channels: int = 32
+  channels: int = 0
   recent: int = 96
   sinks: int = -1
 
@@ -57,8 +57,9 @@ class CacheScheme:
     if self.kind not in _BITS:
       known = ", ".join(_BITS)
       raise ValueError(f"a cache of {self.kind!r}{nearest(self.kind, _BITS)}: there are {known}")
-    if self.group == 0:
-      object.__setattr__(self, "group", _GROUPS[self.kind])
+    for name in ("group", "channels"):
+      if getattr(self, name) == 0:
+        object.__setattr__(self, name, _GROUPS[self.kind])
     if self.sinks == -1:
       object.__setattr__(self, "sinks", self.group)
     for name in ("group", "channels"):

@@ -102,9 +102,10 @@ def test_noise_of_scores_is_taken_back():
   assert np.min(found) < -0.01 and not np.any(found[0, ..., 3:10])
 
 
-def test_bytes():
-  """4-bit numbers in groups of 32 with two float16 are 5 bits each, beside the rings."""
-  scheme = CacheScheme("int4")
+@pytest.mark.parametrize(("kind", "bits"), [("int8", 9), ("int4", 5), ("int2", 4)])
+def test_bytes(kind, bits):
+  """Numbers in groups of 32, or of 16, with two float16, beside the rings."""
+  scheme = CacheScheme(kind)
   cache = jax.eval_shape(
     lambda: FewBits.of(
       jnp.zeros((1, 1, 64, 4096), jnp.bfloat16),
@@ -119,7 +120,7 @@ def test_bytes():
     for name in ("keys", "values", "recent_keys", "recent_values", "first_keys", "first_values")
   }
   numbers = 64 * 4096
-  assert size["keys"] == size["values"] == numbers * 5 // 8
+  assert size["keys"] == size["values"] == numbers * bits // 8
   assert size["recent_keys"] == size["recent_values"] == 2 * 64 * scheme.window
   assert size["first_keys"] == size["first_values"] == 2 * 64 * scheme.group
 
