@@ -96,4 +96,5 @@ CACHES: dict[str, dict[str, Any]] = {
   "int8": {"kind": "int8"},
   "int4": {"kind": "int4"},
   "int2": {"kind": "int2"},
+  "int2-32": {"kind": "int2", "channels": 32},
 }
