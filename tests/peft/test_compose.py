@@ -109,7 +109,7 @@ def test_virtual_tokens_and_prefixes_follow_each_other():
   np.testing.assert_array_equal(every(value, ids=ids), whole(value, ids=ids))
 
   old, new = (Prefix(numbers(n, 6), numbers(n, 6)) for n in (2, 3))
-  kv = numbers(2, 2, 5, 3), numbers(2, 2, 5, 3), jnp.ones((2, 5, 5), bool)
+  kv = numbers(2, 2, 5, 3), numbers(2, 2, 5, 3), jnp.ones((2, 5, 5), bool), numbers(1, 4, 5, 5)
   both = Prefix(
     *(jnp.concatenate([b, a]) for a, b in ((old.keys, new.keys), (old.values, new.values)))
   )
