@@ -74,11 +74,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
   )  # fmt: skip
   parser.add_argument("--output", type=Path, required=True, metavar="PATH", help="where to")
   parser.add_argument("--traceback", action="store_true", help="on an error, where it was found")
-  args = parser.parse_args(argv)
-  if bool(args.run) == bool(args.model):
-    parser.error("give one of --model and --run")
-  if args.run and args.adapter:
-    parser.error("--run names its adapter itself; leave --adapter out")
+  args = subject_lib.parse(parser, argv)
   return args
 
 

@@ -14,6 +14,7 @@ TEXTS = ("speeches", "europarl", "gsm8k", "t0")
 
 
 def get_config():
+  """The run that the variant "int3 g64 trained" is of."""
   config = base.get_config()
   config.directory = "runs/quantization/int3_training"
   config.model.source = MODEL

@@ -89,11 +89,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
   measure.add_argument("--prompt-tokens", type=int, default=64, metavar="N", help="(64)")
   measure.add_argument("--requests", type=int, metavar="N", help="prompts (two batches)")
   parser.add_argument("--traceback", action="store_true", help="on an error, where it was found")
-  args = parser.parse_args(argv)
-  if bool(args.run) == bool(args.model):
-    parser.error("give one of --model and --run")
-  if args.run and args.adapter:
-    parser.error("--run names its adapter itself; leave --adapter out")
+  args = subject_lib.parse(parser, argv)
   if sum((args.prompt is not None, args.chat, args.input is not None, args.benchmark)) != 1:
     parser.error("give one of --prompt, --chat, --input and --benchmark")
   if bool(args.input) != bool(args.output) and not args.benchmark:

@@ -50,6 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser, title: str) -> None:
   )
 
 
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+  """What `parser`, which has these flags, makes of `argv`; it ends there if they name no subject."""
+  args = parser.parse_args(argv)
+  if bool(args.run) == bool(args.model):
+    parser.error("give one of --model and --run")
+  if args.run and args.adapter:
+    parser.error("--run names its adapter itself; leave --adapter out")
+  return args
+
+
 def load_model(source: str, dtype: str) -> Subject:
   """A checkpoint, a GGUF file or a known name.
 
