@@ -74,8 +74,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
   )  # fmt: skip
   parser.add_argument("--output", type=Path, required=True, metavar="PATH", help="where to")
   parser.add_argument("--traceback", action="store_true", help="on an error, where it was found")
-  args = subject_lib.parse(parser, argv)
-  return args
+  return subject_lib.parse(parser, argv)
 
 
 def _from_flags(args: argparse.Namespace) -> Path:

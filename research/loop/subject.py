@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser, title: str) -> None:
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-  """What `parser`, which has these flags, makes of `argv`; it ends there if they name no subject."""
+  """What `parser` makes of `argv`; it ends there if the flags above name no subject, or two."""
   args = parser.parse_args(argv)
   if bool(args.run) == bool(args.model):
     parser.error("give one of --model and --run")
