@@ -74,6 +74,9 @@ BARS = (
     Bar("methods", name, "tokens_per_second", 1.0, None, cost=True)
     for name in ("ia3", "norms", "prompt", "prefix")
   ),
+  # 1.4 times the student's step and the teacher's forward pass, and 1.05 times the step alone.
+  Bar("distillation_step", "apart", "tokens_per_second", 1 / 1.4, None),
+  Bar("distillation_kept", "alone", "tokens_per_second", 1 / 1.05, None),
   Bar("int8_step", "bfloat16", "tokens_per_second", 1.15, None),
   Bar("int8_step", "forward", "tokens_per_second", None, None),
   Bar("w8a8_forward", "outliers", "tokens_per_second", None, None),

@@ -32,6 +32,8 @@ QUANTIZED = {
   "int8_outliers": ({**_INT8, "outliers": 16},),
   "int8": ({**_INT8, "gradients": "int8"},),
 }
+# Where the teacher of a distillation is.
+TEACHERS = ("beside", "kept", "apart", "none")
 
 
 def get_config(source: str = "", method: str = "lora") -> ConfigDict:
@@ -49,4 +51,18 @@ def get_config(source: str = "", method: str = "lora") -> ConfigDict:
   config.train.batch_size = workloads.STEP_BATCH
   config.optimizer.learning_rate = workloads.LEARNING_RATE
   config.optimizer.clip_norm = workloads.MAX_GRADIENT_NORM
+  return config
+
+
+def get_student(source: str, teacher: str) -> ConfigDict:
+  """The distillation of the benchmarks. source: of the model. teacher: one of `TEACHERS`."""
+  config = get_config(source)
+  config.model.unroll = 0  # all layers of the student, and all of its teacher's
+  config.model.student = {"name": "sliced", "layers": workloads.STUDENT_LAYERS}
+  config.adapters = ()
+  config.trainable = ("layers/.*", "final_norm/.*")
+  if teacher in ("beside", "kept"):
+    config.objective = {"name": "distillation"}
+    config.teacher.source = source
+    config.teacher.keep_tokens = workloads.KEPT_TOKENS if teacher == "kept" else 0
   return config

@@ -1,7 +1,8 @@
 """Our side of training: the step that `research.train` runs, on `benchmarks/config.py`.
 
-Four works: `lora_step` on random tokens, also with other methods, `sft` on packed GSM8K through
-our data pipeline, `dpo_step` on pairs of random tokens, and `encoder_step`, of a classifier.
+Five works: `lora_step` on random tokens, also with other methods, `sft` on packed GSM8K through
+our data pipeline, `dpo_step` on pairs of random tokens, `encoder_step`, of a classifier, and
+`distillation_step`, of a student of half the layers.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from ml_collections import ConfigDict
 
 from benchmarks import config as settings
 from benchmarks import worker, workloads
-from research import objectives, peft
+from research import models, objectives, peft
 from research.core import compile as compile_lib
 from research.core import config as config_lib
 from research.core import memory, sharding, tree
+from research.loop import bound as bound_lib
 from research.loop import learner as learner_lib
 from research.loop import state as state_lib
 from research.loop import step as step_lib
+from research.models import unrolled
 from research.optim import build as optim
 
 # Packed rows hold about as many examples a step as the peer's padded batch of eight; the longest
@@ -43,17 +46,18 @@ class Training:
   def __init__(self, config: config_lib.Config):
     compile_lib.run_inline()
     learner = learner_lib.build(config)
+    bound = bound_lib.bind(config, learner, (), {})
     self.tokenizer = learner.tokenizer
     self.virtual_ids = peft.virtual_ids(learner.variables["adapters"])
     mesh = sharding.make_mesh(config.mesh)
-    trainable, frozen = tree.partition(learner.variables, learner.trains)
-    model, self._frozen = step_lib.arrange(learner.model, trainable, frozen, mesh)
+    trainable, frozen = tree.partition(bound.variables, learner.trains)
+    model, self._frozen = step_lib.arrange(learner.model, trainable, frozen, mesh, bound.beside)
     steps = config.train.steps
     around = peft.allocation(trainable, steps)
     optimizer, schedule = optim.build(config.optimizer, trainable, steps, around)
     step = step_lib.make_step(
       model,
-      objectives.build(config.objective),
+      bound.objective,
       optimizer,
       schedule,
       accumulate_steps=config.train.accumulate_steps,
@@ -195,6 +199,54 @@ def dpo_step(args: Any) -> tuple[dict[str, Any], Training]:
   return measured, training
 
 
+def distillation_step(args: Any) -> tuple[dict[str, Any], Training]:
+  """The same batch again and again for a student, from its teacher or by cross-entropy alone.
+
+  `--teacher=apart` is cross-entropy, and then the teacher's own forward pass up to its loss.
+  """
+  section = settings.get_student(str(args.model), args.teacher)
+  training = Training(config_lib.Config(section))
+  batch = _random_batch(args.rows, args.length, [])
+  if args.teacher == "kept":
+    batch |= _kept(section.teacher.keep_tokens, batch["tokens"])
+  forward = _forward_pass(str(args.model), batch) if args.teacher == "apart" else None
+
+  def advance() -> None:
+    training.advance(batch)
+    if forward is not None:
+      forward()
+
+  seconds = worker.time_steps(advance, warmup=args.warmup, steps=args.steps)
+  measured = {
+    "tokens_per_second": worker.median_rate(seconds, batch["tokens"].size),
+    "seconds": seconds,
+    "first_loss": training.losses[0],
+  }
+  return measured, training
+
+
+def _kept(count: int, tokens: jax.Array) -> dict[str, jax.Array]:
+  """What is in a batch of a teacher of which `count` tokens were kept, of made-up numbers."""
+  shape = (*tokens.shape, count)
+  ids = (tokens[..., None] + jnp.arange(count)) % workloads.VOCABULARY
+  return {
+    "teacher_ids": ids.astype(jnp.int32),
+    "teacher_log_probs": jnp.full(shape, -np.log(2 * count), jnp.float16),
+  }
+
+
+def _forward_pass(source: str, batch: dict[str, jax.Array]) -> Callable[[], None]:
+  """The model's forward pass up to the loss of each token, by straight-line code."""
+  model, params, _ = models.load(source, dtype=jnp.bfloat16)
+  model, variables = unrolled.unstack(model, {"params": params})
+  loss = objectives.build({"name": "causal"})
+  run = jax.jit(
+    lambda variables, batch: loss(model, variables, batch, None, None)[0],
+    compiler_options=compile_lib.options(),
+  )
+  return lambda: jax.block_until_ready(run(variables, batch))
+
+
 def _random_batch(rows: int, length: int, virtual_ids: list[int]) -> dict[str, jax.Array]:
   """The LoRA step's batch: ordinary tokens, virtual ones first, one document a row."""
   tokens = workloads.random_tokens(rows, length)
@@ -220,12 +272,19 @@ def main() -> None:
     "sft": sft,
     "dpo_step": dpo_step,
     "encoder_step": encoder_step,
+    "distillation_step": distillation_step,
   }
   parser.add_argument("work", choices=tuple(works))
   parser.add_argument(
     "--method", choices=tuple(settings.METHODS), default="lora", help="of lora_step"
   )
-  parser.add_argument("--rows", type=int, default=workloads.STEP_BATCH, help="of lora_step")
+  parser.add_argument(
+    "--teacher",
+    choices=settings.TEACHERS,
+    default=settings.TEACHERS[0],
+    help="of distillation_step: in the step, kept before, after a step without one, or none",
+  )
+  parser.add_argument("--rows", type=int, default=workloads.STEP_BATCH, help="of random tokens")
   parser.add_argument("--length", type=int, default=workloads.STEP_TOKENS, help="of those")
   parser.add_argument("--gsm8k", type=Path, help="train.jsonl of GSM8K; sft needs it")
   parser.add_argument(

@@ -21,6 +21,7 @@ FORWARD_BATCH, FORWARD_TOKENS = 4, 512
 SFT_BATCH = 8
 PAIRS, PAIR_PROMPT_TOKENS, BETA = 4, 128, 0.1  # of preferences; rows have STEP_TOKENS
 VIRTUAL_TOKENS = 20  # of a prompt or prefix
+STUDENT_LAYERS, KEPT_TOKENS = 15, 64  # of a distillation, and what is kept of its teacher's logits
 PROMPT_TOKENS, NEW_TOKENS = 64, 128
 
 # MiniLM: texts of log-uniform lengths in words, and the tokens of a training step.

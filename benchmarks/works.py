@@ -181,6 +181,18 @@ WORKS = {
       compares_methods=True,
     ),
     Work(
+      "distillation_step",
+      "distillation of 15 of 30 layers, 4x256 tokens",
+      _ours("ours_train", "distillation_step", steps=6),
+      (_ours("ours_train", "distillation_step", "--teacher=apart", name="apart", steps=6),),
+    ),
+    Work(
+      "distillation_kept",
+      "the same from kept logits",
+      _ours("ours_train", "distillation_step", "--teacher=kept", steps=6),
+      (_ours("ours_train", "distillation_step", "--teacher=none", name="alone", steps=6),),
+    ),
+    Work(
       "int8_step",
       "a LoRA step on a base of int8 products",
       _ours("ours_train", "lora_step", "--method=int8", steps=6),

@@ -132,8 +132,8 @@ def _cache_bytes(model: Any, scheme: dict[str, Any], slots: int) -> int:
 
 
 def _held(model: Any, params: Any, variant: Variant, batches: Sequence[Any], name: str) -> Any:
-  if variant.run:  # numbers that are on the grid already, in the type in which they are
-    params = subject.load_run(Path(variant.run), "float32").variables["params"]
+  if variant.run:
+    return subject.load_run(Path(variant.run), "bfloat16").variables["params"]
 
   def told(layer: int, layers: int) -> None:
     print(f"{name}: layer {layer} of {layers}", end="\r" if layer < layers else "\n", flush=True)

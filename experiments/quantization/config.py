@@ -21,7 +21,7 @@ class Variant:
   rules: see `research.quant.schemes`.
   method: how numbers are rounded.
   than: the variant whose excess of loss it is to lessen.
-  run: the directory of a complete run whose model is rounded, in place of `MODEL`.
+  run: the directory of a complete run that trained on that grid, whose model it is.
   """
 
   rules: tuple[dict[str, Any], ...]

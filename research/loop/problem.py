@@ -177,7 +177,7 @@ def _notes(learner: learner_lib.Learner, merges: bool) -> list[str]:
   if size.held < size.dense:
     megabytes = f"{size.held / 1e6:,.1f} MB, of {size.dense / 1e6:,.1f} as they stand for"
     notes.append(f"the base is held in {megabytes}")
-    if merges:
+    if merges and learner.variables["adapters"]:
       notes.append("the model that is saved is the rounded base as numbers, with adapters merged")
   return notes
 

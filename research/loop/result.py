@@ -54,6 +54,9 @@ def exporter(
 ) -> Callable[[Path, dict[str, Any]], None]:
   """`Problem.export`, for what `beside_adapters` told of the run.
 
+  What is in few bits, or trained on their grid, leaves as its codes, unless an adapter is merged
+  into it.
+
   Args:
     source: the base, as the config names it.
     modules: see `models.scored.modules`.
@@ -78,12 +81,15 @@ def exporter(
           task_type=scored.task_type(model.config),
         )
       return
-    merged = quant.dequantize(variables["params"])
+    params, to = quant.hold(variables["params"]), directory / "model"
     if variables["adapters"]:
       # A frozen base has the activations' type, in which much of what was learnt would be lost.
-      merged = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), merged)
-      merged = peft.merge(merged, variables["adapters"])
-    models.save(directory / "model", model, merged, tokenizer)
+      params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), quant.dequantize(params))
+      params = peft.merge(params, variables["adapters"])
+    if any(map(matrix.is_matrix, matrix.flatten(params).values())):
+      models.save_quantized(to, model, params, tokenizer)
+    else:
+      models.save(to, model, params, tokenizer)
 
   return export
 

@@ -100,6 +100,8 @@ def chunked(
     far = far * jnp.square(temperature) if squared else far
     if targets is None:
       return far, far
+    if share == 1:  # a gradient of 0 would be computed, too
+      return far, far, *token_losses(jax.lax.stop_gradient(logits), targets)
     losses, right = token_losses(logits, targets)
     return share * far + (1 - share) * losses, far, losses, right
 

@@ -9,7 +9,7 @@ from research.models.encoder_decoder import CrossCache, EncoderDecoder
 from research.models.encoder_decoder_config import EncoderDecoderConfig
 from research.models.formats import export
 from research.models.initialize import initialize
-from research.models.load import build, invent, load, save
+from research.models.load import build, invent, load, save, save_quantized
 from research.models.observe import moments
 from research.models.save_gguf import save_gguf
 
@@ -31,4 +31,5 @@ __all__ = [
   "moments",
   "save",
   "save_gguf",
+  "save_quantized",
 ]

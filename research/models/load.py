@@ -118,8 +118,8 @@ def save_quantized(
   params: Tree,
   tokenizer: Tokenizer | None = None,
   *,
-  method: str,
-  dtype: str,
+  method: str = quantized.OURS,
+  dtype: str = "float32",
 ) -> None:
   """Writes a Hugging Face directory of parameters of which some are in few bits.
 
