@@ -11,7 +11,7 @@ import optax
 from flax import struct
 
 from research.core import config as config_lib
-from research.core import sharding, tree
+from research.core import matrix, sharding, tree
 
 
 @struct.dataclass
@@ -59,8 +59,10 @@ def trains(
     chosen = set(params)
   for path in chosen:
     if not jnp.issubdtype(params[path].dtype, jnp.floating):
+      what = _within(matrix.parameter_of(path))
       raise config_lib.ConfigError(
-        f"config.trainable: {path} is {params[path].dtype} and cannot be trained"
+        f"config.trainable: {what!r} is held in few bits and cannot be trained; adapters on it can,"
+        " or the numbers that research.export --format=hf writes"
       )
   with_adapters = "adapters" in section or "all" in section
 

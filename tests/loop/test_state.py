@@ -69,7 +69,7 @@ def test_biases_or_layer_norms_alone():
   [
     (("lm_head/bia",), "rule 'lm_head/bia' matches none.*'lm_head/bias'"),
     (("(",), "config.trainable: .*"),
-    (("codes",), "params/codes is int8"),
+    (("codes",), "is held in few bits and cannot be trained; adapters on it can"),
     ((), "nothing to train"),
   ],
 )
