@@ -62,6 +62,13 @@ _LLAMA_3_8B = {
   "num_hidden_layers": 32,
   "num_attention_heads": 32,
 }
+_ROPE_31 = {
+  "rope_type": "llama3",
+  "factor": 8.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 8192,
+}
 # What matters of the `config.json` that their publishers give (Grattafiori et al. 2024,
 # arXiv:2407.21783, table 3).
 SHAPES: dict[str, dict[str, Any]] = {
@@ -69,13 +76,17 @@ SHAPES: dict[str, dict[str, Any]] = {
   "llama-3.1-8b": {
     **_LLAMA_3_8B,
     "max_position_embeddings": 131072,
-    "rope_scaling": {
-      "rope_type": "llama3",
-      "factor": 8.0,
-      "low_freq_factor": 1.0,
-      "high_freq_factor": 4.0,
-      "original_max_position_embeddings": 8192,
-    },
+    "rope_scaling": _ROPE_31,
+  },
+  "llama-3.2-1b": {
+    **_LLAMA_3,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 131072,
+    "rope_scaling": {**_ROPE_31, "factor": 32.0},
+    "tie_word_embeddings": True,
   },
   "llama-3-70b": {
     **_LLAMA_3,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -33,8 +34,6 @@ def obstacle(q: jax.Array, k: jax.Array, segments: jax.Array | None, bias: Any) 
     return "it is for whole rows of documents, whose layers are all of one kind, without a prefix"
   if bias is not None:
     return "it takes no bias of scores"
-  if q.shape[-1] % _LANES:
-    return f"its head size is a multiple of {_LANES}, not {q.shape[-1]}"
   if q.shape[3] != k.shape[2] or q.shape[3] % (_LANES * sharding.parts("sequence")):
     return (
       f"rows are multiples of {_LANES} positions on each device along `sequence`, not {q.shape[3]}"
@@ -75,9 +74,10 @@ def attend(
     heads = jax.vmap(kernel, (0, 0, 0, None))
     return jax.vmap(heads)(q, k, v, ids)
 
-  q = (q * scale).astype(q.dtype)
+  size = q.shape[-1]
+  q, k, v = (_whole(x) for x in ((q * scale).astype(q.dtype), k, v))
   if not sharding.is_spread():
-    return each(kernel, q, k, v, segments, segments)
+    return each(kernel, q, k, v, segments, segments)[..., :size]
   own = sharding.spec(q, "batch", "heads", None, "sequence", None)
   seen = sharding.spec(k, "batch", "heads", None, None)
   mesh = jax.sharding.get_abstract_mesh()
@@ -94,7 +94,12 @@ def attend(
     out_specs=own,
     check_vma=False,
   )
-  return spread(kernel, q, k, v, segments, segments)
+  return spread(kernel, q, k, v, segments, segments)[..., :size]
+
+
+def _whole(x: jax.Array) -> jax.Array:
+  """Heads with zeros up to whole registers, which a TPU's memory holds anyhow; no score changes."""
+  return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % _LANES)])
 
 
 def _kernel(
