@@ -43,6 +43,8 @@ def get_config(what):
     grid = {"kind": "int4", "group": 16, "scales": "float16"}
     config.quantize = ({"target": "layers/.*_proj/kernel", **grid},)
     config.trainable = ("layers/mlp/.*kernel",)
+  if what == "scales":
+    config.quantize, config.trainable = (), ("layers/.*/kernel/scale",)
   if what in ("late", "plain"):
     learnt = {"target": "layers/mlp/.*kernel", "kind": "int3", "group": 16}
     config.quantize = (learnt,) if what == "late" else ()
@@ -126,6 +128,29 @@ def test_what_trains_leaves_the_codes_that_acted(world):
   for path in kernels:
     np.testing.assert_array_equal(written[path].codes, after[path].codes)
     np.testing.assert_array_equal(written[path].scale, after[path].scale)
+
+
+def test_scales_alone_can_train(world):
+  """Of a directory in few bits; codes stay, and scales leave as they acted (PEQA)."""
+  flags = ["--config=config.py:scales", "--config.model.source=start"]
+  _, params, tokenizer = models.load(world / "model")
+  kernels = [path for path in matrix.flatten(params) if path.endswith("_proj/kernel")]
+  scheme = Scheme("int4", group=16, symmetric=False, scales="float16")
+  held = quant.quantize(params, dict.fromkeys(kernels, scheme))
+  models.save_quantized(world / "start", models.build(LLAMA), held, tokenizer)
+  assert train.main(flags) == 0
+  losses = _losses(world / "scales")
+  assert losses[2] < losses[0]
+  saved = tree.flatten(ocp.StandardCheckpointer().restore(world / "scales/checkpoints/3/state"))
+  before, after = (matrix.flatten(models.load(world / d)[1]) for d in ("start", "scales/model"))
+  for path in kernels:
+    np.testing.assert_array_equal(after[path].codes, before[path].codes)
+    np.testing.assert_array_equal(after[path].zero, before[path].zero)
+    learnt = saved[f"trainable/params/{path}/scale"]
+    assert learnt.dtype == np.float32 and after[path].scale.dtype == np.float16
+    np.testing.assert_array_equal(after[path].scale, learnt.astype(np.float16))
+    assert not np.array_equal(after[path].scale, before[path].scale)
+  np.testing.assert_array_equal(after["embed/embedding"], before["embed/embedding"])
 
 
 def test_rounding_begins_after_some_steps(world, capsys):

@@ -88,7 +88,7 @@ def build(config: config_lib.Config, load: Callable[..., Any] = models.load) -> 
         f"config.trainable: {type(adapter).__name__} needs the kernel at {path!r} frozen"
       )
   variables = tree.map_with_path(
-    lambda path, leaf: leaf.astype(dtype) if _is_frozen(path, leaf, trains) else leaf, variables
+    lambda path, leaf: leaf.astype(_type_of(path, leaf, trains, dtype)), variables
   )
   if config.quantize:
     with config_lib.blaming("quantize"):
@@ -186,8 +186,11 @@ def _model(
   return model, params, tokenizer, frozenset()
 
 
-def _is_frozen(path: str, leaf: Any, trains: Callable[[str, Any], bool]) -> bool:
-  """Whether this is a parameter of the base that could be kept in the type of activations."""
-  floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-  whole = matrix.parameter_of(path) == path  # scales of what is in few bits already stay
-  return path.startswith("params/") and whole and floating and not trains(path, leaf)
+def _type_of(path: str, leaf: Any, trains: Callable[[str, Any], bool], dtype: Any) -> Any:
+  """The type of a leaf in the run: of the base that of activations, but for what trains."""
+  if not path.startswith("params/") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+    return leaf.dtype
+  whole = matrix.parameter_of(path) == path
+  if trains(path, leaf):  # scales of what is in few bits train in all bits, too
+    return leaf.dtype if whole else jnp.float32
+  return dtype if whole else leaf.dtype

@@ -58,11 +58,11 @@ def trains(
   if "all" in section:
     chosen = set(params)
   for path in chosen:
-    if not jnp.issubdtype(params[path].dtype, jnp.floating):
+    if not jnp.issubdtype(params[path].dtype, jnp.floating) or path.endswith("/kernel/inputs"):
       what = _within(matrix.parameter_of(path))
       raise config_lib.ConfigError(
-        f"config.trainable: {what!r} is held in few bits and cannot be trained; adapters on it can,"
-        " or the numbers that research.export --format=hf writes"
+        f"config.trainable: {what!r} is held in few bits and cannot be trained; its scales can"
+        " ('.*/kernel/scale'), adapters on it, or its numbers (research.export --format=hf)"
       )
   with_adapters = "adapters" in section or "all" in section
 

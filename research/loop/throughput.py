@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from research import peft
-from research.core import chips, tree
+from research.core import chips, matrix, tree
 from research.core.matrix import parameter_of
 
 
@@ -55,11 +55,13 @@ def train_flops_per_token(
   # A decoder without a head multiplies by its embeddings; encoders have few tokens that do.
   apart = ("params/lm_head/", "params/embed_norm/")
   has_head = any(path.startswith(apart) for path in paths)
+  kernels = {f"params/{path}": leaf for path, leaf in matrix.flatten(variables["params"]).items()}
+  # Of a kernel of which but the scales train it is the whole gradient that they are summed of.
+  trained = {parameter_of(path) for path in tree.flatten(trainable) if path.startswith("params/")}
   weights = {
-    path: leaf.size * active(path)
-    for path, leaf in tree.flatten(trainable).items()
-    if path.startswith("params/")
-    and (_is_kernel(path) or parameter_of(path) == "params/embed/embedding" and not has_head)
+    path: kernels[path].size * active(path)
+    for path in trained
+    if path.endswith("/kernel") or path == "params/embed/embedding" and not has_head
   }
   # What a method trains in another form acts on tokens as what it is made into; and what is looked
   # up multiplies nothing.
@@ -80,10 +82,6 @@ def train_flops_per_token(
     return (2 + forward_passes) * forward + (forward - forward_flops(0.0)) + constant + beside
 
   return per_token
-
-
-def _is_kernel(path: str) -> bool:
-  return parameter_of(path).endswith("/kernel")
 
 
 def _measured(dtype: Any) -> float:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from research.core.matrix import Matrix
-from research.core.products import matmul
+from research.core.products import matmul, outer
 from research.quant import codebooks, integer
 from research.quant.packing import pack, split, unpack
 from research.quant.scheme import FLOATS, INTEGERS, TENSOR, Scheme
@@ -71,7 +71,8 @@ class QArray(Matrix):
   are packed along it (`research.quant.packing`), integers as their difference from the least one.
 
   codes: uint8, packed; int8 for 8-bit integers; or 8-bit floats.
-  scale: `[..., groups, out]`, or `[..., rows, groups]` for a table.
+  scale: `[..., groups, out]`, or `[..., rows, groups]` for a table, in the scheme's type; where it
+    trains in float32, and then it acts as that type holds it, straight through.
   zero: int8, of the scales' shape, or None.
   order: int32 `[..., in]`, each input's group where those are not of successive ones, or None.
   kind: the type of the array that this one stands for.
@@ -104,7 +105,20 @@ class QArray(Matrix):
     """float32, of the groups."""
     if isinstance(self.scale, DoubleScales):
       return self.scale.decode(self.axis)
-    return self.scale.astype(jnp.float32)
+    if not self._scale_is_wider:
+      return self.scale.astype(jnp.float32)
+    return straight_through(self.scale, self.scale.astype(self.scheme.scales).astype(jnp.float32))
+
+  def held(self) -> QArray:
+    """With scales in the scheme's type: what acts, to the bit."""
+    if not self._scale_is_wider:
+      return self
+    return self.replace(scale=self.scale.astype(self.scheme.scales))  # type: ignore[attr-defined]
+
+  @property
+  def _scale_is_wider(self):
+    narrow = self.scheme.scales in ("float16", "bfloat16")
+    return narrow and getattr(self.scale, "dtype", None) == jnp.float32
 
   def integers(self) -> jax.Array:
     """The codes of an integer kind, int8, unpacked."""
@@ -141,7 +155,7 @@ class QArray(Matrix):
     return jnp.squeeze(self.scales(), self.axis)
 
   def product(self, x: jax.Array) -> jax.Array:
-    """See `Matrix`; the gradient is that of `x` alone."""
+    """See `Matrix`; gradients are of `x`, and of scales that train."""
     return _product(x, self)
 
   def rows(self, ids: jax.Array) -> jax.Array:
@@ -151,7 +165,21 @@ class QArray(Matrix):
 
   def _table(self):
     """With arrays alone that have an axis of rows."""
+    if not isinstance(self.scale, DoubleScales):
+      return self
     return self.replace(scale=self.scales())  # type: ignore[attr-defined]
+
+
+@jax.custom_jvp
+def straight_through(values: jax.Array, acting: jax.Array) -> jax.Array:
+  """`acting`, with the derivative of `values` (Bengio et al. 2013, arXiv:1308.3432)."""
+  del values
+  return acting
+
+
+@straight_through.defjvp
+def _straight_through_jvp(primals, tangents):
+  return primals[1], tangents[0]
 
 
 @jax.custom_vjp
@@ -176,12 +204,26 @@ def _product(x, kernel):
 
 
 def _forward(x, kernel):
-  return _product(x, kernel), (x[..., :0], kernel)
+  learns = any(leaf.perturbed for leaf in jax.tree.leaves(kernel.scale))
+  x, kernel = (jax.tree.map(lambda leaf: leaf.value, each) for each in (x, kernel))
+  return _product(x, kernel), (x if learns else x[..., :0], kernel)
 
 
 def _backward(residuals, g):
-  like, kernel = residuals
-  return backward(g, kernel, like.dtype), None
+  x, kernel = residuals
+  dx = backward(g, kernel, x.dtype)
+  return dx, _of_scales(x, kernel, g) if x.shape[-1] else None
+
+
+def _of_scales(x, kernel, g):
+  """The gradient of a kernel whose scales alone learn."""
+  dvalues = outer(x.reshape(-1, x.shape[-1]), g.astype(x.dtype).reshape(-1, g.shape[-1]))
+  _, pull = jax.vjp(
+    lambda scale: kernel.replace(scale=scale).astype(jnp.float32),
+    jax.lax.stop_gradient(kernel.scale),
+  )
+  (dscale,) = pull(dvalues if kernel.axis == -2 else dvalues.T)
+  return kernel.replace(codes=None, scale=dscale, zero=None, order=None, inputs=None)
 
 
 def backward(g: jax.Array, kernel: QArray, kind: Any) -> jax.Array:
@@ -199,7 +241,7 @@ def backward(g: jax.Array, kernel: QArray, kind: Any) -> jax.Array:
   return matmul(g, kernel.astype(kind), (g.ndim - 1, theirs)).astype(kind)
 
 
-_product.defvjp(_forward, _backward)
+_product.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 @partial(jax.jit, static_argnames=("scheme", "axis"))

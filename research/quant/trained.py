@@ -12,7 +12,7 @@ from research.core import matrix, tree
 from research.core.matrix import Matrix, is_matrix
 from research.core.products import outer
 from research.quant import integer, policy, qarray
-from research.quant.qarray import QArray, quantize
+from research.quant.qarray import QArray, quantize, straight_through
 from research.quant.scheme import Scheme
 
 Tree = Any
@@ -58,20 +58,9 @@ class Trained(Matrix):
     return taken.astype(self.dtype)
 
 
-@jax.custom_jvp
-def _same(values, rounded):
-  del values
-  return rounded
-
-
-@_same.defjvp
-def _same_jvp(primals, tangents):
-  return primals[1], tangents[0]
-
-
 def _through(values, scheme, axis):
   rounded = quantize(jax.lax.stop_gradient(values), scheme, axis).astype(values.dtype)
-  return _same(values, jax.lax.stop_gradient(rounded))
+  return straight_through(values, jax.lax.stop_gradient(rounded))
 
 
 @jax.custom_vjp
@@ -132,7 +121,8 @@ def trains_rounded(params: Tree) -> bool:
 
 
 def hold(params: Tree) -> Tree:
-  """`params` with a `QArray` for every `Trained`: what has acted, in few bits."""
+  """`params` with what acted, in few bits: a `QArray` for every `Trained`, and trained scales."""
+  kinds = (Trained, QArray)
   return jax.tree.map(
-    lambda node: node.held() if isinstance(node, Trained) else node, params, is_leaf=is_matrix
+    lambda node: node.held() if isinstance(node, kinds) else node, params, is_leaf=is_matrix
   )

@@ -69,7 +69,7 @@ def test_biases_or_layer_norms_alone():
   [
     (("lm_head/bia",), "rule 'lm_head/bia' matches none.*'lm_head/bias'"),
     (("(",), "config.trainable: .*"),
-    (("codes",), "is held in few bits and cannot be trained; adapters on it can"),
+    (("codes",), "is held in few bits and cannot be trained; its scales can"),
     ((), "nothing to train"),
   ],
 )

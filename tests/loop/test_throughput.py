@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from research.core import tree
+from research.core import matrix, tree
 from research.loop import throughput
+from research.quant.qarray import quantize
+from research.quant.scheme import Scheme
 
 D, F, V, L = 8, 12, 20, 3
 PARAMS = {
@@ -70,3 +72,19 @@ def test_known_devices_are_looked_up(monkeypatch, kind, flops):
   device = type("Device", (), {"device_kind": kind})()
   monkeypatch.setattr(jax, "devices", lambda: [device])
   assert throughput.peak_flops() == flops * jax.device_count()
+
+
+def test_scales_that_train_cost_the_gradient_of_their_kernel():
+  path = "layers/mlp/up_proj/kernel"
+  dense = _tree(PARAMS)
+  kernel = matrix.flatten(dense["params"])[path]
+  held = jax.eval_shape(lambda x: quantize(x, Scheme("int4", group=4)), kernel)
+  variables = _tree(PARAMS)
+  variables["params"]["layers"]["mlp"]["up_proj"]["kernel"] = held
+  of_scales, _ = tree.partition(variables, lambda p, _: p == f"params/{path}/scale")
+  of_kernel, _ = tree.partition(dense, lambda p, _: p == f"params/{path}")
+  found, expected = (
+    throughput.train_flops_per_token(_forward, *each)(0.0)
+    for each in ((variables, of_scales), (dense, of_kernel))
+  )
+  assert found == expected

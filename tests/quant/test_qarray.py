@@ -226,3 +226,33 @@ def test_what_is_not_finite_is_told():
 def test_a_rule_that_matches_nothing_is_told():
   with pytest.raises(ValueError, match="matches none"):
     quant.quantize(PARAMS, ({"target": "layers/.*/bias", "kind": "int8"},))
+
+
+@pytest.mark.parametrize(
+  "scheme",
+  [
+    Scheme("int4", group=16, symmetric=False, scales="float16"),
+    Scheme("nf4", group=16, scales="double"),
+    Scheme("int8"),
+  ],
+  ids=str,
+)
+def test_scales_learn_as_factors_of_the_numbers(scheme):
+  """As if the kernel were made of them by plain operations; they act in their own type."""
+  x = _values(5, IN)
+  held = qarray.quantize(_values(IN, OUT), scheme)
+  if scheme.scales == "float16":
+    held = held.replace(scale=held.scale.astype(jnp.float32) * 1.0001)
+    narrow = held.replace(scale=held.scale.astype(jnp.float16))
+    np.testing.assert_array_equal(held.astype(jnp.float32), narrow.astype(jnp.float32))
+    np.testing.assert_array_equal(held.held().scale, narrow.scale)
+
+  def loss(multiply):
+    return lambda scale: jnp.sum(jnp.sin(multiply(held.replace(scale=scale))))
+
+  by_product = jax.grad(loss(lambda kernel: dot(x, kernel)), allow_int=True)(held.scale)
+  by_numbers = jax.grad(loss(lambda kernel: x @ kernel.astype(jnp.float32)), allow_int=True)
+  for one, other in zip(*map(jax.tree.leaves, (by_product, by_numbers(held.scale))), strict=True):
+    if one.dtype != jax.dtypes.float0:
+      np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-2)
+      assert np.any(one)
