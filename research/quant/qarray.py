@@ -105,20 +105,18 @@ class QArray(Matrix):
     """float32, of the groups."""
     if isinstance(self.scale, DoubleScales):
       return self.scale.decode(self.axis)
-    if not self._scale_is_wider:
-      return self.scale.astype(jnp.float32)
-    return straight_through(self.scale, self.scale.astype(self.scheme.scales).astype(jnp.float32))
+    acting = self._narrowed(self.scale).astype(jnp.float32)
+    return acting if self.scale.dtype != jnp.float32 else straight_through(self.scale, acting)
 
   def held(self) -> QArray:
     """With scales in the scheme's type: what acts, to the bit."""
-    if not self._scale_is_wider:
+    if isinstance(self.scale, DoubleScales):
       return self
-    return self.replace(scale=self.scale.astype(self.scheme.scales))  # type: ignore[attr-defined]
+    return self.replace(scale=self._narrowed(self.scale))  # type: ignore[attr-defined]
 
-  @property
-  def _scale_is_wider(self):
+  def _narrowed(self, scale):
     narrow = self.scheme.scales in ("float16", "bfloat16")
-    return narrow and getattr(self.scale, "dtype", None) == jnp.float32
+    return scale.astype(self.scheme.scales) if narrow else scale
 
   def integers(self) -> jax.Array:
     """The codes of an integer kind, int8, unpacked."""
