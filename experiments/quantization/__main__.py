@@ -29,6 +29,7 @@ from experiments.quantization.config import (
   CALIBRATION_ROWS,
   EVALUATION_BYTES,
   MODEL,
+  RUNS,
   VARIANTS,
   Variant,
 )
@@ -83,10 +84,10 @@ def main() -> int:
 def obstacle(name: str) -> str:
   """Why the variant cannot be measured yet, or nothing."""
   run = VARIANTS[name].run if name in VARIANTS else ""
-  if not run or Path(run, "model").is_dir():
+  if not run or Path(RUNS, run, "model").is_dir():
     return ""
-  config = "experiments/quantization/training.py"
-  return f"{run} is no complete run of python -m research.train --config={config}"
+  config = f"experiments/quantization/training.py:{run}"
+  return f"{RUNS}/{run} is no complete run of python -m research.train --config={config}"
 
 
 def _perplexity(text: Path, length: int, context: int, cache: Any = None) -> Any:
@@ -133,7 +134,7 @@ def _cache_bytes(model: Any, scheme: dict[str, Any], slots: int) -> int:
 
 def _held(model: Any, params: Any, variant: Variant, batches: Sequence[Any], name: str) -> Any:
   if variant.run:
-    return subject.load_run(Path(variant.run), "bfloat16").variables["params"]
+    return subject.load_run(Path(RUNS, variant.run), "bfloat16").variables["params"]
 
   def told(layer: int, layers: int) -> None:
     print(f"{name}: layer {layer} of {layers}", end="\r" if layer < layers else "\n", flush=True)

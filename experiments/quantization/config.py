@@ -10,6 +10,7 @@ from research.calibration.methods import Method
 
 MODEL = "smollm2-135m-instruct"
 PROJECTIONS = "layers/.*_proj/kernel"
+RUNS = "runs/quantization"  # where those that train are
 EVALUATION_BYTES = 160_000  # of the text that is predicted: about 39,000 tokens
 CALIBRATION_ROWS, CALIBRATION_LENGTH = 128, 512
 
@@ -21,7 +22,7 @@ class Variant:
   rules: see `research.quant.schemes`.
   method: how numbers are rounded.
   than: the variant whose excess of loss it is to lessen.
-  run: the directory of a complete run that trained on that grid, whose model it is.
+  run: the name of a complete run of `training.py`, whose model it is.
   """
 
   rules: tuple[dict[str, Any], ...]
@@ -56,6 +57,12 @@ VARIANTS: dict[str, Variant] = {
     calibration.GPTQ(act_order=True, static_groups=True),
     "int4 g64 nearest",
   ),
+  "int4 g64 gptq scales": Variant(_grouped(4), than="int4 g64 nearest", run="int4_scales"),
+  "int4 g64 gptq passes": Variant(
+    _grouped(4, fit="mse"),
+    calibration.GPTQ(act_order=True, static_groups=True, passes=3),
+    "int4 g64 nearest",
+  ),
   "int4 g64 awq": Variant(_grouped(4), calibration.AWQ(), "int4 g64 nearest"),
   "int3 g64 nearest": Variant(_grouped(3)),
   "int3 g64 gptq": Variant(_grouped(3), calibration.GPTQ(), "int3 g64 nearest"),
@@ -68,9 +75,7 @@ VARIANTS: dict[str, Variant] = {
     "int3 g64 nearest",
   ),
   "int3 g64 awq": Variant(_grouped(3), calibration.AWQ(), "int3 g64 nearest"),
-  "int3 g64 trained": Variant(
-    _grouped(3), than="int3 g64 nearest", run="runs/quantization/int3_training"
-  ),
+  "int3 g64 trained": Variant(_grouped(3), than="int3 g64 nearest", run="int3_training"),
   "w8a8": Variant(_projections("int8", activations="int8")),
   "w8a8 smoothquant": Variant(
     _projections("int8", activations="int8"), calibration.SmoothQuant(), "w8a8"

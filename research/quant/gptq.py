@@ -31,11 +31,14 @@ class GPTQ:
   static_groups: with `act_order`, groups stay of successive inputs, and their scales are taken
     before the first is rounded; otherwise groups are of inputs that are rounded in succession, and
     the array has an `order`.
+  passes: how often all numbers are gone through once more afterwards, each put where the error is
+    least while the others stay (coordinate descent, as in QuantEase, arXiv:2309.01885, section 3).
   """
 
   damping: float = 0.01
   act_order: bool = False
   static_groups: bool = False
+  passes: int = 0
 
   def round(self, kernel: jax.Array, products: Any, scheme: Scheme) -> QArray:
     """`kernel [in, out]` rounded so that what it makes of the inputs seen changes least.
@@ -50,7 +53,8 @@ class GPTQ:
     """
     if scheme.kind not in (*INTEGERS, *codebooks.CODEBOOKS):
       raise ValueError(f"GPTQ rounds to integers and to the numbers of tables, not to {scheme}")
-    factor, order, dead = self._factor(np.asarray(products, np.float64))
+    damped, order, dead = self._damped(np.asarray(products, np.float64))
+    factor = _factor(damped[np.ix_(order, order)])
     values = jnp.asarray(kernel, jnp.float32) * (1 - dead[:, None])
     size, inputs = scheme.group, len(order)
     grouped = size > 0
@@ -62,21 +66,27 @@ class GPTQ:
       scale, zero = grid(values, scheme, importance=importance)
     each = jnp.arange(inputs) // (size if grouped else inputs)  # the group of each input
     if scale is None:
-      values, scale, zero = _round_with_groups(values[order], factor, scheme, _block(inputs, size))
+      rounded, scale, zero = _round_with_groups(values[order], factor, scheme, _block(inputs, size))
     else:
       rows = tuple(None if x is None else _of_inputs(x, each)[order] for x in (scale, zero))
-      values = _round(values[order], factor, *rows, scheme, _block(inputs, 1))
+      rounded = _round(values[order], factor, *rows, scheme, _block(inputs, 1))
     back = np.argsort(order)
-    values = values[back]
+    rounded = rounded[back]
+    if self.passes:
+      groups = each if static else each[back]
+      rows = tuple(None if x is None else _of_inputs(x, groups) for x in (scale, zero))
+      goal = jnp.asarray(damped, jnp.float32)
+      for _ in range(self.passes):
+        rounded = _descend(rounded, values, goal, *rows, scheme, _block(inputs, 1))
     kind, groups = str(kernel.dtype), None if static else jnp.asarray(each[back], jnp.int32)
-    found = encode(values, scale, zero, scheme, kind=kind, order=groups)
+    found = encode(rounded, scale, zero, scheme, kind=kind, order=groups)
     if scheme.scales == "double":
       # As `quantize`: codes go by the scales as they were.
       return found.replace(scale=DoubleScales.of(scale, -2))  # type: ignore[attr-defined]
     return found
 
-  def _factor(self, products):
-    """The upper Cholesky factor of the inverse, in the order of rounding; that; dead inputs."""
+  def _damped(self, products):
+    """The products with more on their diagonal; the order of rounding; dead inputs."""
     if not np.isfinite(products).all():
       raise ValueError("GPTQ was given products of inputs that are not finite")
     diagonal = np.diagonal(products).copy()
@@ -85,10 +95,14 @@ class GPTQ:
     order = np.argsort(-diagonal, kind="stable") if self.act_order else np.arange(len(diagonal))
     damped = products.copy()
     np.fill_diagonal(damped, diagonal + self.damping * diagonal.mean())
-    lower = scipy.linalg.cholesky(damped[np.ix_(order, order)], lower=True)
-    inverse = scipy.linalg.cho_solve((lower, True), np.eye(len(order)))
-    factor = scipy.linalg.cholesky(inverse, lower=False)
-    return jnp.asarray(factor, jnp.float32), order, jnp.asarray(dead, jnp.float32)
+    return damped, order, jnp.asarray(dead, jnp.float32)
+
+
+def _factor(products):
+  """The upper Cholesky factor of the inverse."""
+  lower = scipy.linalg.cholesky(products, lower=True)
+  inverse = scipy.linalg.cho_solve((lower, True), np.eye(len(products)))
+  return jnp.asarray(scipy.linalg.cholesky(inverse, lower=False), jnp.float32)
 
 
 def _of_inputs(of_groups, each):
@@ -154,23 +168,62 @@ def _rows(part, upper, scale, zero, scheme):
 
   `scale` and `zero` are `[rows or 1, out or 1]`.
   """
-  full = jnp.broadcast_to(scale.astype(jnp.float32), part.shape)
-  offset = jnp.zeros_like(full) if zero is None else jnp.broadcast_to(zero, part.shape)
-  inverse = jnp.where(full == 0, 0, 1 / jnp.where(full == 0, 1, full))
-
-  def nearest(units, offset):
-    if scheme.kind not in INTEGERS:
-      return codebooks.decode(scheme.kind, codebooks.encode(scheme.kind, units))
-    least, most = scheme.levels
-    return jnp.clip(jnp.round(units) + offset, least, most) - offset
+  nearest = _nearest(scale, zero, scheme, part.shape)
 
   def row(i, carry):
     part, errors = carry
-    error = (part[i] - nearest(part[i] * inverse[i], offset[i]) * full[i]) / upper[i, i]
+    error = (part[i] - nearest(part[i], i)) / upper[i, i]
     # Of the factor the numbers left of the diagonal are 0, and its own makes the row the rounded.
     return part - upper[i][:, None] * error, errors.at[i].set(error)
 
   return jax.lax.fori_loop(0, part.shape[0], row, (part, jnp.zeros_like(part)))
+
+
+def _nearest(scale, zero, scheme, shape):
+  """`(numbers [out], row) -> the nearest [out]` of the row's grid."""
+  full = jnp.broadcast_to(scale.astype(jnp.float32), shape)
+  offset = jnp.zeros_like(full) if zero is None else jnp.broadcast_to(zero, shape)
+  inverse = jnp.where(full == 0, 0, 1 / jnp.where(full == 0, 1, full))
+
+  def of_row(numbers, i):
+    units = numbers * inverse[i]
+    if scheme.kind not in INTEGERS:
+      return codebooks.decode(scheme.kind, codebooks.encode(scheme.kind, units)) * full[i]
+    least, most = scheme.levels
+    return (jnp.clip(jnp.round(units) + offset[i], least, most) - offset[i]) * full[i]
+
+  return of_row
+
+
+@partial(jax.jit, static_argnames=("scheme", "block"))
+def _descend(rounded, values, products, scale, zero, scheme, block):
+  """One pass over all rows, each as the others stand: what they stand for afterwards.
+
+  `rounded` and `values` are `[in, out]`, before and after rounding; the error is `e^T H e` of their
+  difference e, H the `products`, and half its slopes `H e` are kept up to date.
+  """
+
+  def of_block(carry, start):
+    rounded, slopes = carry
+    part, slope, beside, *grids = (
+      None if x is None else jax.lax.dynamic_slice_in_dim(x, start, block)
+      for x in (rounded, slopes, products, scale, zero)
+    )
+    inner = jax.lax.dynamic_slice_in_dim(beside, start, block, axis=1)
+    nearest = _nearest(*grids, scheme, part.shape)
+
+    def row(i, carry):
+      part, slope = carry
+      best = nearest(part[i] - slope[i] / inner[i, i], i)
+      return part.at[i].set(best), slope + inner[i][:, None] * (best - part[i])
+
+    moved, _ = jax.lax.fori_loop(0, block, row, (part, slope))
+    slopes = slopes + matmul(beside, moved - part, (0, 0))
+    return (jax.lax.dynamic_update_slice_in_dim(rounded, moved, start, axis=0), slopes), None
+
+  begun = rounded, matmul(products, rounded - values, (1, 0))
+  (rounded, _), _ = jax.lax.scan(of_block, begun, jnp.arange(0, rounded.shape[0], block))
+  return rounded
 
 
 def _hand_on(values, part, errors, upper, start, block):

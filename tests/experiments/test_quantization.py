@@ -5,14 +5,21 @@ import math
 import pytest
 
 from experiments.quantization import __main__ as experiment
-from experiments.quantization import training
-from experiments.quantization.config import VARIANTS
+from experiments.quantization import int4, training
+from experiments.quantization.config import RUNS, VARIANTS
 
 
-def test_the_run_is_that_of_its_row():
-  row, config = VARIANTS["int3 g64 trained"], training.get_config()
-  assert config.directory == row.run
+def test_runs_are_those_of_their_rows():
+  row = VARIANTS["int3 g64 trained"]
+  config = training.get_config(row.run)
+  assert config.directory == f"{RUNS}/{row.run}"
   assert tuple(config.quantize) == row.rules == VARIANTS[row.than].rules
+  begun = int4.get_config()
+  config = training.get_config(VARIANTS["int4 g64 gptq scales"].run)
+  assert config.model.source == begun.output
+  assert tuple(begun.quantize) == VARIANTS["int4 g64 gptq passes"].rules
+  with pytest.raises(ValueError, match="no run 'int5'"):
+    training.get_config("int5")
 
 
 def test_the_table_tells_what_is_taken_away():
@@ -33,8 +40,9 @@ def test_the_table_tells_what_is_taken_away():
 
 def test_a_run_that_is_not_complete_is_left_out(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
-  assert "config=experiments/quantization/training.py" in experiment.obstacle("int3 g64 trained")
-  (tmp_path / VARIANTS["int3 g64 trained"].run / "model").mkdir(parents=True)
+  told = experiment.obstacle("int3 g64 trained")
+  assert "config=experiments/quantization/training.py:int3_training" in told
+  (tmp_path / RUNS / VARIANTS["int3 g64 trained"].run / "model").mkdir(parents=True)
   assert not experiment.obstacle("int3 g64 trained") and not experiment.obstacle(experiment.BASE)
 
 

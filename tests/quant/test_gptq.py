@@ -6,6 +6,7 @@ import pytest
 
 from research.quant import awq
 from research.quant.gptq import GPTQ
+from research.quant.packing import pack, unpack
 from research.quant.qarray import grid, quantize
 from research.quant.scheme import Scheme
 
@@ -88,6 +89,39 @@ def test_it_harms_outputs_less_than_rounding_to_nearest(scheme):
 
   nearest, found = harm(quantize(w, scheme)), harm(GPTQ(act_order=True).round(w, H, scheme))
   assert found < 0.7 * nearest
+
+
+@pytest.mark.parametrize(
+  ("scheme", "how"),
+  [
+    (Scheme("int3", group=8, symmetric=False), {"act_order": True}),
+    (Scheme("int3", group=8), {"act_order": True, "static_groups": True}),
+    (Scheme("nf4", group=8), {}),
+  ],
+  ids=str,
+)
+def test_passes_leave_each_number_where_it_harms_least(scheme, how):
+  """Each pass by itself does no harm, and after many no number alone could be better."""
+  begun = GPTQ(**how).round(jnp.asarray(W), H, scheme)
+  found = GPTQ(**how, passes=40).round(jnp.asarray(W), H, scheme)
+  np.testing.assert_array_equal(found.scale, begun.scale)
+  damped = H.copy()
+  diagonal = np.where(np.diagonal(H) == 0, 1, np.diagonal(H))
+  np.fill_diagonal(damped, diagonal + 0.01 * diagonal.mean())
+  w = np.where(np.diagonal(H)[:, None] == 0, 0, W)
+
+  def harm(held):
+    e = np.asarray(held.astype(jnp.float32), np.float64) - w
+    return (e * (damped @ e)).sum(axis=0)
+
+  harms = [harm(GPTQ(**how, passes=n).round(jnp.asarray(W), H, scheme)).sum() for n in range(3)]
+  assert harms[2] <= harms[1] <= harms[0]
+  codes = unpack(found.codes, scheme.bits, -2)
+  for row in range(0, IN, 5):
+    for code in range(2**scheme.bits):
+      other = pack(codes.at[row].set(code), scheme.bits, -2)
+      tried = harm(found.replace(codes=other))
+      assert np.all(tried >= harm(found) * (1 - 1e-5)), (row, code)
 
 
 def test_ranges_go_by_the_size_of_inputs():
