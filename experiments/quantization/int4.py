@@ -2,7 +2,8 @@
 
   python -m research.export --config=experiments/quantization/int4.py
 
-Rows are of the calibration texts (`texts.py` writes them), as in the variant "int4 g64 gptq passes".
+Rows are of the calibration texts (`texts.py` writes them); otherwise it is the variant
+"int4 g64 gptq passes".
 """
 
 from configs import base_export
