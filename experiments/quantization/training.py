@@ -43,7 +43,7 @@ def get_config(name: str):
     config.model.source = INT4
     config.trainable = ("layers/.*/kernel/scale",)
     config.optimizer.learning_rate = 5e-5
-    config.train.steps = 90
+    config.train.steps = 60
   else:
     raise ValueError(f"there is no run {name!r}; there are int3_training and int4_scales")
   return config
