@@ -3,8 +3,11 @@
 import zipfile
 from pathlib import Path
 
+import jax
 import pytest
 
+from research import models
+from research.core import matrix
 from research.models import named
 
 
@@ -48,3 +51,18 @@ def test_the_environment_comes_first(monkeypatch, tmp_path):
     FileNotFoundError, match=r"\$RESEARCH_MINILM is '.*gone', and there is nothing"
   ):
     named.fetch("all-minilm-l6-v2")
+
+
+@pytest.mark.parametrize(
+  ("name", "parameters"),
+  [
+    ("llama-3-8b", 8_030_261_248),
+    ("llama-3.1-8b", 8_030_261_248),
+    ("llama-3.2-1b", 1_235_814_400),
+    ("llama-3-70b", 70_553_706_496),
+  ],
+)
+def test_shapes_have_as_many_parameters_as_their_publishers_tell(name, parameters):
+  params = jax.eval_shape(lambda: models.invent(name)[1])
+  assert matrix.count(params) == parameters
+  assert len(named.SHAPES) == 4
