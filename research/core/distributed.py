@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other.
+"""Several processes as one run: how they find each other, and that they are of one mind.
 
 Each process runs the same command. Where they are told by flags, or by `JAX_COORDINATOR_ADDRESS`,
 `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, those count; under SLURM (`srun`), Open MPI and on slices
@@ -25,6 +25,8 @@ from research.core.config import ConfigError
 HEARTBEAT_SECONDS = 20
 # How long processes wait for the last one to start.
 START_SECONDS = 300
+# Of what processes compare, longer values are told by a digest.
+_SHOWN_CHARACTERS = 200
 
 _FLAGS = ("coordinator", "processes", "process")
 
@@ -141,17 +143,82 @@ def everywhere(told: bool) -> bool:
   return bool(np.all(multihost_utils.process_allgather(np.asarray(told))))
 
 
-def require_same(value: Any, what: str) -> None:
-  """Raises ConfigError unless `value`, fit for JSON, is the same on all processes, which call it.
+def of_each(value: Any) -> list[Any]:
+  """What `value`, fit for JSON, is on each process, in their order; all have to call it.
+
+  Raises:
+    ConnectionError: another process is gone.
+  """
+  if jax.process_count() == 1:
+    return [value]
+  told = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  with blaming_others():
+    sizes = multihost_utils.process_allgather(np.int32(len(told)))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(told)] = told
+    each = multihost_utils.process_allgather(padded)
+  return [json.loads(row[:size].tobytes()) for row, size in zip(each, sizes, strict=True)]
+
+
+def require_same(told: Mapping[str, Any], what: str) -> None:
+  """Raises ConfigError unless `told`, fit for JSON, is the same on all processes, which call it.
 
   Args:
-    what: of the value, for the message.
+    what: of the values, for the message, which names the first that differs and where.
   """
-  digest = hashlib.sha256(json.dumps(value).encode()).digest()
-  digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8), tiled=False)
-  digests = digests.reshape(-1, len(digest))
-  if others := [i for i, other in enumerate(digests) if not np.array_equal(other, digests[0])]:
-    raise ConfigError(f"{what} are others in process {others[0]} than in process 0")
+  if jax.process_count() > 1:
+    _require_same(of_each(_flat(told)), what)
+
+
+@contextlib.contextmanager
+def alike(what: str) -> Iterator[dict[str, Any]]:
+  """Within, each process reads for itself; none goes on until all are known to have read the same.
+
+  What a program's collectives depend on belongs in the dict that this gives. Where a process fails
+  within, the others stop with what it says. Nothing within may wait for other processes.
+
+  Raises:
+    ConfigError: what was put in the dict differs, or another process failed.
+  """
+  told: dict[str, Any] = {}
+  if jax.process_count() == 1:
+    yield told
+    return
+  try:
+    yield told
+  except (ValueError, OSError) as error:
+    of_each({"failed": " ".join(str(error).split())})
+    raise
+  each = of_each({"read": _flat(told)})
+  if failed := [i for i, other in enumerate(each) if "failed" in other]:
+    raise ConfigError(f"{what}: process {failed[0]} stopped: {each[failed[0]]['failed']}")
+  _require_same([other["read"] for other in each], what)
+
+
+def _flat(told: Mapping[str, Any], before: str = "") -> dict[str, str]:
+  """The values by dotted key, as JSON; of long ones the length and a digest."""
+  found: dict[str, str] = {}
+  for key, value in told.items():
+    if isinstance(value, Mapping):
+      found |= _flat(value, f"{before}{key}.")
+      continue
+    text = json.dumps(value, sort_keys=True)
+    if len(text) > _SHOWN_CHARACTERS:
+      digest = hashlib.sha256(text.encode()).hexdigest()
+      text = f"{len(value)} long, of hash {digest[:16]},"
+    found[f"{before}{key}"] = text
+  return found
+
+
+def _require_same(each: Sequence[Mapping[str, str]], what: str) -> None:
+  first = each[0]
+  for process, other in enumerate(each):
+    for key in [*first, *other]:
+      if first.get(key) != other.get(key):
+        raise ConfigError(
+          f"{what} differs between processes: {key} is {first.get(key, 'not there')} in process 0"
+          f" and {other.get(key, 'not there')} in process {process}"
+        )
 
 
 def _membership(

@@ -76,12 +76,16 @@ class BatchIterator:
     report: the rows dropped or changed so far. It is complete when the stream has been
       through an epoch, at once if the rows fit in a window.
     tasks: names of the numbers in the batches' `task`; without any there is no `task`.
+    rows: of the source.
+    settings: what batches depend on, for JSON.
   """
 
   def __init__(self, planner: Planner):
     self._planner = planner
     self.report = planner.report
     self.tasks = planner.tasks
+    self.rows = planner.epoch_rows
+    self.settings = planner.settings
     batches = _Batches(planner)
     self._iterator = iter(
       grain.experimental.ThreadPrefetchIterDataset(
@@ -101,7 +105,7 @@ class BatchIterator:
 
   def get_state(self) -> dict[str, Any]:
     """Where the next batch begins: a small dict that JSON holds."""
-    return {**self._iterator.get_state(), "settings": self._planner.settings}
+    return {**self._iterator.get_state(), "settings": self.settings}
 
   def set_state(self, state: dict[str, Any]) -> None:
     """Goes to where `get_state` was called, in this process or another.
@@ -109,7 +113,7 @@ class BatchIterator:
     Raises:
       ValueError: the state is of other data or settings, where it means another place.
     """
-    ours, theirs = self._planner.settings, state["settings"]
+    ours, theirs = self.settings, state["settings"]
     if changed := [key for key in ours if ours[key] != theirs.get(key)]:
       told = ", ".join(f"{key} was {theirs.get(key)!r}, is {ours[key]!r}" for key in changed)
       raise ValueError(f"the saved place in the data is of other data: {told}")
@@ -130,9 +134,7 @@ class EvalBatches:
 
   Attributes:
     report: the rows dropped or changed; complete after one pass.
-    tasks: see `BatchIterator`.
-    rows: of the source.
-    settings: what batches depend on, for JSON.
+    tasks, rows, settings: see `BatchIterator`.
   """
 
   def __init__(self, planner: Planner):

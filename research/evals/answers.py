@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from research.core import distributed
 from research.data import packing, preferences, sources
 from research.data.examples import BadRow, Example
 from research.evals.result import item_id
@@ -34,24 +35,26 @@ def read(
   Raises:
     ValueError: a row is no pair, or there are none.
   """
-  source = sources.build(data)
-  if source.report:
-    logging.warning("%s", source.report)
-  lead = len(decode.ahead(variables)[0])
-  examples, ids = [], []
-  for index in range(len(source)):
-    row = source[index]
-    try:
-      example = preferences.fit(
-        preferences.tokenize_pair(row, tokenizer), length - lead, "truncate"
-      )
-    except BadRow as error:
-      where = f"{source.name} row {source.origin(index)}"
-      raise ValueError(f"{label}: {where} is {error}") from error
-    examples.append(example.led_by(lead))
-    ids.append(item_id(index, json.dumps(row, sort_keys=True, default=str)))
-  if not examples:
-    raise ValueError(f"{label}: {source.name} has no rows")
+  with distributed.alike(f"what {label} reads") as told:
+    source = sources.build(data)
+    if source.report:
+      logging.warning("%s", source.report)
+    lead = len(decode.ahead(variables)[0])
+    examples, ids = [], []
+    for index in range(len(source)):
+      row = source[index]
+      try:
+        example = preferences.fit(
+          preferences.tokenize_pair(row, tokenizer), length - lead, "truncate"
+        )
+      except BadRow as error:
+        where = f"{source.name} row {source.origin(index)}"
+        raise ValueError(f"{label}: {where} is {error}") from error
+      examples.append(example.led_by(lead))
+      ids.append(item_id(index, json.dumps(row, sort_keys=True, default=str)))
+    if not examples:
+      raise ValueError(f"{label}: {source.name} has no rows")
+    told["pairs"] = ids
   return examples, ids
 
 

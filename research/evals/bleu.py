@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from research import generation
-from research.core import tree
+from research.core import distributed, tree
 from research.data import sources
 from research.evals import progress
 from research.evals.result import Result, item_id
@@ -55,7 +55,9 @@ class Bleu:
       raise ValueError(
         f"{self.label} needs sacrebleu ({error}); pip install 'research[translation]'"
       ) from error
-    rows = _rows(sources.build(self.data))
+    with distributed.alike(f"what {self.label} reads") as told:
+      rows = _rows(sources.build(self.data))
+      told["pairs"] = [[row["prompt"], row["completion"]] for row in rows]
     prompts = [tokenizer.encode(row["prompt"]) for row in rows]
     with progress.bar(len(rows), self.label, "pair") as bar:
       # One beam needs none of the copies that a search makes.

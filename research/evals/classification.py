@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.core import sharding
+from research.core import distributed, sharding
 from research.data import formats, packing, sources
 from research.data.examples import BadRow, Example
 from research.evals import bootstrap, progress
@@ -61,7 +61,9 @@ class Classification:
         f"{self.label}: length {self.length} is not within 2 and the model's"
         f" {config.max_positions} positions"
       )
-    examples, ids = self._examples(tokenizer, len(config.labels))
+    with distributed.alike(f"what {self.label} reads") as told:
+      examples, ids = self._examples(tokenizer, len(config.labels))
+      told["documents"] = ids
     predicted = self._predict(model, variables, examples, tokenizer.pad_id or 0)
     records = []
     for name, example, classes in zip(ids, examples, predicted, strict=True):

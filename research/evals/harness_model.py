@@ -15,7 +15,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from research import generation
-from research.core import tree
+from research.core import distributed, tree
 from research.data import chat
 from research.evals import progress
 from research.generation import decode
@@ -105,6 +105,8 @@ class HarnessModel(TemplateLM):
       kept = [*context, *continuation][-(self.max_length + 1) :]
       prompts.append(kept[: len(kept) - len(continuation)])
       completions.append(continuation)
+    pairs = [*zip(prompts, completions, strict=True)]
+    distributed.require_same({"likelihoods": pairs}, f"what {self._name} reads")
     with progress.bar(len(requests), "likelihoods", "request") as bar:
       found = generation.judge(
         self.model,
@@ -159,6 +161,7 @@ class HarnessModel(TemplateLM):
             f"max_gen_toks {count} leaves no room for a prompt in {self.max_length} positions"
           )
         prompts = [self.tok_encode(requests[i].args[0])[-longest:] for i in chosen]
+        distributed.require_same({"completions": prompts}, f"what {self._name} reads")
         for completion in generation.serve(
           self.model,
           self.variables,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from research.core import sharding, tree
+from research.core import distributed, sharding, tree
 from research.data import packing, sources
 from research.evals import bootstrap, few_bits, progress
 from research.evals.result import Result, item_id
@@ -98,7 +98,9 @@ class Perplexity:
       )
     if not 1 <= context <= length:
       raise ValueError(f"{self.label}: context {context} is not within 1 and the length, {length}")
-    documents, ids, size = self._documents(tokenizer)
+    with distributed.alike(f"what {self.label} reads") as told:
+      documents, ids, size = self._documents(tokenizer)
+      told["documents"] = ids
     jobs = [
       (document, window)
       for document, tokens in enumerate(documents)

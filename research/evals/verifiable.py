@@ -11,7 +11,7 @@ from typing import Any
 
 from research import generation, quant
 from research.core import config as config_lib
-from research.core import tree
+from research.core import distributed, tree
 from research.data import chat, sources
 from research.evals import bootstrap, progress
 from research.evals.result import Result, item_id
@@ -65,13 +65,10 @@ class Verifiable:
       ValueError: there are no problems, or a row lacks a column or an answer that the scorer
         can use.
     """
-    source = sources.build(self.data)
-    if source.report:
-      logging.warning("%s", source.report)
-    problems = [_problem(source, index) for index in range(len(source))]
-    if not problems:
-      raise ValueError(f"{self.label}: {source.name} has no problems")
-    prompts = [_encode(tokenizer, problem["prompt"]) for problem in problems]
+    with distributed.alike(f"what {self.label} reads") as told:
+      problems = self._problems()
+      prompts = [_encode(tokenizer, problem["prompt"]) for problem in problems]
+      told["problems"] = prompts
     with progress.bar(len(prompts), self.label, "problem") as bar:
       completions = generation.generate(
         model,
@@ -103,6 +100,15 @@ class Verifiable:
         }
       )
     return self._result(records, problems)
+
+  def _problems(self) -> list[dict[str, Any]]:
+    source = sources.build(self.data)
+    if source.report:
+      logging.warning("%s", source.report)
+    problems = [_problem(source, index) for index in range(len(source))]
+    if not problems:
+      raise ValueError(f"{self.label}: {source.name} has no problems")
+    return problems
 
   def _result(
     self, records: Sequence[dict[str, Any]], problems: Sequence[Mapping[str, Any]]

@@ -60,8 +60,11 @@ def build(config: config_lib.Config, learner: Learner, data: config_lib.Config) 
       raise ValueError(f"keep_tokens is {count} of {learner.model.config.vocab_size} tokens")
     if data.corruption:
       raise ValueError("keep_tokens is of fixed texts, and data.corruption makes them anew")
-    planner = Planner(data, learner.tokenizer, batch_size=1, shard=(0, 1), seed=None)
-    directory = prepare.cache_directory() / f"teacher-{_fingerprint(config, learner, planner)}"
+    with distributed.alike("what a teacher is asked") as told:
+      planner = Planner(data, learner.tokenizer, batch_size=1, shard=(0, 1), seed=None)
+      fingerprint = _fingerprint(config, learner, planner)
+      told |= {"rows": planner.epoch_rows, "hash": fingerprint}
+    directory = prepare.cache_directory() / f"teacher-{fingerprint}"
     parts = [_Examples(part) for part in planner.parts]
     ask = _Asked(config, learner, data.length, count, temperature)
     _require_whole(directory, lambda: kept.write(directory, parts, count, ask))

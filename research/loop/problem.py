@@ -11,7 +11,7 @@ import numpy as np
 
 from research import evals, models, objectives, peft, quant
 from research.core import config as config_lib
-from research.core import sharding
+from research.core import distributed, sharding
 from research.data import pipeline, preferences
 from research.evals import Evaluator, Result
 from research.loop import bound as bound_lib
@@ -85,7 +85,9 @@ def assemble(config: config_lib.Config) -> Problem:
   Raises:
     ConfigError: one of those sections cannot be; the message names it.
   """
-  learner = learner_lib.build(config)
+  with distributed.alike("the model") as told:
+    learner = learner_lib.build(config)
+    told |= {"config": repr(learner.model.config), "tokenizer": learner.tokenizer.backend.to_str()}
   model, tokenizer, variables = learner.model, learner.tokenizer, learner.variables
   modules = scored.modules(model.config)
   with config_lib.blaming("adapters"):
@@ -107,17 +109,20 @@ def assemble(config: config_lib.Config) -> Problem:
   rows_per_task = config.train.meta.get("rows_per_task", 0)
   with config_lib.blaming("data.train"):
     _check_positions(model, variables["adapters"], config.data.train.length)
-    stream = pipeline.train_batches(
-      config.data.train,
-      tokenizer,
-      batch_size=batch_size,
-      seed=config.seed,
-      rows_per_task=rows_per_task,
-      kept=kept.build(config, learner, config.data.train),
-      shard_index=index,
-      shard_count=count,
-      **rows,
-    )
+    asked = kept.build(config, learner, config.data.train)
+    with distributed.alike("config.data.train") as told:
+      stream = pipeline.train_batches(
+        config.data.train,
+        tokenizer,
+        batch_size=batch_size,
+        seed=config.seed,
+        rows_per_task=rows_per_task,
+        kept=asked,
+        shard_index=index,
+        shard_count=count,
+        **rows,
+      )
+      told |= {"rows": stream.rows, **stream.settings}
     tasks = stream.tasks
   with config_lib.blaming("adapters"):
     variables["adapters"] = eva.begun(model, variables, stream, mesh)
@@ -132,15 +137,17 @@ def assemble(config: config_lib.Config) -> Problem:
     with config_lib.blaming("data.eval"):
       _check_positions(model, variables["adapters"], config.data.eval.length)
       asked = kept.build(config, learner, config.data.eval)
-      held_out = pipeline.eval_batches(
-        config.data.eval,
-        tokenizer,
-        batch_size=batch_size,
-        kept=asked,
-        shard_index=index,
-        shard_count=count,
-        **rows,
-      )
+      with distributed.alike("config.data.eval") as told:
+        held_out = pipeline.eval_batches(
+          config.data.eval,
+          tokenizer,
+          batch_size=batch_size,
+          kept=asked,
+          shard_index=index,
+          shard_count=count,
+          **rows,
+        )
+        told |= {"rows": held_out.rows, **held_out.settings}
       loss = objectives.build(config.objective, held_out.tasks, bound.lesson)
       loss = bound_lib.routed(loss, learner.tasks, held_out.tasks)
       judged = reference.of_batches(held_out, config.data.eval)

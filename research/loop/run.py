@@ -61,8 +61,10 @@ def run(
   if config.get("stages"):
     raise config_lib.ConfigError("config.stages are several runs, by research.loop.stages")
   directory = Path(config.directory)
+  complete = (directory / "results.json").exists()
+  distributed.require_same({"config": config.to_dict(), "complete": complete}, "the run")
   _require_same_config(directory, config)
-  if (directory / "results.json").exists():
+  if complete:
     return json.loads((directory / "results.json").read_text())
   with SharedInterrupts() if jax.distributed.is_initialized() else Interrupts() as interrupts:
     cache.keep_compiled(config.compilation_cache)
@@ -255,7 +257,7 @@ class _Trainer:
     with distributed.blaming_others():
       result = evaluator(self._task.model, variables, self._task.tokenizer)
     items = [record["id"] for record in result.records]
-    distributed.require_same(items, f"the items that {result.name} judged")
+    distributed.require_same({"items": items}, f"what {result.name} judged")
     return result
 
   def _save(self, results: Mapping[str, float] | None) -> None:

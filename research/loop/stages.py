@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from research.core import config as config_lib
-from research.core import tree
+from research.core import distributed, tree
 from research.io.checkpoint import write_json
 from research.loop import learner
 from research.loop import run as runs
@@ -35,6 +35,7 @@ def run(config: config_lib.Config, *, callbacks: Sequence[Callback] = ()) -> run
     return runs.run(config, callbacks=callbacks)
   if not config.directory:
     raise config_lib.ConfigError("config.directory is empty; name the directory of the stages")
+  distributed.require_same({"config": config.to_dict()}, "the run")
   values = {key: value for key, value in config.to_dict().items() if key != "stages"}
   each = configs(values, [stage.take() for stage in stages])
   found = {}

@@ -71,14 +71,68 @@ def test_a_single_process_blames_nobody(monkeypatch):
     raise ConfigError("ours")
 
 
-def test_what_is_not_the_same_everywhere_is_an_error(monkeypatch):
-  distributed.require_same(["a", "b"], "the items")
-  gather = multihost_utils.process_allgather
+@pytest.fixture
+def third(monkeypatch):
+  """Makes this process the first of three, of which the second tells the same; [the third's]."""
+  told = []
+  monkeypatch.setattr(jax, "process_count", lambda: 3)
+  monkeypatch.setattr(distributed, "of_each", lambda own: [own, own, *told])
+  return told
 
-  def of_three(own, tiled=False):
-    one = gather(own, tiled=tiled)
-    return np.stack([one, one, one + 1])
 
-  monkeypatch.setattr(multihost_utils, "process_allgather", of_three)
-  with pytest.raises(ConfigError, match="the items are others in process 2 than in process 0"):
-    distributed.require_same(["a", "b"], "the items")
+def _other(monkeypatch, tell):
+  """What a process would tell the others."""
+  said = []
+  with monkeypatch.context() as patched:
+    patched.setattr(distributed, "of_each", lambda own: said.append(own) or [own])
+    tell()
+  return said
+
+
+ALIKE = {"mesh": {"fsdp": 2, "data": 1}, "rows": list(range(100)), "seed": 1}
+
+
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    ({"mesh": {"fsdp": 3, "data": 1}}, "mesh.fsdp is 2 in process 0 and 3 in process 2$"),
+    ({"rows": list(range(99))}, "rows is 100 long, .* in process 0 and 99 long, .* in process 2$"),
+    ({"rows": [*range(99), 0]}, "rows is 100 long, .* in process 0 and 100 long, .* in process 2$"),
+    ({"name": "x"}, 'name is not there in process 0 and "x" in process 2$'),
+  ],
+)
+def test_what_differs_is_named_with_its_process(third, monkeypatch, change, said):
+  third[:] = _other(monkeypatch, lambda: distributed.require_same(ALIKE | change, "it"))
+  with pytest.raises(ConfigError, match=f"it differs between processes: {said}"):
+    distributed.require_same(ALIKE, "it")
+  third[:] = _other(monkeypatch, lambda: distributed.require_same(ALIKE, "it"))
+  distributed.require_same(ALIKE, "it")
+
+
+def test_a_process_that_fails_stops_the_others(third, monkeypatch):
+  def read(fails):
+    with distributed.alike("the data") as told:
+      told["rows"] = 3
+      if fails:
+        raise OSError("no disk\nhere")
+
+  def fail():
+    with pytest.raises(OSError, match="no disk"):
+      read(True)
+
+  third[:] = _other(monkeypatch, fail)
+  with pytest.raises(ConfigError, match="^the data: process 2 stopped: no disk here$"):
+    read(False)
+  third[:] = _other(monkeypatch, lambda: read(False))
+  read(False)
+
+
+def test_each_process_tells_what_fits_its_length(monkeypatch):
+  assert distributed.of_each({"a": 1}) == [{"a": 1}]
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  longer = np.frombuffer(b'"longer"', np.uint8)
+  # The other process has a longer text, to whose length this one has to fill its own.
+  theirs = iter([np.int32(len(longer)), longer])
+  gather = lambda own: np.stack([own, next(theirs)])  # noqa: E731
+  monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+  assert distributed.of_each([1]) == [[1], "longer"]
