@@ -15,10 +15,11 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -65,6 +66,9 @@ _MESH: dict[str, tuple[str, ...]] = {
 
 # For `constrain`: an axis that the compiler may split as it likes.
 FREE = PartitionSpec.UNCONSTRAINED
+
+# Larger arrays that are split among processes come to each a layer at a time.
+_GATHERED_BYTES = 2**28
 
 # Numbers of each group of what is held in few bits.
 _OF_GROUPS = re.compile(r".*/(kernel|embedding)/(scale(/codes)?|zero)")
@@ -156,33 +160,29 @@ def place(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
   }
 
 
-def gathered(values: Any) -> Any:
-  """A tree whose arrays are whole on this process; all processes have to call it.
+def fetched(values: Any, *, keep: bool = True) -> Any:
+  """A tree's arrays as NumPy arrays, whole on this process; all processes have to call it.
 
-  What is not on other processes stays where it is.
+  What lies on several processes comes one array after the other, and a large stack a layer at a
+  time: no device has more than that whole, so that a model which fits because it is split comes,
+  too.
+
+  Args:
+    keep: False: this process takes part, and has None in place of each array.
   """
-
-  def whole(leaf: Any) -> Any:
-    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
-      return leaf
-    if not leaf.is_fully_replicated:
-      mesh = leaf.sharding.mesh  # type: ignore[attr-defined]  # all that is spread is by name
-      leaf = jax.device_put(leaf, replicated(mesh))
-    return leaf.addressable_data(0)
-
-  return jax.tree.map(whole, values)
+  return jax.device_get(jax.tree.map(lambda leaf: _of_processes(leaf, keep), values))
 
 
-def fetched(values: Any) -> Any:
-  """A tree's arrays as NumPy arrays, whole on this process; all processes have to call it."""
-  return jax.device_get(gathered(values))
-
-
-def alone(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
-  """Within, one of several processes computes with what `gathered` gave it of `mesh`."""
-  if jax.process_count() == 1:
-    return contextlib.nullcontext()
-  return jax.set_mesh(make_mesh(dict.fromkeys(MESH_AXES, 1), mesh.local_devices[:1]))
+@contextlib.contextmanager
+def on_host() -> Iterator[None]:
+  """Within, this process computes alone, on its CPU if JAX has it, else on its first device."""
+  try:
+    device = jax.local_devices(backend="cpu")[0]
+  except RuntimeError:  # JAX was told of other platforms alone
+    device = jax.local_devices()[0]
+  mesh = make_mesh(dict.fromkeys(MESH_AXES, 1), [device])
+  with jax.default_device(device), jax.set_mesh(mesh):
+    yield
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -244,6 +244,33 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
   come to them.
   """
   return jax.lax.with_sharding_constraint(x, spec(x, *axes)) if is_spread() else x
+
+
+def _of_processes(leaf: Any, keep: bool) -> Any:
+  """`leaf` as an array that is whole on this process, or None."""
+  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+    leaf = leaf.addressable_data(0) if leaf.is_fully_replicated else _gathered(leaf, keep)
+  return leaf if keep else None
+
+
+def _gathered(leaf: jax.Array, keep: bool) -> np.ndarray | None:
+  """All of an array that is split among processes, if it is kept; each waits for the others."""
+  whole = replicated(leaf.sharding.mesh)  # type: ignore[attr-defined]  # all is split by name
+  layers, *of_layer = leaf.sharding.shard_shape(leaf.shape)
+  if leaf.nbytes <= _GATHERED_BYTES or layers < len(leaf) or len(of_layer) < 2:
+    found = jax.block_until_ready(jax.device_put(leaf, whole))
+    return np.asarray(found.addressable_data(0)) if keep else None
+  take = jax.jit(_layer, out_shardings=whole)
+  stack = np.empty(leaf.shape, leaf.dtype) if keep else None
+  for number in range(layers):
+    layer = jax.block_until_ready(take(leaf, number)).addressable_data(0)
+    if stack is not None:
+      stack[number] = layer
+  return stack
+
+
+def _layer(stack: jax.Array, number: int) -> jax.Array:
+  return jax.lax.dynamic_index_in_dim(stack, number, keepdims=False)
 
 
 def _sharding(mesh: Mesh, path: str, leaf: Any) -> NamedSharding:

@@ -52,7 +52,8 @@ class Problem:
   forward_flops: FLOPs of the base's forward pass, a token, in rows of a length.
   active: the share of the parameter at a path, such as all experts, that one token meets.
   rows_per_example: neighbouring rows of a batch that belong together.
-  export: `(directory, variables)` writes what was trained for other tools to load.
+  export: `(directory, variables)` writes what was trained for other tools to load; of NumPy arrays,
+    on the first process, within `sharding.on_host`.
   notes: what a person should know before the run, a line each.
   teacher: the model of the variables `"teacher"`.
   forward_passes: of the base in each step beside the loss's own, as of a reference.

@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from research import models, peft, quant
-from research.core import matrix
+from research.core import matrix, tree
 from research.loop import learner as learner_lib
 from research.models import scored
 
@@ -81,17 +82,33 @@ def exporter(
           task_type=scored.task_type(model.config),
         )
       return
-    params, to = quant.hold(variables["params"]), directory / "model"
-    if variables["adapters"]:
-      # A frozen base has the activations' type, in which much of what was learnt would be lost.
-      params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), quant.dequantize(params))
-      params = peft.merge(params, variables["adapters"])
+    params, to = _as_they_act(variables["params"], variables["adapters"]), directory / "model"
     if any(map(matrix.is_matrix, matrix.flatten(params).values())):
       models.save_quantized(to, model, params, tokenizer)
     else:
       models.save(to, model, params, tokenizer)
 
   return export
+
+
+def _as_they_act(params: Any, adapters: Any) -> Any:
+  """`params` to be saved, with `adapters` merged; of NumPy arrays, as both are.
+
+  One parameter at a time is computed with, where JAX computes.
+  """
+
+  def acting(leaf: Any) -> Any:
+    if matrix.is_matrix(leaf):
+      leaf = quant.hold(jax.tree.map(jnp.asarray, leaf))
+      leaf = jax.device_get(quant.dequantize(leaf) if adapters else leaf)
+    # A frozen base has the activations' type, in which much of what was learnt would be lost.
+    return leaf.astype(np.float32) if adapters else leaf
+
+  params = jax.tree.map(acting, params, is_leaf=matrix.is_matrix)
+  flat = matrix.flatten(params)
+  for path, merged in peft.merged(params, jax.tree.map(jnp.asarray, adapters)):
+    flat[path] = jax.device_get(merged)
+  return tree.unflatten(flat)
 
 
 def _alone(adapters: Any, starts: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:

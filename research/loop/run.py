@@ -184,9 +184,10 @@ class _Trainer:
       context.say(f"{interrupted}: saved step {context.step}; the same command goes on from there")
       raise
     self._checkpoints.wait()
-    variables = sharding.gathered(context.variables)
-    if not jax.process_index():
-      with sharding.alone(self.mesh):
+    first = jax.process_index() == 0
+    variables = sharding.fetched(context.variables, keep=first)
+    if first:
+      with sharding.on_host():
         self._task.export(context.directory, variables)
     for callback in self._callbacks:
       callback.on_end(context)

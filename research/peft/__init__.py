@@ -17,7 +17,7 @@ from research.peft.combine import combine
 from research.peft.compose import stacked
 from research.peft.eva import begin, waiting
 from research.peft.interchange import load, obstacle, save
-from research.peft.merge import covered, merge, require_mergeable, unmerge
+from research.peft.merge import covered, merge, merged, require_mergeable, unmerge
 from research.peft.prefix import prefill
 from research.peft.ranks import allocation
 from research.peft.residual import plain, residual, starts
@@ -38,6 +38,7 @@ __all__ = [
   "load",
   "materialize",
   "merge",
+  "merged",
   "moved",
   "obstacle",
   "offset",

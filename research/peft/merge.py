@@ -1,9 +1,10 @@
 """Folding adapters into the kernels that they change, and taking them out again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from research.core import matrix, tree
 from research.peft.adapter import sites
@@ -18,14 +19,23 @@ def merge(params: Tree, adapters: Tree) -> Tree:
     ValueError: an adapter's method cannot be merged, or its site is not in `params`, or is a table
       that is the head, too, which the adapter leaves as it is.
   """
-  flat = matrix.flatten(params)
+  return tree.unflatten(matrix.flatten(params) | dict(merged(params, adapters)))
+
+
+def merged(params: Tree, adapters: Tree) -> Iterator[tuple[str, jax.Array]]:
+  """What `merge` puts in place of the parameters at these paths, computed one after the other.
+
+  The parameters may be NumPy arrays, too.
+
+  Raises:
+    ValueError: as `merge`.
+  """
   kept = covered(params, adapters)
   for path, adapter in sites(adapters):
-    flat[path] = adapter.merge(kept[path])
+    yield path, adapter.merge(jax.tree.map(jnp.asarray, kept[path]))
     bias = _bias(path)
     if bias in kept:
-      flat[bias] = adapter.merge_bias(kept[bias])
-  return tree.unflatten(flat)
+      yield bias, adapter.merge_bias(jnp.asarray(kept[bias]))
 
 
 def covered(params: Tree, adapters: Tree) -> dict[str, jax.Array]:

@@ -76,6 +76,23 @@ def test_a_teachers_parameters_lie_where_a_students_do():
     assert found[f"teacher/{path}"] == PartitionSpec(*spec), path
 
 
+def test_the_host_is_the_cpu_if_jax_has_it(monkeypatch):
+  asked, devices = [], jax.local_devices
+
+  def without_cpu(backend=None):
+    asked.append(backend)
+    if backend:
+      raise RuntimeError("Unknown backend cpu")
+    return devices()[-1:]
+
+  for expected in (devices(backend="cpu")[0], devices()[-1]):
+    with sharding.on_host():
+      assert jnp.zeros(2).devices() == {expected}
+      assert not sharding.is_spread()
+    monkeypatch.setattr(jax, "local_devices", without_cpu)
+  assert asked == ["cpu", None]
+
+
 def test_an_unknown_parameter_and_an_uneven_split_are_errors():
   with pytest.raises(ValueError, match="no sharding rule for params/conv/kernel"):
     sharding.shardings(MESH, _shapes({"params/conv/kernel": ((2, 2), None)}))

@@ -21,7 +21,7 @@ from research.core.config import Config
 from research.data import pipeline
 from research.evals import perplexity
 from research.generation import generate
-from research.loop import eva, problem, state, step
+from research.loop import eva, problem, result, state, step
 from research.loop import learner as learner_lib
 from research.optim import build
 
@@ -162,6 +162,41 @@ def judges(mesh):
     return {"share": work(spread) / alone}
 
 
+def exports(mesh):
+  """What a model leaves that lies on a mesh, its norms trained and its LoRAs merged.
+
+  `live`: bytes of JAX's arrays that are new when files are written, by `whole`, those of the model.
+  `same`: the files are those of a merge on one device.
+  """
+  made = Config(config("lora").to_dict() | {"trainable": ("layers/.*norm/scale",)})
+  learner = learner_lib.build(made)
+  grown = jax.tree.map(lambda leaf: leaf + 0.1, learner.variables["adapters"])
+  variables = {**learner.variables, "adapters": grown}
+  spread = jax.device_put(variables, sharding.shardings(mesh, variables))
+  live, save = [], models.save
+
+  def told(*args):
+    live.append(sum(array.nbytes for array in jax.live_arrays() if id(array) not in known))
+    save(*args)
+
+  export = result.exporter("model", learner, {}, None)
+  models.save = told
+  with jax.set_mesh(mesh):
+    host = sharding.fetched(spread)
+    known = {id(array): array for array in jax.live_arrays()}  # views of shards among them
+    with sharding.on_host():
+      export(Path("exported"), host)
+  models.save = save
+  merged = peft.merge(variables["params"], grown)
+  models.save("expected", learner.model, merged, learner.tokenizer)
+  files = [sorted(Path(name).iterdir()) for name in ("exported/model", "expected")]
+  same = [a.read_bytes() == b.read_bytes() for a, b in zip(*files, strict=True)]
+  return {"live": live, "whole": tree.nbytes(merged), "same": all(same) and len(same) > 2}
+
+
+APART = {"eva": begins, "exported": exports, "perplexity": judges}
+
+
 def main():
   """Everything that the arguments, `METHOD:DATA,FSDP,TENSOR,SEQUENCE`, ask for."""
   found = {}
@@ -174,8 +209,8 @@ def main():
         made[method] = writing()
       found[asked] = {"same": made[method](sharding.make_mesh(sizes)) == made[method](None)}
       continue
-    if method in ("eva", "perplexity"):
-      found[asked] = {"eva": begins, "perplexity": judges}[method](sharding.make_mesh(sizes))
+    if method in APART:
+      found[asked] = APART[method](sharding.make_mesh(sizes))
       continue
     if method not in made:
       take = steps(method)

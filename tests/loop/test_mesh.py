@@ -25,7 +25,8 @@ LLAMA = {
   "max_position_embeddings": 64,
 }
 WRITTEN = [f"generation:{shape}" for shape in ("2,2,2,1", "1,1,8,1")]
-BEGUN, JUDGED = "eva:2,2,2,1", "perplexity:2,4,1,1"
+BEGUN, JUDGED, EXPORTED = "eva:2,2,2,1", "perplexity:2,4,1,1", "exported:2,2,2,1"
+APART = (BEGUN, JUDGED, EXPORTED)
 ROWS, LENGTH = 8, 32
 SHAPES = ("8,1,1,1", "1,8,1,1", "1,1,8,1", "1,1,1,8", "2,2,2,1", "1,2,2,2", "2,1,2,2", "2,2,1,2")
 ASKED = [f"full:{shape}" for shape in SHAPES]
@@ -54,7 +55,7 @@ def found(tmp_path_factory, byte_tokenizer):
     "JAX_PLATFORMS": "cpu",
   }
   done = subprocess.run(
-    [sys.executable, Path(__file__).parent / "on_meshes.py", *ASKED, *WRITTEN, BEGUN, JUDGED],
+    [sys.executable, Path(__file__).parent / "on_meshes.py", *ASKED, *WRITTEN, *APART],
     cwd=root,
     env=environment,
     capture_output=True,
@@ -82,6 +83,13 @@ def test_eva_begins_with_the_same(found):
 
 def test_rows_to_be_judged_are_split(found):
   assert found[JUDGED]["share"] == pytest.approx(1 / 8, rel=0.05)
+
+
+def test_what_is_exported_is_on_no_device_whole(found):
+  told = found[EXPORTED]
+  assert told["same"]
+  (live,) = told["live"]
+  assert live < told["whole"] / 100
 
 
 def _sizes(found, asked, kind):

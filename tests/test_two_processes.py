@@ -1,4 +1,4 @@
-"""Processes of one run that do not see the same: each is told at once, before any waits for it."""
+"""Two processes: what lies on both comes whole, and what they do not both see is told at once."""
 
 import json
 import os
@@ -25,6 +25,7 @@ LLAMA = {
 # What both say of each run, which differs in one thing; or what each of them says.
 APART = "differs between processes:"
 SAID = {
+  "fetched": ("96 {'ndarray'} True", "96 set() True"),
   "steps": f"the run {APART} config.train.steps is 3 in process 0 and 4 in process 1",
   "complete": f"the run {APART} complete is true in process 0 and false in process 1",
   "rows": f"config.data.train {APART} rows is 30 in process 0 and 17 in process 1",
@@ -36,11 +37,14 @@ SAID = {
   "model": ("the model: process 1 stopped: config.model: ", "config.model: "),
   "judged": f"what perplexity reads {APART} documents is 30 long, of hash",
 }
+CASES = [case for case in SAID if case != "fetched"]
 SCRIPT = """
 import sys
 from pathlib import Path
 from configs import base
-from research.core import distributed
+import jax
+import numpy as np
+from research.core import distributed, sharding, tree
 from research.core.config import Config, ConfigError
 
 process = int(sys.argv[1])
@@ -83,6 +87,36 @@ def run(case):
     config.eval.evaluators = ({"name": "perplexity", "data": source("rows"), "length": 16},)
   return stages.run(Config(config.to_dict()))
 
+def fetch():
+  mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "tensor": 1, "sequence": 1})
+  sizes = {
+    "params/layers/attention/q_proj/kernel": (3, 4, 4),
+    "params/layers/attention_norm/scale": (3, 4),
+    "params/embed/embedding": (6, 4),
+    "params/lm_head/kernel": (4, 6),
+  }
+  arrays = {path: np.random.default_rng(0).random(size) for path, size in sizes.items()}
+  arrays = tree.map_with_path(lambda _, x: x.astype(np.float32), tree.unflatten(arrays))
+  spread = jax.device_put(arrays, sharding.shardings(mesh, arrays))
+  sharding._GATHERED_BYTES = 96  # of a table, but not of the stack
+  most, wait = 0, jax.block_until_ready
+
+  def note(waited):
+    nonlocal most
+    live = [x for x in jax.live_arrays() if not x.is_fully_addressable and x.is_fully_replicated]
+    most = max(most, sum(x.nbytes for x in live))
+    return wait(waited)
+
+  norm = spread["params"]["layers"]["attention_norm"]["scale"].nbytes  # is whole from the start
+  jax.block_until_ready = note
+  found = sharding.fetched(spread, keep=process == 0)
+  jax.block_until_ready = wait
+  found, arrays = tree.flatten(found), tree.flatten(arrays)
+  same = process == 1 or all(np.array_equal(found[path], arrays[path]) for path in arrays)
+  kept = {type(leaf).__name__ for leaf in found.values()}
+  print(f"fetched: {most - norm} {kept} {same}", flush=True)
+
+fetch()
 for case in sys.argv[3:]:
   try:
     run(case)
@@ -109,13 +143,13 @@ def world(tmp_path_factory, byte_tokenizer):
   return root
 
 
-def test_what_processes_do_not_share_is_one_line(world):
+def test_what_each_process_says(world):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
   started = [
     subprocess.Popen(
-      [sys.executable, "-c", SCRIPT, str(process), f"127.0.0.1:{port}", *SAID],
+      [sys.executable, "-c", SCRIPT, str(process), f"127.0.0.1:{port}", *CASES],
       cwd=world / str(process),
       env={**os.environ, "PYTHONPATH": str(ROOT)},
       stdout=subprocess.PIPE,
