@@ -38,13 +38,7 @@ from research.core.config import ConfigError
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command with these arguments (by default the process's), and returns its code."""
   args = _arguments(list(sys.argv[1:] if argv is None else argv))
-  try:
-    return _sweep(args)
-  except ConfigError as error:
-    if args.traceback:
-      raise
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+  return command.run(lambda: _sweep(args), {ConfigError: 2}, traceback=args.traceback)
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:

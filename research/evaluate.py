@@ -33,14 +33,7 @@ from research.loop import subject as subject_lib
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command with these arguments (by default the process's), and returns its code."""
   args = _arguments(list(sys.argv[1:] if argv is None else argv))
-  try:
-    _evaluate(args)
-  except (ValueError, FileNotFoundError) as error:
-    if args.traceback:
-      raise
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  return 0
+  return command.run(lambda: _evaluate(args), traceback=args.traceback)
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -111,7 +104,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
   return args
 
 
-def _evaluate(args: argparse.Namespace) -> None:
+def _evaluate(args: argparse.Namespace) -> int:
   config = _config(args)
   # Imported when the command line is known to be good: JAX takes a second or two.
   from research import evals
@@ -142,6 +135,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n")
     print(f"saved {output}")
+  return 0
 
 
 def _config(args: argparse.Namespace) -> config_lib.Config | None:

@@ -40,17 +40,14 @@ _MERGED_IN = "float32"
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command with these arguments (by default the process's), and returns its code."""
   argv = list(sys.argv[1:] if argv is None else argv)
-  with_traceback = "--traceback" in argv
-  try:
-    if any(re.match(r"--?config\b", flag) for flag in argv) and not {"-h", "--help"} & {*argv}:
-      output = _from_config([flag for flag in argv if flag != "--traceback"])
-    else:
-      output = _from_flags(_arguments(argv))
-  except (ValueError, FileNotFoundError, RuntimeError) as error:
-    if with_traceback:
-      raise
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+  return command.run(lambda: _export(argv), traceback="--traceback" in argv)
+
+
+def _export(argv: list[str]) -> int:
+  if any(re.match(r"--?config\b", flag) for flag in argv) and not {"-h", "--help"} & {*argv}:
+    output = _from_config([flag for flag in argv if flag != "--traceback"])
+  else:
+    output = _from_flags(_arguments(argv))
   print(f"\nsaved {output}")
   return 0
 

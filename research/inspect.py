@@ -29,16 +29,16 @@ from research.core import command
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command with these arguments (by default the process's), and returns its code."""
   args = _arguments(list(sys.argv[1:] if argv is None else argv))
+  return command.run(lambda: _inspect(args))
+
+
+def _inspect(args: argparse.Namespace) -> int:
   # Imported when the command line is known to be good: JAX takes a second or two.
   from research.peft.interchange import contents
 
-  try:
-    places = contents.find(args.directory)
-    found = {name: (path, contents.inspect(path)) for name, path in places.items()}
-    misfits = _misfits(args.model, places)
-  except (ValueError, FileNotFoundError, RuntimeError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+  places = contents.find(args.directory)
+  found = {name: (path, contents.inspect(path)) for name, path in places.items()}
+  misfits = _misfits(args.model, places)
   if args.json:
     print(json.dumps([_record(n, *one, misfits) for n, one in found.items()], indent=1))
   else:

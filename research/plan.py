@@ -32,6 +32,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from research.core import command
 from research.core import config as config_lib
 
 
@@ -41,28 +42,28 @@ def main(argv: Sequence[str] | None = None) -> int:
   if "--help" in argv or "-h" in argv:
     print((__doc__ or "").strip())
     return 0
-  try:
-    args, rest = _arguments(argv)
-    config = config_lib.from_command_line(rest)
-    if args.topology == "local":
-      return _local(config, args)
-    # To plan for a TPU is not to use one that is here.
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    from research.planning import estimate, report, topology
+  return command.run(lambda: _plan(argv), {ValueError: 2})
 
-    devices = topology.devices(args.topology)
-    if args.compare:
-      return _compare(config, args, devices)
-    if args.search:
-      from research.planning import search
 
-      changes, plan = search.search(config, args.topology, devices)
-      print("\nbest:", *(f"--config.{key}={value}" for key, value in changes.items()), "\n")
-    else:
-      plan = estimate.make(config, args.topology, devices)
-  except ValueError as error:  # a ConfigError is one
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+def _plan(argv: list[str]) -> int:
+  args, rest = _arguments(argv)
+  config = config_lib.from_command_line(rest)
+  if args.topology == "local":
+    return _local(config, args)
+  # To plan for a TPU is not to use one that is here.
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  from research.planning import estimate, report, topology
+
+  devices = topology.devices(args.topology)
+  if args.compare:
+    return _compare(config, args, devices)
+  if args.search:
+    from research.planning import search
+
+    changes, plan = search.search(config, args.topology, devices)
+    print("\nbest:", *(f"--config.{key}={value}" for key, value in changes.items()), "\n")
+  else:
+    plan = estimate.make(config, args.topology, devices)
   print(report.text(plan, args.price, args.tokens))
   if args.json:
     args.json.write_text(json.dumps(report.record(plan, args.price, args.tokens), indent=1) + "\n")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from research.core import command
 from research.data import formats, prepare
 
 
@@ -56,19 +57,19 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit status: 1, with one line, if the file is no use."""
   args = _arguments(argv)
+  return command.run(lambda: _prepare(args), {OSError: 1, ValueError: 1})
+
+
+def _prepare(args: argparse.Namespace) -> int:
   by_suffix = "jsonl" if Path(args.path).suffix in (".jsonl", ".json") else "text"
-  try:
-    prepared = prepare.prepare(
-      args.path,
-      file_format=args.format or by_suffix,
-      split_by=args.split_by,
-      name=args.name,
-      cache=args.cache,
-    )
-    tokenizer = _train_tokenizer(args, prepared) if args.tokenizer else None
-  except (OSError, ValueError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 1
+  prepared = prepare.prepare(
+    args.path,
+    file_format=args.format or by_suffix,
+    split_by=args.split_by,
+    name=args.name,
+    cache=args.cache,
+  )
+  tokenizer = _train_tokenizer(args, prepared) if args.tokenizer else None
   print(f"{'prepared' if prepared.fresh else 'already there'}: {prepared.directory}")
   print(f"rows: {prepared.rows:,}")
   for columns, count in sorted(prepared.columns.items(), key=lambda item: -item[1]):

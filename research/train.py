@@ -30,8 +30,8 @@ from collections.abc import Sequence
 
 import jax
 
+from research.core import command, distributed
 from research.core import config as config_lib
-from research.core import distributed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,32 +40,26 @@ def main(argv: Sequence[str] | None = None) -> int:
   if "--help" in argv or "-h" in argv:
     print(__doc__.strip())
     return 0
-  with_traceback = "--traceback" in argv
-  try:
-    argv, member = distributed.take_flags(argv)
-    member = member or distributed.of_environment(os.environ)
-    config = config_lib.from_command_line([flag for flag in argv if flag != "--traceback"])
-    if member:
-      distributed.join(member)
-    # Imported when the command line is known to be good: it takes a second or two.
-    from research.loop import interrupt
-    from research.loop.report import Report
-    from research.loop.stages import run
+  # OSError: files, and other processes.
+  codes = {config_lib.ConfigError: 2, FloatingPointError: 1, OSError: 1}
+  return command.run(lambda: _train(argv), codes, traceback="--traceback" in argv)
 
-    try:
-      results = run(config, callbacks=[Report()])
-    except interrupt.Interrupted as interrupted:
-      return interrupted.code
-  except config_lib.ConfigError as error:
-    if with_traceback:
-      raise
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except (FloatingPointError, OSError) as error:  # OSError: files, and other processes
-    if with_traceback:
-      raise
-    print(f"error: {error}", file=sys.stderr)
-    return 1
+
+def _train(argv: list[str]) -> int:
+  argv, member = distributed.take_flags(argv)
+  member = member or distributed.of_environment(os.environ)
+  config = config_lib.from_command_line([flag for flag in argv if flag != "--traceback"])
+  if member:
+    distributed.join(member)
+  # Imported when the command line is known to be good: it takes a second or two.
+  from research.loop import interrupt
+  from research.loop.report import Report
+  from research.loop.stages import run
+
+  try:
+    results = run(config, callbacks=[Report()])
+  except interrupt.Interrupted as interrupted:
+    return interrupted.code
   if not jax.process_index():
     print(
       f"complete: {results['steps']} steps, {results['useful_tokens']:,.0f} tokens in"

@@ -41,22 +41,7 @@ from research.loop import writing
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command with these arguments (by default the process's), and returns its code."""
   args = _arguments(list(sys.argv[1:] if argv is None else argv))
-  try:
-    writer = Writer(args)
-    if args.benchmark:
-      _benchmark(writer)
-    elif args.chat:
-      chat.converse(writer)
-    elif args.input:
-      rows.fill(writer, args.input, args.output)
-    else:
-      _prompt(writer, args.prompt)
-  except (ValueError, FileNotFoundError, RuntimeError) as error:
-    if args.traceback:
-      raise
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  return 0
+  return command.run(lambda: _generate(args), traceback=args.traceback)
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -114,6 +99,19 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
   if args.chat and (args.samples > 1 or args.text or args.log_probs):
     parser.error("--chat takes no --samples, --text or --log-probs")
   return args
+
+
+def _generate(args: argparse.Namespace) -> int:
+  writer = Writer(args)
+  if args.benchmark:
+    _benchmark(writer)
+  elif args.chat:
+    chat.converse(writer)
+  elif args.input:
+    rows.fill(writer, args.input, args.output)
+  else:
+    _prompt(writer, args.prompt)
+  return 0
 
 
 def _benchmark(writer: Writer) -> None:

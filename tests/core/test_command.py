@@ -21,3 +21,37 @@ def test_flags_are_not_abbreviated(capsys):
   with pytest.raises(SystemExit):
     parser.parse_args(["--num=1"])
   assert "unrecognized arguments: --num=1" in capsys.readouterr().err
+
+
+class _Worse(ValueError):
+  pass
+
+
+@pytest.mark.parametrize(
+  ("error", "codes", "expected"),
+  [
+    (ValueError, command.CANNOT_BE, 2),
+    (FileNotFoundError, command.CANNOT_BE, 2),
+    (RuntimeError, command.CANNOT_BE, 2),
+    (_Worse, {_Worse: 3, ValueError: 1}, 3),  # the first that fits
+    (ConnectionError, {OSError: 1}, 1),
+  ],
+)
+def test_an_error_is_a_line_and_a_code(capsys, error, codes, expected):
+  def work():
+    raise error("it is wrong; so it would be right")
+
+  assert command.run(work, codes) == expected
+  assert capsys.readouterr().err == "error: it is wrong; so it would be right\n"
+  with pytest.raises(error):
+    command.run(work, codes, traceback=True)
+
+
+def test_other_errors_are_raised_and_codes_returned():
+  assert command.run(lambda: 7) == 7
+
+  def work():
+    raise OSError("no space")  # a FileNotFoundError is one, and not the other way round
+
+  with pytest.raises(OSError, match="no space"):
+    command.run(work)
