@@ -133,25 +133,6 @@ def drop_spans(
   return inputs[first | ~noise], np.insert(tokens[noise], starts, used)
 
 
-def raw_length(
-  inputs_length: int, *, rate: float = 0.15, mean_span: float = 3.0
-) -> tuple[int, int]:
-  """The tokens whose corrupted inputs, with EOS, fill `inputs_length`; and of their targets.
-
-  Raises:
-    ValueError: no two tokens fit, or as `span_counts`.
-  """
-
-  def lengths(length: int) -> tuple[int, int]:
-    noise, spans = span_counts(length, rate, mean_span)
-    return length - noise + spans + 1, noise + spans + 1
-
-  if lengths(2)[0] > inputs_length:
-    raise ValueError(f"inputs of {inputs_length} tokens hold no span; {lengths(2)[0]} is the least")
-  longer = next(n for n in itertools.count(3) if lengths(n)[0] > inputs_length)
-  return longer - 1, lengths(longer - 1)[1]
-
-
 def sentinel_ids(tokenizer: Tokenizer, last: int = 0) -> np.ndarray:
   """The ids that stand for spans, the first span's first.
 

@@ -211,18 +211,7 @@ def test_the_paper_s_sentence():
 
 def test_t5_counts():
   assert corruption.span_counts(568, 0.15, 3.0) == (85, 28)
-  # The lengths that T5 pre-trained with.
-  assert corruption.raw_length(512) == (568, 114)
   assert corruption.span_counts(3, 0.9, 1.0) == (2, 1)  # no more spans than gaps between them
-
-
-@given(st.integers(3, 400), st.floats(0.05, 0.9), st.floats(1.0, 10.0))
-def test_raw_length_is_the_longest_that_fits(inputs_length, rate, mean_span):
-  raw, targets_length = corruption.raw_length(inputs_length, rate=rate, mean_span=mean_span)
-  for length, fits in ((raw, True), (raw + 1, False)):
-    noise, spans = corruption.span_counts(length, rate, mean_span)
-    assert (length - noise + spans + 1 <= inputs_length) == fits
-    assert not fits or noise + spans + 1 == targets_length
 
 
 def test_every_composition_is_equally_likely():
@@ -238,11 +227,6 @@ def test_every_composition_is_equally_likely():
 def test_spans_that_cannot_be(settings):
   with pytest.raises(ValueError, match="spans need 2 tokens"):
     corruption.span_counts(*settings)
-
-
-def test_inputs_too_short_for_a_span():
-  with pytest.raises(ValueError, match="inputs of 2 tokens hold no span; 3 is the least"):
-    corruption.raw_length(2)
 
 
 def test_sentinels(wordpiece):
