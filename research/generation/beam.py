@@ -7,6 +7,7 @@ R prompts, K beams, C candidates of a step, P prompt slots, M new tokens at most
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -70,6 +71,7 @@ def beam_search(
   prompts = decode.led(model, variables, prompts, max_new_tokens)
   chosen = decode.slots(variables, which, len(prompts))
   run_model, run_variables = decode.prepare(model, variables, unrolled)
+  rules = _Rules(num_beams, max_new_tokens, tuple(eos_ids), float(length_penalty), early_stopping)
   found: dict[tuple[int, int], Completion] = {}
   for batch in layout.batches(
     prompts, samples=num_beams, batch_size=max(batch_size, num_beams), pad_id=pad_id
@@ -81,11 +83,7 @@ def beam_search(
         batch.positions,
         batch.prompt,
         model=run_model,
-        width=num_beams,
-        max_new_tokens=max_new_tokens,
-        eos_ids=tuple(eos_ids),
-        length_penalty=float(length_penalty),
-        early_stopping=early_stopping,
+        rules=rules,
       )
     )
     before = len(found)
@@ -129,34 +127,78 @@ class _State(NamedTuple):
   improvable: jax.Array  # bool [R], whether a running beam might still be among the best
 
 
-@partial(
-  jax.jit,
-  static_argnames=(
-    "model", "width", "max_new_tokens", "eos_ids", "length_penalty", "early_stopping"
-  ),
-)  # fmt: skip
-def _search(
-  variables,
-  tokens,
-  positions,
-  prompt,
-  *,
-  model,
-  width,
-  max_new_tokens,
-  eos_ids,
-  length_penalty,
-  early_stopping,
-) -> _Beams:
-  rows = tokens.shape[0]
+@dataclasses.dataclass(frozen=True)
+class _Rules:
+  """How many beams there are, how long they get, and when a search is over: see `beam_search`."""
+
+  width: int
+  max_new_tokens: int
+  eos_ids: tuple[int, ...]
+  length_penalty: float
+  early_stopping: bool | str
+
+  def score(self, log_probs, length):
+    """Of completions of a length, by the sums of their log-probabilities."""
+    return log_probs / jnp.float32(length) ** self.length_penalty
+
+  def ends(self, token, written):
+    """bool, like `token`: which ones end their completion, whose number `written` they are."""
+    eos = jnp.asarray(self.eos_ids, jnp.int32)
+    return jnp.any(token[..., None] == eos, axis=-1) | (written == self.max_new_tokens)
+
+  def going(self, state):
+    """Whether any prompt's search goes on."""
+    open_ = jnp.any(state.improvable) & (state.step < self.max_new_tokens)
+    return open_ & ~jnp.all(state.ended.taken) if self.early_stopping is True else open_
+
+  def closed(self, state):
+    """bool `[R]`: of which prompts no more completions are taken."""
+    closed = ~state.improvable
+    if self.early_stopping is True:
+      closed |= jnp.all(state.ended.taken, axis=1)
+    return closed
+
+  def improvable(self, state, written, running, ended):
+    """The state's successor's `improvable`, with `written` tokens."""
+    never = self.early_stopping == "never" and self.length_penalty > 0
+    possible = self.score(running.score[:, 0], self.max_new_tokens if never else written)
+    worst = jnp.where(ended.taken, jnp.min(ended.score, axis=1, keepdims=True), _NEVER)
+    return state.improvable & jnp.any(possible[:, None] > worst, axis=1)
+
+
+@partial(jax.jit, static_argnames=("model", "rules"))
+def _search(variables, tokens, positions, prompt, *, model, rules) -> _Beams:
+  """The `rules.width` best completions of each prompt, best first."""
   vocabulary = model.config.vocab_size
   # As many as leave `width` beams to go on with if all the others end.
-  count = min(max(2, 1 + len(eos_ids)) * width, width * vocabulary)
-  eos = jnp.asarray(eos_ids, jnp.int32)
+  count = min(max(2, 1 + len(rules.eos_ids)) * rules.width, rules.width * vocabulary)
 
+  def step(state):
+    written = state.step + 1
+    candidates, beam, token = _candidates(state, count)
+    ends = rules.ends(token, written)
+    ended = _ended(state, candidates, ends, rules)
+    best = jax.lax.top_k(candidates.score + ends * _NEVER, rules.width)[1]  # [R, K]
+    running = candidates.take(best)
+    first = rules.width * jnp.arange(len(best))[:, None]  # of each prompt's beams
+    parent = jnp.take_along_axis(beam, best, axis=1) + first
+    # Beams of a prompt share their slots' positions, so that only keys and values move.
+    cache = state.cache.take(parent.reshape(-1))
+    last = jnp.take_along_axis(token, best, axis=1).reshape(-1, 1)
+    cache, logits = decode.advance(model, variables, cache, last, state.position[:, None])
+    improvable = rules.improvable(state, written, running, ended)
+    return _State(written, logits, state.position + 1, cache, running, ended, improvable)
+
+  state = _begun(variables, tokens, positions, prompt, model, rules)
+  return jax.lax.while_loop(rules.going, step, state).ended
+
+
+def _begun(variables, tokens, positions, prompt, model, rules) -> _State:
+  """The prompts are read, and nothing is written."""
+  width = rules.width
   cache, logits, start = decode.begin(model, variables, tokens, positions)
-  cache = cache.expand(width, layout.slots(cache.positions.shape[1] + max_new_tokens))
-  shape = (rows, width, max_new_tokens)
+  cache = cache.expand(width, layout.slots(cache.positions.shape[1] + rules.max_new_tokens))
+  shape = (len(tokens), width, rules.max_new_tokens)
   empty = _Beams(
     jnp.zeros(shape, jnp.int32),
     jnp.zeros(shape, jnp.float32),
@@ -164,7 +206,7 @@ def _search(
     jnp.full(shape[:2], _NEVER, jnp.float32),
     jnp.broadcast_to(prompt[:, None] < 0, shape[:2]),
   )
-  state = _State(
+  return _State(
     jnp.int32(0),
     jnp.repeat(logits, width, axis=0),
     jnp.repeat(start, width),
@@ -174,54 +216,39 @@ def _search(
     prompt >= 0,
   )
 
-  def going(state):
-    open_ = jnp.any(state.improvable) & (state.step < max_new_tokens)
-    return open_ & ~jnp.all(state.ended.taken) if early_stopping is True else open_
 
-  def step(state):
-    log_probs = jax.nn.log_softmax(state.logits).reshape(rows, width, vocabulary)
-    scores = (log_probs + state.running.score[..., None]).reshape(rows, -1)
-    scores, index = jax.lax.top_k(scores, count)  # [R, C]
-    beam, token = index // vocabulary, index % vocabulary
-    chosen = jnp.take_along_axis(log_probs.reshape(rows, -1), index, axis=1)
-    candidates = state.running.take(beam)
-    candidates = _Beams(
-      candidates.tokens.at[:, :, state.step].set(token),
-      candidates.log_probs.at[:, :, state.step].set(chosen),
-      candidates.length + 1,
-      scores,
-      candidates.taken,
-    )
-    ends = jnp.any(token[..., None] == eos, axis=-1) | (state.step + 1 == max_new_tokens)
-    ended = end(state, candidates, ends)
+def _candidates(state: _State, count: int) -> tuple[_Beams, jax.Array, jax.Array]:
+  """The `count` most probable ways to go on by a token; `[R, C]`, of which beam, by which token.
 
-    best = jax.lax.top_k(scores + ends * _NEVER, width)[1]  # [R, K]
-    running = candidates.take(best)
-    parent = jnp.take_along_axis(beam, best, axis=1) + width * jnp.arange(rows)[:, None]
-    # Beams of a prompt share their slots' positions, so that only keys and values move.
-    cache = state.cache.take(parent.reshape(-1))
-    last = jnp.take_along_axis(token, best, axis=1).reshape(-1, 1)
-    cache, logits = decode.advance(model, variables, cache, last, state.position[:, None])
-    written = state.step + 1
-    longest = max_new_tokens if early_stopping == "never" and length_penalty > 0 else written
-    possible = running.score[:, 0] / jnp.float32(longest) ** length_penalty
-    worst = jnp.where(ended.taken, jnp.min(ended.score, axis=1, keepdims=True), _NEVER)
-    improvable = state.improvable & jnp.any(possible[:, None] > worst, axis=1)
-    return _State(written, logits, state.position + 1, cache, running, ended, improvable)
+  Their scores are sums of log-probabilities, the largest first.
+  """
+  rows, width = state.running.score.shape
+  vocabulary = state.logits.shape[-1]
+  log_probs = jax.nn.log_softmax(state.logits).reshape(rows, width, vocabulary)
+  scores = (log_probs + state.running.score[..., None]).reshape(rows, -1)
+  scores, index = jax.lax.top_k(scores, count)  # [R, C]
+  beam, token = index // vocabulary, index % vocabulary
+  chosen = jnp.take_along_axis(log_probs.reshape(rows, -1), index, axis=1)
+  before = state.running.take(beam)
+  candidates = _Beams(
+    before.tokens.at[:, :, state.step].set(token),
+    before.log_probs.at[:, :, state.step].set(chosen),
+    before.length + 1,
+    scores,
+    before.taken,
+  )
+  return candidates, beam, token
 
-  def end(state, candidates, ends):
-    """The best of what had ended and of the candidates that end now."""
-    ends = ends & (jnp.arange(count) < width)
-    closed = ~state.improvable
-    if early_stopping is True:
-      closed |= jnp.all(state.ended.taken, axis=1)
-    score = candidates.score / jnp.float32(state.step + 1) ** length_penalty
-    score = score + _NEVER * (closed[:, None].astype(jnp.float32) + ~ends)
-    both = jax.tree.map(
-      lambda a, b: jnp.concatenate([a, b], axis=1),
-      state.ended,
-      candidates._replace(score=score, taken=ends),
-    )
-    return both.take(jax.lax.top_k(both.score, width)[1])
 
-  return jax.lax.while_loop(going, step, state).ended
+def _ended(state: _State, candidates: _Beams, ends: jax.Array, rules: _Rules) -> _Beams:
+  """The best of what had ended and of the candidates that end now."""
+  ends = ends & (jnp.arange(ends.shape[1]) < rules.width)
+  score = rules.score(candidates.score, state.step + 1)
+  closed = rules.closed(state)[:, None].astype(jnp.float32)
+  score = score + _NEVER * (closed + ~ends)
+  both = jax.tree.map(
+    lambda a, b: jnp.concatenate([a, b], axis=1),
+    state.ended,
+    candidates._replace(score=score, taken=ends),
+  )
+  return both.take(jax.lax.top_k(both.score, rules.width)[1])

@@ -118,15 +118,32 @@ def generate(
       **same,
     )
     readers = [stop.reader() for _ in range(len(keys))] if stop and stop.strings else []
-    step, state = 1, state._replace(written=stopped(state.written, readers))
-    while step < max_new_tokens and not (readers and np.all(state.written.finished)):
-      step = min(step + STRIDE, max_new_tokens) if readers else max_new_tokens
-      state = go_on(own, state, keys, step, **same)
-      state = state._replace(written=stopped(state.written, readers))
-    return state.written
+    return _to_the_end(
+      readers, state, max_new_tokens, lambda state, until: go_on(own, state, keys, until, **same)
+    )
 
   shape = {"samples": samples, "batch_size": batch_size, "pad_id": pad_id}
   return in_batches(write, prompts, **shape, progress=progress)
+
+
+def _to_the_end(
+  readers: Sequence[Reader],
+  state: _State,
+  max_new_tokens: int,
+  write_until: Callable[[_State, int], _State],
+) -> Written:
+  """What is written from the first token on: at once, or where there are readers, by strides.
+
+  Args:
+    readers: of each row, for its stop strings, or none.
+    write_until: `go_on`.
+  """
+  step, state = 1, state._replace(written=stopped(state.written, readers))
+  while step < max_new_tokens and not (readers and np.all(state.written.finished)):
+    step = min(step + STRIDE, max_new_tokens) if readers else max_new_tokens
+    state = write_until(state, step)
+    state = state._replace(written=stopped(state.written, readers))
+  return state.written
 
 
 def in_batches(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from research import evals, models, objectives, peft, quant
@@ -89,77 +90,36 @@ def assemble(config: config_lib.Config) -> Problem:
   with distributed.alike("the model") as told:
     learner = learner_lib.build(config)
     told |= {"config": repr(learner.model.config), "tokenizer": learner.tokenizer.backend.to_str()}
-  model, tokenizer, variables = learner.model, learner.tokenizer, learner.variables
+  model, variables = learner.model, learner.variables
   modules = scored.modules(model.config)
   with config_lib.blaming("adapters"):
     beside = result.beside_adapters(learner, modules)
-  virtual_tokens = len(peft.virtual_ids(variables["adapters"]))
   with config_lib.blaming("mesh"):
     mesh = sharding.make_mesh(config.mesh)
-    index, count = sharding.share_of_process(mesh)
-  # An encoder-decoder's rows are pairs.
-  pairs = isinstance(model, models.EncoderDecoder)
-  start_id = model.config.start_id if pairs else None
-  answers = objectives.ANSWERS.get(config.objective.get("name", ""))
-  rows: dict[str, Any] = {
-    "start_id": start_id,
-    "virtual_tokens": virtual_tokens,
-    "answers": answers,
-  }
-  batch_size = config.train.batch_size
-  rows_per_task = config.train.meta.get("rows_per_task", 0)
+    share = sharding.share_of_process(mesh)
+  rows = _rows(config, learner)
   with config_lib.blaming("data.train"):
-    _check_positions(model, variables["adapters"], config.data.train.length)
-    asked = kept.build(config, learner, config.data.train)
-    with distributed.alike("config.data.train") as told:
-      stream = pipeline.train_batches(
-        config.data.train,
-        tokenizer,
-        batch_size=batch_size,
-        seed=config.seed,
-        rows_per_task=rows_per_task,
-        kept=asked,
-        shard_index=index,
-        shard_count=count,
-        **rows,
-      )
-      told |= {"rows": stream.rows, **stream.settings}
-    tasks = stream.tasks
+    stream = _train_batches(config, learner, rows, share)
+  tasks = stream.tasks
   with config_lib.blaming("adapters"):
     variables["adapters"] = eva.begun(model, variables, stream, mesh)
   bound = bound_lib.bind(config, learner, tasks, rows)
-  teacher, reference = bound.teacher, bound.reference
   with config_lib.blaming("objective"):
-    batches = reference.of_batches(stream, config.data.train)
+    batches = bound.reference.of_batches(stream, config.data.train)
   with config_lib.blaming("adapters"):
-    _check_tasks(config, learner.tasks, tasks, pairs)
+    _check_tasks(config, learner.tasks, tasks, isinstance(model, models.EncoderDecoder))
   evaluators: list[Evaluator] = []
   if config.data.eval:
     with config_lib.blaming("data.eval"):
-      _check_positions(model, variables["adapters"], config.data.eval.length)
-      asked = kept.build(config, learner, config.data.eval)
-      with distributed.alike("config.data.eval") as told:
-        held_out = pipeline.eval_batches(
-          config.data.eval,
-          tokenizer,
-          batch_size=batch_size,
-          kept=asked,
-          shard_index=index,
-          shard_count=count,
-          **rows,
-        )
-        told |= {"rows": held_out.rows, **held_out.settings}
-      loss = objectives.build(config.objective, held_out.tasks, bound.lesson)
-      loss = bound_lib.routed(loss, learner.tasks, held_out.tasks)
-      judged = reference.of_batches(held_out, config.data.eval)
-    evaluators.append(held_out_lib.evaluator(loss, judged, mesh))
+      evaluators.append(_held_out(config, learner, bound, rows, share, mesh))
   with config_lib.blaming("eval.evaluators"):
     built = evals.build([section.take() for section in config.eval.evaluators])
     evaluators += [_of_model(evaluator) for evaluator in built]
 
+  teacher = bound.teacher
   return Problem(
     model=model,
-    tokenizer=tokenizer,
+    tokenizer=learner.tokenizer,
     variables=bound.variables,
     trains=learner.trains,
     objective=bound.objective,
@@ -168,12 +128,77 @@ def assemble(config: config_lib.Config) -> Problem:
     forward_flops=model.config.flops_per_token,
     export=result.exporter(config.model.source, learner, modules, beside),
     active=model.config.active,
-    rows_per_example=preferences.ROWS if answers else 1,
+    rows_per_example=preferences.ROWS if rows["answers"] else 1,
     notes=_notes(learner, merges=beside is None) + ([teacher.note()] if teacher else []),
     teacher=bound.beside,
     forward_passes=bound.forward_passes,
-    rewrite=on_policy.build(config, model, tokenizer, teacher is not None, mesh),
+    rewrite=on_policy.build(config, model, learner.tokenizer, teacher is not None, mesh),
   )
+
+
+def _rows(config: config_lib.Config, learner: learner_lib.Learner) -> dict[str, Any]:
+  """How rows are read for this model, its adapters and its objective; see `pipeline`."""
+  # An encoder-decoder's rows are pairs.
+  pairs = isinstance(learner.model, models.EncoderDecoder)
+  return {
+    "start_id": learner.model.config.start_id if pairs else None,
+    "virtual_tokens": len(peft.virtual_ids(learner.variables["adapters"])),
+    "answers": objectives.ANSWERS.get(config.objective.get("name", "")),
+  }
+
+
+def _train_batches(
+  config: config_lib.Config,
+  learner: learner_lib.Learner,
+  rows: Mapping[str, Any],
+  share: tuple[int, int],
+) -> pipeline.BatchIterator:
+  """This process's `share` (which, of how many) of the batches of `config.data.train`."""
+  section = config.data.train
+  _check_positions(learner.model, learner.variables["adapters"], section.length)
+  asked = kept.build(config, learner, section)
+  with distributed.alike("config.data.train") as told:
+    stream = pipeline.train_batches(
+      section,
+      learner.tokenizer,
+      batch_size=config.train.batch_size,
+      seed=config.seed,
+      rows_per_task=config.train.meta.get("rows_per_task", 0),
+      kept=asked,
+      shard_index=share[0],
+      shard_count=share[1],
+      **rows,
+    )
+    told |= {"rows": stream.rows, **stream.settings}
+  return stream
+
+
+def _held_out(
+  config: config_lib.Config,
+  learner: learner_lib.Learner,
+  bound: bound_lib.Bound,
+  rows: Mapping[str, Any],
+  share: tuple[int, int],
+  mesh: jax.sharding.Mesh,
+) -> Evaluator:
+  """The objective's evaluator on this process's `share` of `config.data.eval`."""
+  section = config.data.eval
+  _check_positions(learner.model, learner.variables["adapters"], section.length)
+  asked = kept.build(config, learner, section)
+  with distributed.alike("config.data.eval") as told:
+    batches = pipeline.eval_batches(
+      section,
+      learner.tokenizer,
+      batch_size=config.train.batch_size,
+      kept=asked,
+      shard_index=share[0],
+      shard_count=share[1],
+      **rows,
+    )
+    told |= {"rows": batches.rows, **batches.settings}
+  loss = objectives.build(config.objective, batches.tasks, bound.lesson)
+  loss = bound_lib.routed(loss, learner.tasks, batches.tasks)
+  return held_out_lib.evaluator(loss, bound.reference.of_batches(batches, section), mesh)
 
 
 def _notes(learner: learner_lib.Learner, merges: bool) -> list[str]:
