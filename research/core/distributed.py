@@ -186,7 +186,7 @@ def alike(what: str) -> Iterator[dict[str, Any]]:
     return
   try:
     yield told
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, RuntimeError) as error:
     of_each({"failed": " ".join(str(error).split())})
     raise
   each = of_each({"read": _flat(told)})

@@ -109,15 +109,16 @@ def test_what_differs_is_named_with_its_process(third, monkeypatch, change, said
   distributed.require_same(ALIKE, "it")
 
 
-def test_a_process_that_fails_stops_the_others(third, monkeypatch):
+@pytest.mark.parametrize("kind", [ValueError, OSError, RuntimeError])
+def test_a_process_that_fails_stops_the_others(third, monkeypatch, kind):
   def read(fails):
     with distributed.alike("the data") as told:
       told["rows"] = 3
       if fails:
-        raise OSError("no disk\nhere")
+        raise kind("no disk\nhere")
 
   def fail():
-    with pytest.raises(OSError, match="no disk"):
+    with pytest.raises(kind, match="no disk"):
       read(True)
 
   third[:] = _other(monkeypatch, fail)
