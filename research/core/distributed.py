@@ -174,8 +174,9 @@ def require_same(told: Mapping[str, Any], what: str) -> None:
 def alike(what: str) -> Iterator[dict[str, Any]]:
   """Within, each process reads for itself; none goes on until all are known to have read the same.
 
-  What a program's collectives depend on belongs in the dict that this gives. Where a process fails
-  within, the others stop with what it says. Nothing within may wait for other processes.
+  What a program's collectives depend on belongs in the dict that this gives, fit for JSON, or as a
+  function that gives it where there are others to compare with. Where a process fails within, the
+  others stop with what it says. Nothing within may wait for other processes.
 
   Raises:
     ConfigError: what was put in the dict differs, or another process failed.
@@ -202,6 +203,7 @@ def _flat(told: Mapping[str, Any], before: str = "") -> dict[str, str]:
     if isinstance(value, Mapping):
       found |= _flat(value, f"{before}{key}.")
       continue
+    value = value() if callable(value) else value
     text = json.dumps(value, sort_keys=True)
     if len(text) > _SHOWN_CHARACTERS:
       digest = hashlib.sha256(text.encode()).hexdigest()

@@ -89,7 +89,7 @@ def assemble(config: config_lib.Config) -> Problem:
   """
   with distributed.alike("the model") as told:
     learner = learner_lib.build(config)
-    told |= {"config": repr(learner.model.config), "tokenizer": learner.tokenizer.backend.to_str()}
+    told |= {"config": repr(learner.model.config), "tokenizer": learner.tokenizer.backend.to_str}
   model, variables = learner.model, learner.variables
   modules = scored.modules(model.config)
   with config_lib.blaming("adapters"):

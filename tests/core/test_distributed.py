@@ -113,7 +113,7 @@ def test_what_differs_is_named_with_its_process(third, monkeypatch, change, said
 def test_a_process_that_fails_stops_the_others(third, monkeypatch, kind):
   def read(fails):
     with distributed.alike("the data") as told:
-      told["rows"] = 3
+      told |= {"rows": 3, "words": lambda: "a word " * 100}
       if fails:
         raise kind("no disk\nhere")
 
@@ -125,6 +125,8 @@ def test_a_process_that_fails_stops_the_others(third, monkeypatch, kind):
   with pytest.raises(ConfigError, match="^the data: process 2 stopped: no disk here$"):
     read(False)
   third[:] = _other(monkeypatch, lambda: read(False))
+  assert third == [{"read": {"rows": "3", "words": third[0]["read"]["words"]}}]
+  assert third[0]["read"]["words"].startswith("700 long, of hash ")
   read(False)
 
 
