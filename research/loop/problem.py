@@ -54,7 +54,8 @@ class Problem:
   active: the share of the parameter at a path, such as all experts, that one token meets.
   rows_per_example: neighbouring rows of a batch that belong together.
   export: `(directory, variables)` writes what was trained for other tools to load; of NumPy arrays,
-    on the first process, within `sharding.on_host`.
+    those that trained on a grid as `quant.hold` gives them, on the first process, within
+    `sharding.on_host`.
   notes: what a person should know before the run, a line each.
   teacher: the model of the variables `"teacher"`.
   forward_passes: of the base in each step beside the loss's own, as of a reference.

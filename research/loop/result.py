@@ -96,13 +96,14 @@ def _as_they_act(params: Any, adapters: Any) -> Any:
 
   One parameter at a time is computed with, where JAX computes.
   """
+  if not adapters:
+    return params
 
   def acting(leaf: Any) -> Any:
     if matrix.is_matrix(leaf):
-      leaf = quant.hold(jax.tree.map(jnp.asarray, leaf))
-      leaf = jax.device_get(quant.dequantize(leaf) if adapters else leaf)
+      leaf = jax.device_get(quant.dequantize(jax.tree.map(jnp.asarray, leaf)))
     # A frozen base has the activations' type, in which much of what was learnt would be lost.
-    return leaf.astype(np.float32) if adapters else leaf
+    return leaf.astype(np.float32)
 
   params = jax.tree.map(acting, params, is_leaf=matrix.is_matrix)
   flat = matrix.flatten(params)

@@ -185,7 +185,10 @@ class _Trainer:
       raise
     self._checkpoints.wait()
     first = jax.process_index() == 0
-    variables = sharding.fetched(context.variables, keep=first)
+    # Rounded where steps were, whose arithmetic another device may not have.
+    variables = context.variables
+    acting = {**variables, "params": quant.hold(variables["params"])}
+    variables = sharding.fetched(acting, keep=first)
     if first:
       with sharding.on_host():
         self._task.export(context.directory, variables)
