@@ -68,13 +68,13 @@ class GPTQ:
     if scale is None:
       rounded, scale, zero = _round_with_groups(values[order], factor, scheme, _block(inputs, size))
     else:
-      rows = tuple(None if x is None else _of_inputs(x, each)[order] for x in (scale, zero))
-      rounded = _round(values[order], factor, *rows, scheme, _block(inputs, 1))
+      ahead = tuple(None if x is None else _of_inputs(x, each)[order] for x in (scale, zero))
+      rounded = _round(values[order], factor, *ahead, scheme, _block(inputs, 1))
     back = np.argsort(order)
     rounded = rounded[back]
     if self.passes:
-      groups = each if static else each[back]
-      rows = tuple(None if x is None else _of_inputs(x, groups) for x in (scale, zero))
+      own = each if static else each[back]
+      rows = tuple(None if x is None else _of_inputs(x, own) for x in (scale, zero))
       goal = jnp.asarray(damped, jnp.float32)
       for _ in range(self.passes):
         rounded = _descend(rounded, values, goal, *rows, scheme, _block(inputs, 1))
