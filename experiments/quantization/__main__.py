@@ -27,6 +27,7 @@ from experiments.quantization.config import (
   CACHES,
   CALIBRATION_LENGTH,
   CALIBRATION_ROWS,
+  COMMANDS,
   EVALUATION_BYTES,
   MODEL,
   RUNS,
@@ -37,7 +38,6 @@ from research import calibration, evals, models, quant
 from research.core import cache, tree
 from research.evals import bootstrap
 from research.io.checkpoint import write_json
-from research.loop import subject
 
 BASE = "bfloat16"
 BATCH = 8
@@ -83,11 +83,10 @@ def main() -> int:
 
 def obstacle(name: str) -> str:
   """Why the variant cannot be measured yet, or nothing."""
-  run = VARIANTS[name].run if name in VARIANTS else ""
-  if not run or Path(RUNS, run, "model").is_dir():
+  written = VARIANTS[name].written if name in VARIANTS else ""
+  if not written or Path(RUNS, written).is_dir():
     return ""
-  config = f"experiments/quantization/training.py:{run}"
-  return f"{RUNS}/{run} is no complete run of python -m research.train --config={config}"
+  return f"{RUNS}/{written} is not there yet: {COMMANDS[written.partition('/')[0]]}"
 
 
 def _perplexity(text: Path, length: int, context: int, cache: Any = None) -> Any:
@@ -133,8 +132,8 @@ def _cache_bytes(model: Any, scheme: dict[str, Any], slots: int) -> int:
 
 
 def _held(model: Any, params: Any, variant: Variant, batches: Sequence[Any], name: str) -> Any:
-  if variant.run:
-    return subject.load_run(Path(RUNS, variant.run), "bfloat16").variables["params"]
+  if variant.written:
+    return models.load(Path(RUNS, variant.written), dtype="bfloat16")[1]
 
   def told(layer: int, layers: int) -> None:
     print(f"{name}: layer {layer} of {layers}", end="\r" if layer < layers else "\n", flush=True)

@@ -22,13 +22,14 @@ class Variant:
   rules: see `research.quant.schemes`.
   method: how numbers are rounded.
   than: the variant whose excess of loss it is to lessen.
-  run: the name of a complete run of `training.py`, whose model it is.
+  written: the directory within `RUNS` of the model in few bits, where a command of its own writes
+    it, which `COMMANDS` has by the first part of the path.
   """
 
   rules: tuple[dict[str, Any], ...]
   method: Method = calibration.Nearest()
   than: str = ""
-  run: str = ""
+  written: str = ""
 
   @property
   def multiplies_integers(self) -> bool:
@@ -44,6 +45,14 @@ def _grouped(bits: int, **how: Any) -> tuple[dict[str, Any], ...]:
   return _projections(f"int{bits}", group=64, symmetric=False, scales="float16", **how)
 
 
+COMMANDS = {
+  "int4_gptq": "python -m research.export --config=experiments/quantization/int4.py",
+  **{
+    run: f"python -m research.train --config=experiments/quantization/training.py:{run}"
+    for run in ("int3_training", "int4_scales")
+  },
+}
+
 VARIANTS: dict[str, Variant] = {
   "int8": Variant(_projections("int8")),
   "int4 g64 nearest": Variant(_grouped(4)),
@@ -57,11 +66,11 @@ VARIANTS: dict[str, Variant] = {
     calibration.GPTQ(act_order=True, static_groups=True),
     "int4 g64 nearest",
   ),
-  "int4 g64 gptq scales": Variant(_grouped(4), than="int4 g64 nearest", run="int4_scales"),
+  "int4 g64 gptq scales": Variant(
+    _grouped(4), than="int4 g64 nearest", written="int4_scales/model"
+  ),
   "int4 g64 gptq passes": Variant(
-    _grouped(4, fit="mse"),
-    calibration.GPTQ(act_order=True, static_groups=True, passes=3),
-    "int4 g64 nearest",
+    _grouped(4, fit="mse"), than="int4 g64 nearest", written="int4_gptq"
   ),
   "int4 g64 awq": Variant(_grouped(4), calibration.AWQ(), "int4 g64 nearest"),
   "int3 g64 nearest": Variant(_grouped(3)),
@@ -75,7 +84,7 @@ VARIANTS: dict[str, Variant] = {
     "int3 g64 nearest",
   ),
   "int3 g64 awq": Variant(_grouped(3), calibration.AWQ(), "int3 g64 nearest"),
-  "int3 g64 trained": Variant(_grouped(3), than="int3 g64 nearest", run="int3_training"),
+  "int3 g64 trained": Variant(_grouped(3), than="int3 g64 nearest", written="int3_training/model"),
   "w8a8": Variant(_projections("int8", activations="int8")),
   "w8a8 smoothquant": Variant(
     _projections("int8", activations="int8"), calibration.SmoothQuant(), "w8a8"

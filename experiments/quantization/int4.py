@@ -2,8 +2,8 @@
 
   python -m research.export --config=experiments/quantization/int4.py
 
-Rows are of the calibration texts (`texts.py` writes them); otherwise it is the variant
-"int4 g64 gptq passes".
+It is the variant "int4 g64 gptq passes", calibrated by rows of the calibration texts (`texts.py`
+writes them).
 """
 
 from configs import base_export

@@ -9,15 +9,18 @@ from experiments.quantization import int4, training
 from experiments.quantization.config import RUNS, VARIANTS
 
 
-def test_runs_are_those_of_their_rows():
+def test_what_is_written_is_that_of_its_row():
   row = VARIANTS["int3 g64 trained"]
-  config = training.get_config(row.run)
-  assert config.directory == f"{RUNS}/{row.run}"
+  config = training.get_config("int3_training")
+  assert f"{config.directory}/model" == f"{RUNS}/{row.written}"
   assert tuple(config.quantize) == row.rules == VARIANTS[row.than].rules
-  begun = int4.get_config()
-  config = training.get_config(VARIANTS["int4 g64 gptq scales"].run)
-  assert config.model.source == begun.output
-  assert tuple(begun.quantize) == VARIANTS["int4 g64 gptq passes"].rules
+  row = VARIANTS["int4 g64 gptq passes"]
+  config = int4.get_config()
+  assert config.output == f"{RUNS}/{row.written}"
+  assert tuple(config.quantize) == row.rules
+  trained = training.get_config("int4_scales")
+  assert trained.model.source == config.output
+  assert f"{trained.directory}/model" == f"{RUNS}/{VARIANTS['int4 g64 gptq scales'].written}"
   with pytest.raises(ValueError, match="no run 'int5'"):
     training.get_config("int5")
 
@@ -42,7 +45,8 @@ def test_a_run_that_is_not_complete_is_left_out(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   told = experiment.obstacle("int3 g64 trained")
   assert "config=experiments/quantization/training.py:int3_training" in told
-  (tmp_path / RUNS / VARIANTS["int3 g64 trained"].run / "model").mkdir(parents=True)
+  assert "config=experiments/quantization/int4.py" in experiment.obstacle("int4 g64 gptq passes")
+  (tmp_path / RUNS / VARIANTS["int3 g64 trained"].written).mkdir(parents=True)
   assert not experiment.obstacle("int3 g64 trained") and not experiment.obstacle(experiment.BASE)
 
 
