@@ -19,7 +19,7 @@ def main() -> None:
   model, params, _ = models.load(args.model, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
   if args.quantize:
     params = quant.quantize(params, config.QUANTIZED[args.quantize])
-  model, variables = unrolled.unstack(model, {"params": params})
+  variables = unrolled.unstack({"params": params})
   tokens = workloads.random_tokens(workloads.FORWARD_BATCH, workloads.FORWARD_TOKENS)
   forward = jax.jit(lambda variables, tokens: model.apply(variables, tokens, method="hidden"))
   outputs: list[jax.Array] = []

@@ -51,12 +51,12 @@ class Training:
     self.virtual_ids = peft.virtual_ids(learner.variables["adapters"])
     mesh = sharding.make_mesh(config.mesh)
     trainable, frozen = tree.partition(bound.variables, learner.trains)
-    model, self._frozen = step_lib.arrange(learner.model, trainable, frozen, mesh, bound.beside)
+    self._frozen = step_lib.arrange(learner.model, trainable, frozen, mesh, bound.beside)
     steps = config.train.steps
     around = peft.allocation(trainable, steps)
     optimizer, schedule = optim.build(config.optimizer, trainable, steps, around)
     step = step_lib.make_step(
-      model,
+      learner.model,
       bound.objective,
       optimizer,
       schedule,
@@ -238,7 +238,7 @@ def _kept(count: int, tokens: jax.Array) -> dict[str, jax.Array]:
 def _forward_pass(source: str, batch: dict[str, jax.Array]) -> Callable[[], None]:
   """The model's forward pass up to the loss of each token, by straight-line code."""
   model, params, _ = models.load(source, dtype=jnp.bfloat16)
-  model, variables = unrolled.unstack(model, {"params": params})
+  variables = unrolled.unstack({"params": params})
   loss = objectives.build({"name": "causal"})
   run = jax.jit(
     lambda variables, batch: loss(model, variables, batch, None, None)[0],

@@ -42,10 +42,12 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
   return root
 
 
-def map_with_path(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+def map_with_path(
+  fn: Callable[..., Any], tree: Tree, *rest: Tree, is_leaf: Callable[[Any], bool] | None = None
+) -> Tree:
   """`fn(path, leaf, *leaves_of_rest)` at every leaf."""
   return jax.tree_util.tree_map_with_path(
-    lambda keys, *leaves: fn(path_of(keys), *leaves), tree, *rest
+    lambda keys, *leaves: fn(path_of(keys), *leaves), tree, *rest, is_leaf=is_leaf
   )
 
 

@@ -24,13 +24,11 @@ REPLICATED_AT_MOST = 0.02  # of the parameters' bytes, which is told where there
 class Arranged:
   """The variables of a problem, as its step takes them.
 
-  model: in the form that fits them.
   trainable: those that train, None elsewhere, as they are before the first step.
   frozen: the others, where they lie on the mesh.
   shapes, shardings: of the whole state.
   """
 
-  model: Any
   optimizer: optax.GradientTransformation
   schedule: Schedule
   trainable: Any
@@ -62,8 +60,8 @@ def arrange(
   with config_lib.blaming("mesh"):
     shardings = sharding.shardings(mesh, shapes)
     frozen = put(frozen, sharding.shardings(mesh, frozen))
-  model, frozen = step.arrange(task.model, trainable, frozen, mesh, task.teacher)
-  return Arranged(model, optimizer, schedule, trainable, frozen, shapes, shardings, mesh)
+  frozen = step.arrange(task.model, trainable, frozen, mesh, task.teacher)
+  return Arranged(optimizer, schedule, trainable, frozen, shapes, shardings, mesh)
 
 
 def program(
@@ -71,7 +69,7 @@ def program(
 ) -> step.Program:
   """The step on what `arrange` gave. free: see `step.make_step`."""
   made = step.make_step(
-    arranged.model,
+    task.model,
     task.objective,
     arranged.optimizer,
     arranged.schedule,

@@ -30,20 +30,20 @@ Step = Callable[[TrainState, Any, dict[str, jax.Array]], tuple[TrainState, dict[
 
 def arrange(
   model: Any, trainable: Any, frozen: Any, mesh: jax.sharding.Mesh, teacher: Any = None
-) -> tuple[Any, Any]:
-  """The model and the frozen variables in the form that `make_step` runs fastest on.
+) -> Any:
+  """The frozen variables in the form that `make_step` runs fastest on.
 
   On a single CPU, where all layers are straight-line code, that is an array a layer for a base
   that does not train, and for a teacher. `models.unrolled.restack` undoes it for the base.
   """
   if mesh.devices.flat[0].platform != "cpu" or mesh.size > 1:
-    return model, frozen
+    return frozen
   if teacher is not None and _is_straight(teacher):
-    frozen = {**frozen, "teacher": unstack(teacher, frozen["teacher"])[1]}
+    frozen = {**frozen, "teacher": unstack(frozen["teacher"])}
   trains_layers = any(path.startswith("params/layers/") for path in tree.flatten(trainable))
   if trains_layers or not _is_straight(model):
-    return model, frozen
-  return unstack(model, frozen)
+    return frozen
+  return unstack(frozen)
 
 
 def _is_straight(model: Any) -> bool:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.core.sharding import constrain
+from research.models import straight
 from research.models.cache import Cache
 from research.models.config import DecoderConfig
 from research.nn import bias as biases
@@ -41,21 +42,14 @@ class Decoder(nn.Module):
     self.embed = Embed(c.vocab_size, c.hidden_size, self.dtype)
     if c.rope is None and c.positions == "learned":
       self.position_embed = Embed(c.max_positions, c.hidden_size, self.dtype, name="positions")
-    self.layers = self._stack()
+    self.layers = straight.stack(self) or stack(
+      c, c.num_layers, remat=self.remat, unroll=self.unroll, attention=self.attention
+    )
     self.final_norm = Norm(c.norm, c.norm_eps)
     if c.head == "score":
       self.score = Linear(1)
     elif not c.tied_head:
       self.lm_head = Linear(c.vocab_size)
-
-  def _stack(self):
-    return stack(
-      self.config,
-      self.config.num_layers,
-      remat=self.remat,
-      unroll=self.unroll,
-      attention=self.attention,
-    )
 
   def __call__(self, tokens, positions=None, segments=None, cache=None):
     """Logits `[B, S, V]` in float32; with a cache, `(logits, cache)`.

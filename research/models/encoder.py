@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from research.core.products import matmul
+from research.models import straight
 from research.models.config import EncoderConfig
 from research.models.heads import Classifier, MaskedHead
 from research.nn import mask as masks
@@ -39,7 +40,9 @@ class Encoder(nn.Module):
     if c.token_types:
       self.type_embed = Embed(c.token_types, c.hidden_size, self.dtype, name="token_types")
     self.embed_norm = Norm(c.norm, c.norm_eps)
-    self.layers = self._stack()
+    self.layers = straight.stack(self) or stack(
+      c, c.num_layers, remat=self.remat, unroll=self.unroll, attention=self.attention
+    )
     if c.pooler:
       self.pooler = Linear(c.hidden_size, use_bias=True)
     if c.head == "masked":
@@ -47,15 +50,6 @@ class Encoder(nn.Module):
     elif c.head is not None:
       dense = c.dense if c.head == "sequence" else None
       self.classifier = Classifier(len(c.labels), dense)
-
-  def _stack(self):
-    return stack(
-      self.config,
-      self.config.num_layers,
-      remat=self.remat,
-      unroll=self.unroll,
-      attention=self.attention,
-    )
 
   def __call__(self, tokens, positions=None, segments=None, types=None):
     """What `head` makes of `hidden`, which without a head is `hidden` itself.

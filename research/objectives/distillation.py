@@ -15,7 +15,6 @@ from research.core import config
 from research.losses import distillation as losses
 from research.losses.divergences import DIVERGENCES
 from research.losses.temperatures import TEMPERATURES
-from research.models.unrolled import fitting
 from research.models.watch import watch
 from research.objectives import intermediate, tokens
 from research.objectives.tokens import Loss
@@ -173,8 +172,8 @@ def constant_temperature(section: Mapping[str, Any]) -> float:
 
 
 def _teacher(lesson, model, variables):
-  """The teacher in the form of its variables, and those, as constants."""
+  """The teacher and its variables, as constants."""
   if "teacher" not in variables:
     return model, jax.lax.stop_gradient({"params": variables["params"]})
   own = variables["teacher"]
-  return fitting(lesson.teacher, own), jax.lax.stop_gradient(own)
+  return lesson.teacher, jax.lax.stop_gradient(own)

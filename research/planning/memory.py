@@ -67,7 +67,7 @@ def activations(task: Problem, arranged: Arranged, batch: Any, accumulate_steps:
   def kept(trainable: Any, frozen: Any, batch: Any, key: Any) -> list[jax.Array]:
     def loss(values: Any) -> Any:
       variables = peft.materialize(tree.combine(values, frozen))
-      return task.objective(arranged.model, variables, batch, key, 0)[0]
+      return task.objective(task.model, variables, batch, key, 0)[0]
 
     _, backward = jax.vjp(loss, trainable)
     given = {id(leaf) for leaf in jax.tree.leaves((trainable, frozen, batch))}

@@ -265,9 +265,9 @@ def test_lora_is_bound_and_travels_to_peft_and_back(classifier, tmp_path):
   def both(adapters):
     # As they are, and as training on a CPU holds them.
     variables = {"params": classifier.params, "adapters": adapters}
-    other, arranged = unrolled.unstack(classifier.model, variables)
+    arranged = unrolled.unstack(variables)
     batch = (tokens, positions, segments, types)
-    return classifier.model.apply(variables, *batch), other.apply(arranged, *batch)
+    return classifier.model.apply(variables, *batch), classifier.model.apply(arranged, *batch)
 
   ours, arranged = both(adapters)
   np.testing.assert_allclose(arranged, ours, atol=1e-5)

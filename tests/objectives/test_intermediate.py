@@ -86,11 +86,11 @@ def test_what_is_watched_is_what_transformers_gives(world, watched, tmp_path):
 
 def test_layers_with_their_own_arrays_tell_the_same(world, watched):
   student, _, variables, batch = world
-  model, split = unstack(student, {"params": variables["params"]})
+  split = unstack({"params": variables["params"]})
 
   @jax.jit
   def run(split):
-    seen = watch(model, split, batch, hidden=True, attention=True)
+    seen = watch(student, split, batch, hidden=True, attention=True)
     return [seen.hidden(1), seen.scores(1)[0], seen.side_by_side("values", 0)[0]]
 
   wanted = [watched[0].hidden(1), watched[0].scores(1)[0], watched[0].side_by_side("values", 0)[0]]

@@ -337,8 +337,8 @@ def _scan(model, variables):
 
 
 def _remat_and_unstacked(model, variables):
-  model, variables = unstack(models.Decoder(model.config, remat=True), variables)
-  return jax.jit(model.apply)(variables, TOKENS)
+  model = models.Decoder(model.config, remat=True)
+  return jax.jit(model.apply)(unstack(variables), TOKENS)
 
 
 def _packed(model, variables):

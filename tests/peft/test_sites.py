@@ -194,7 +194,7 @@ def slopes(method):
     found, gradients = jax.value_and_grad(loss)(variables["adapters"])
     return found, tree.flatten(gradients)
 
-  return take, take(*unstack(model, variables))
+  return take, take(model, unstack(variables))
 
 
 def test_gradients_are_alike_in_all_forms_of_the_model(method, slopes):

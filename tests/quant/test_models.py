@@ -48,8 +48,8 @@ def test_logits_are_those_of_the_numbers(held):
   apply = jax.jit(model.apply)
   found = apply({"params": params}, TOKENS)
   np.testing.assert_allclose(found, apply({"params": plain}, TOKENS), atol=2e-5)
-  together, variables = unstack(model, {"params": params})
-  np.testing.assert_allclose(jax.jit(together.apply)(variables, TOKENS), found, atol=2e-5)
+  split = unstack({"params": params})
+  np.testing.assert_allclose(jax.jit(model.apply)(split, TOKENS), found, atol=2e-5)
 
 
 def test_experts_are_those_of_the_numbers():
