@@ -39,6 +39,14 @@ def get_config(what):
       {"target": "layers/.*_proj/kernel", "kind": "nf4", "group": 16, "scales": "double"},
     )
     config.adapters = ({"target": "layers/.*_proj/kernel", "name": "lora", "rank": 2},)
+  elif what == "by_layer":
+    config.quantize = (
+      {"target": "layers/0/attention/.*", "kind": "none"},
+      {"target": "layers/1/.*", "kind": "int4", "group": 16},
+      {"target": "layers/.*_proj/kernel", "kind": "nf4", "group": 16},
+    )
+    config.model.unroll = 0
+    config.adapters = ({"target": "layers/.*_proj/kernel", "name": "lora", "rank": 2},)
   else:
     grid = {"kind": "int4", "group": 16, "scales": "float16"}
     config.quantize = ({"target": "layers/.*_proj/kernel", **grid},)
@@ -102,6 +110,21 @@ def test_qlora_leaves_an_adapter(world, capsys):
   path = "layers/mlp/up_proj/kernel"
   held = matrix.flatten(quant.quantize(params, {path: scheme}))[path]
   np.testing.assert_array_equal(used[path].codes, held.codes)
+
+
+def test_a_base_whose_layers_differ_learns_and_generates(world, capsys):
+  assert train.main(["--config=config.py:by_layer"]) == 0
+  losses = _losses(world / "by_layer")
+  assert losses[2] < losses[0]
+  used = matrix.flatten(subject.load_run(Path("by_layer")).variables["params"])
+  kinds = [scheme and scheme.kind for scheme in used["layers/attention/q_proj/kernel"].schemes]
+  assert kinds == [None, "int4"]
+  capsys.readouterr()
+  assert generate.main(["--run=by_layer", "--prompt=7", "--max-new-tokens=2"]) == 0
+  flags = ["--config=config.py:by_layer", "--config.directory=grid", "--config.trainable=('all',)"]
+  assert train.main([*flags, "--config.adapters=()"]) == 2
+  said = capsys.readouterr().err
+  assert "config.quantize: 'layers/attention/" in said and "on a grid, and layers of it dif" in said
 
 
 def test_what_trains_leaves_the_codes_that_acted(world):

@@ -13,8 +13,8 @@ from research.calibration.folds import folds
 from research.core.moments import Moments
 from research.models.config import StackConfig
 from research.quant import awq, gptq
+from research.quant.policy import Choice, rounded
 from research.quant.qarray import quantize
-from research.quant.scheme import Scheme
 
 Flat = Mapping[str, Any]
 
@@ -22,7 +22,7 @@ Flat = Mapping[str, Any]
 class Method(Protocol):
   """Rounds a layer.
 
-  calibrated: whether it needs moments.
+  calibrated: whether it needs moments; if not, it is given stacks, whose layers may differ.
   """
 
   calibrated: bool
@@ -31,7 +31,7 @@ class Method(Protocol):
     self,
     config: StackConfig,
     params: Flat,
-    schemes: Mapping[str, Scheme],
+    schemes: Mapping[str, Choice],
     seen: Mapping[str, Moments],
   ) -> dict[str, Any]:
     """A layer's parameters, by path within it, with a `QArray` wherever there is a scheme.
@@ -50,7 +50,7 @@ class Nearest:
   def __call__(self, config, params, schemes, seen):
     """See `Method`."""
     del config, seen
-    return dict(params) | {path: quantize(params[path], schemes[path]) for path in schemes}
+    return dict(params) | {path: rounded(params[path], schemes[path]) for path in schemes}
 
 
 @dataclasses.dataclass(frozen=True)

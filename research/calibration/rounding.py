@@ -18,10 +18,11 @@ from research.core import matrix, tree
 from research.core.matrix import is_matrix
 from research.io import safetensors
 from research.quant import files, policy
+from research.quant.mixed import Mixed, is_mixed
+from research.quant.policy import LAYERS
 from research.quant.qarray import quantize as round_to_nearest
 
 Tree = Any
-_LAYERS = "layers/"
 
 
 def quantize(
@@ -55,27 +56,37 @@ def quantize(
   flat = matrix.flatten(params)
   for path in chosen:
     policy.require_finite(path, flat[path])
-  inside = {p.removeprefix(_LAYERS): s for p, s in chosen.items() if p.startswith(_LAYERS)}
-  outside = {path: scheme for path, scheme in chosen.items() if not path.startswith(_LAYERS)}
+  inside = {p.removeprefix(LAYERS): s for p, s in chosen.items() if p.startswith(LAYERS)}
+  outside = {path: scheme for path, scheme in chosen.items() if not path.startswith(LAYERS)}
   for path, scheme in outside.items():
     policy.require_no_range(path, scheme)
   found = dict(flat)
-  calibrated = method.calibrated or any(scheme.is_static for scheme in inside.values())
+  own = [scheme for choice in inside.values() for scheme in policy.distinct(choice)]
+  calibrated = method.calibrated or any(scheme.is_static for scheme in own)
   if not calibrated:
     # Every layer at once: there is nothing that one tells of the next.
-    layer = {p.removeprefix(_LAYERS): leaf for p, leaf in flat.items() if p.startswith(_LAYERS)}
+    layer = {p.removeprefix(LAYERS): leaf for p, leaf in flat.items() if p.startswith(LAYERS)}
     layers = method(model.config, layer, inside, {})
-    found |= {f"{_LAYERS}{path}": leaf for path, leaf in layers.items()}
+    found |= {f"{LAYERS}{path}": leaf for path, leaf in layers.items()}
   elif inside:
     batches = list(batches)
     walk = Walk(model, params, batches)
     mark = _mark(flat, chosen, method, batches)
-    each = [_layer(walk, inside, method, keep, mark, told) for _ in range(model.config.num_layers)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-    found |= {f"{_LAYERS}{path}": leaf for path, leaf in matrix.flatten(stacked).items()}
+    each = [
+      matrix.flatten(_layer(walk, policy.of_layer(inside, number), method, keep, mark, told))
+      for number in range(model.config.num_layers)
+    ]
+    for path in each[0]:
+      leaves = tuple(layer[path] for layer in each)
+      differ = isinstance(inside.get(path), tuple) or is_mixed(flat[f"{LAYERS}{path}"])
+      found[f"{LAYERS}{path}"] = Mixed(leaves) if differ else jax.tree.map(_stacked, *leaves)
   for path, scheme in outside.items():
     found[path] = round_to_nearest(flat[path], scheme, policy.axis_of(path))
   return tree.unflatten(found)
+
+
+def _stacked(*leaves):
+  return jnp.stack(leaves)
 
 
 def _layer(walk, schemes, method, keep, mark, told):
@@ -85,7 +96,7 @@ def _layer(walk, schemes, method, keep, mark, told):
     params = _read(file, mark)
   else:
     layer = walk.params()
-    seen = walk.moments(layer) if method.calibrated else {}
+    seen = walk.moments(layer) if method.calibrated and schemes else {}
     _require_tokens(seen, schemes)
     rounded = method(walk.config, matrix.flatten(layer), schemes, seen)
     params = tree.unflatten(_with_ranges(walk, rounded, schemes))

@@ -6,6 +6,7 @@ B batch, S sequence, D model.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from research.models.decoder import Decoder
 from research.nn.block import Block
 from research.nn.tap import OBSERVERS
 from research.peft.kernel import EXPERTS
+from research.quant import mixed
 from research.quant.ranges import Magnitudes
 
 Tree = Any
@@ -60,9 +62,18 @@ class Walk:
     """Whether all layers are behind."""
     return self.number == self.config.num_layers
 
+  @property
+  def hidden(self) -> list[jax.Array]:
+    """Of each batch what the layer behind them gave, or the embedding, `[B, S, D]`."""
+    return self._on_way
+
+  def branch(self) -> Walk:
+    """Another walk from the same place."""
+    return copy.copy(self)
+
   def params(self) -> Tree:
     """The parameters of the layer ahead."""
-    return jax.tree.map(lambda leaf: leaf[self.number], self._layers)
+    return mixed.layer(self._layers, self.number)
 
   def moments(self, params: Tree) -> dict[str, Moments]:
     """What the kernels of the layer ahead read if its parameters are `params`, padding left out.

@@ -71,7 +71,10 @@ FREE = PartitionSpec.UNCONSTRAINED
 _GATHERED_BYTES = 2**28
 
 # Numbers of each group of what is held in few bits.
-_OF_GROUPS = re.compile(r".*/(kernel|embedding)/(scale(/codes)?|zero)")
+_OF_GROUPS = re.compile(r".*/(kernel|embedding)/(each/\d+/)?(scale(/codes)?|zero)")
+
+# Of a stack whose layers are held each in its own way, one layer.
+_OF_LAYER = re.compile(r"each/\d+/?")
 
 _COLLECTION = re.compile(r"(?:.*/)?(params|adapters)/(.*)")
 
@@ -303,7 +306,9 @@ def _logical_axes(path: str, leaf: Any) -> tuple[str | None, ...]:
   if whole != within and axes is not None:
     # A part of a kernel in few bits: codes are the kernel's in another length.
     part = within.removeprefix(f"{whole}/")
-    placed = part in ("codes", "values") or _OF_GROUPS.fullmatch(path)
+    if layer := _OF_LAYER.match(part):
+      axes, part = axes[1:], part[layer.end() :]
+    placed = part in ("", "codes", "values") or _OF_GROUPS.fullmatch(path)
     return axes if placed and len(axes) == leaf.ndim else none
   if axes is None or len(axes) != leaf.ndim:
     raise ValueError(f"no sharding rule for {path} {leaf.shape}; add one to core/sharding.py")

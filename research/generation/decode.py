@@ -5,6 +5,7 @@ B rows, V vocabulary.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -33,8 +34,9 @@ def prepare(model: Kind, variables: Any, unrolled: bool | None) -> tuple[Kind, A
   """
 
   def cast(path, leaf):
-    # What a product would cast at every token is cast once.
-    return leaf.astype(model.dtype) if path.endswith(("/kernel", "/embedding")) else leaf
+    # What a product would cast at every token is cast once; in few bits it is no array.
+    whole = re.fullmatch(r".*/(kernel|embedding)(/each/\d+)?", path)
+    return leaf.astype(model.dtype) if whole else leaf
 
   params = quant.hold(variables["params"])  # what trains on a grid, too, is rounded once
   variables = {**variables, "params": trees.map_with_path(cast, params)}

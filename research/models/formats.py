@@ -20,7 +20,7 @@ from research.models import agreement
 from research.models.load import Model, load, save, save_quantized
 from research.models.quantized import OURS
 from research.models.save_gguf import save_gguf
-from research.quant import QArray
+from research.quant import Mixed, QArray
 
 Tree = Any
 
@@ -71,7 +71,7 @@ def export(
 
   Args:
     path: a file or a directory, as the format has it, which is not there or is an empty directory.
-    params: the model's parameters, adapters merged; arrays and, in few bits, `QArray`s.
+    params: the model's parameters, adapters merged; arrays, `QArray`s and `Mixed`s.
     format: a key of `FORMATS`. type: one of its types, its default if None.
 
   Raises:
@@ -158,6 +158,8 @@ def _write_quantized(
 
 def _bits(leaf: Any, type: str) -> list[np.ndarray]:
   """What of a parameter is kept to the bit; groups that follow each other may be told or not."""
+  if isinstance(leaf, Mixed):
+    return [part for each in leaf.each for part in _bits(each, type)]
   if not isinstance(leaf, QArray):
     return [np.asarray(leaf.astype(type))]
   inputs = leaf.shape[leaf.axis]

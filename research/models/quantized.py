@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.core import matrix, tree
+from research.core.matrix import is_matrix
 from research.models import families
 from research.models.config import StackConfig
 from research.models.families import weights
@@ -22,6 +23,8 @@ from research.models.families.weights import Weight
 from research.peft.kernel import EXPERTS
 from research.quant import files, interchange
 from research.quant.interchange.convention import told
+from research.quant.mixed import Mixed
+from research.quant.policy import Choice
 from research.quant.qarray import QArray
 from research.quant.scheme import Scheme
 
@@ -47,16 +50,22 @@ def write(
     ValueError: nothing is in few bits, the method has no place for it, or a number is too large
       for the type.
   """
-  flat = matrix.flatten(jax.device_get(params))
-  held = {path: leaf for path, leaf in flat.items() if isinstance(leaf, QArray)}
+  flat = {
+    path: _in_type(path, leaf, dtype)
+    for path, leaf in matrix.flatten(jax.device_get(params)).items()
+  }
+  held = {path: leaf for path, leaf in flat.items() if is_matrix(leaf)}
   if not held:
     raise ValueError("nothing is held in few bits; rules in a config's `quantize` do it")
-  dense = {path: _cast(path, leaf, dtype) for path, leaf in flat.items() if path not in held}
+  dense = {path: leaf for path, leaf in flat.items() if path not in held}
   if method == OURS:
     arrays, how = files.to_arrays(tree.unflatten(dense | held))
     return arrays, {"quant_method": OURS, "held": how}, {}
   shapes = {path: leaf.shape for path, leaf in flat.items()}
-  require(config, {path: leaf.scheme for path, leaf in held.items()}, shapes, method)
+  schemes = {
+    path: leaf.schemes if isinstance(leaf, Mixed) else leaf.scheme for path, leaf in held.items()
+  }
+  require(config, schemes, shapes, method)
   convention = interchange.find(method)
   table = _table(config)
   kernels = [path for path in flat if path.startswith("layers/") and path.endswith("/kernel")]
@@ -75,7 +84,7 @@ def write(
 
 def require(
   config: StackConfig,
-  schemes: Mapping[str, Scheme],
+  schemes: Mapping[str, Choice],
   shapes: Mapping[str, tuple[int, ...]],
   method: str,
 ) -> None:
@@ -93,8 +102,13 @@ def require(
   for path in shapes:
     if EXPERTS in path:
       raise ValueError(f"{path!r}: {method} has no place for experts; format 'native' has")
-  first = next(iter(schemes))
+  first: tuple[str, Scheme] | None = None
   for path, scheme in schemes.items():
+    if not isinstance(scheme, Scheme):
+      raise ValueError(
+        f"{path!r} is held in another way in some layers: {method} has one scheme for all; give one"
+        " to all, or write format 'native'"
+      )
     if not path.startswith("layers/"):
       raise ValueError(
         f'{path!r}: {method} holds projections of layers alone; "kind": "none" in a rule before the'
@@ -102,9 +116,10 @@ def require(
       )
     _require_whole(table[path], f"{method}, and format 'native' holds it")
     convention.require(path, scheme, shapes[path])
-    if scheme != schemes[first]:
+    first = first or (path, scheme)
+    if scheme != first[1]:
       raise ValueError(
-        f"{first!r} is held as {told(schemes[first])}, {path!r} as {told(scheme)}: {method} has one"
+        f"{first[0]!r} is held as {told(first[1])}, {path!r} as {told(scheme)}: {method} has one"
         " scheme a model; give one to all, or write format 'native'"
       )
 
@@ -119,7 +134,7 @@ def read(
   tensors: Tensors,
   shapes: Mapping[str, tuple[int, ...]],
   dtype: np.dtype,
-) -> tuple[dict[str, QArray], list[Weight], dict[str, np.ndarray]]:
+) -> tuple[dict[str, QArray | Mixed], list[Weight], dict[str, np.ndarray]]:
   """Parameters in few bits, by path; and of all others the map and the tensors.
 
   Args:
@@ -142,8 +157,15 @@ def read(
   for path, leaf in found.items():
     if leaf.shape != shapes.get(path):
       raise ValueError(f"{path!r} in few bits is {leaf.shape}, not {shapes.get(path)}")
-    found[path] = leaf.replace(kind=str(dtype))  # type: ignore[attr-defined]
+    found[path] = _standing_for(leaf, dtype)
   return found, others, rest
+
+
+def _standing_for(leaf, dtype):
+  """A `QArray` or `Mixed` in the place of arrays of this type."""
+  if isinstance(leaf, Mixed):
+    return Mixed(tuple(_standing_for(part, dtype) for part in leaf.each))
+  return leaf.replace(kind=str(dtype)) if isinstance(leaf, QArray) else leaf.astype(dtype)
 
 
 def _read_ours(held, tensors):
@@ -218,6 +240,13 @@ def _require_whole(weight: Weight, whose: str) -> None:
       f"{weight.path!r} is no linear module of its own ({_module(weight)}), as it has to be for"
       f" {whose}"
     )
+
+
+def _in_type(path, leaf, dtype):
+  """A parameter whose arrays are of this type; `QArray`s are as they were."""
+  if isinstance(leaf, Mixed):
+    return Mixed(tuple(_in_type(path, part, dtype) for part in leaf.each))
+  return leaf if isinstance(leaf, QArray) else _cast(path, leaf, dtype)
 
 
 def _cast(path, leaf, dtype):

@@ -19,6 +19,7 @@ from research.models import families
 from research.models.config import DecoderConfig
 from research.models.decoder import Decoder
 from research.models.initialize import initialize
+from research.quant import mixed
 
 Tree = Any
 
@@ -146,11 +147,8 @@ def with_layers(config: DecoderConfig, layers: Sequence[int]) -> DecoderConfig:
 
 def take_layers(collection: Tree, layers: Sequence[int]) -> Tree:
   """Parameters or adapters with only these layers of their stacks."""
-  index = np.array(layers, np.int32)
   return {
-    part: jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0), nodes)
-    if part == "layers"
-    else nodes
+    part: mixed.take(nodes, layers) if part == "layers" else nodes
     for part, nodes in collection.items()
   }
 

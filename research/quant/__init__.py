@@ -1,6 +1,7 @@
 """Parameters in few bits: schemes, rounding, and the arrays that hold them."""
 
 from research.quant.cache import CacheScheme
+from research.quant.mixed import Mixed
 from research.quant.policy import Rules, dequantize, quantize, schemes, size
 from research.quant.qarray import QArray
 from research.quant.scheme import Scheme
@@ -8,6 +9,7 @@ from research.quant.trained import Trained, free, hold, train, trains_rounded
 
 __all__ = [
   "CacheScheme",
+  "Mixed",
   "QArray",
   "Rules",
   "Scheme",

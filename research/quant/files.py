@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.core import matrix, tree
+from research.quant.mixed import Mixed
 from research.quant.qarray import DoubleScales, QArray
 from research.quant.scheme import Scheme
 
@@ -20,16 +21,32 @@ _DOUBLE = ("codes", "scale", "offset")
 
 
 def to_arrays(params: Tree) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
-  """All arrays by name, a `QArray`'s by its path and part; and how each of those is held."""
-  arrays, held = {}, {}
+  """All arrays by name, a `QArray`'s by its path and part; and how each of those is held.
+
+  A `Mixed` has its layers at its path and their number; how is told in a list, None for an array.
+  """
+  arrays: dict[str, Any] = {}
+  held: dict[str, dict[str, Any]] = {}
   for path, leaf in matrix.flatten(params).items():
-    if not isinstance(leaf, QArray):
-      arrays[path] = np.asarray(leaf)
-      continue
-    held[path] = {"scheme": dataclasses.asdict(leaf.scheme), "axis": leaf.axis, "kind": leaf.kind}
-    for name, part in tree.flatten({name: getattr(leaf, name) for name in _PARTS}).items():
-      arrays[f"{path}/{name}"] = np.asarray(part)
+    if isinstance(leaf, Mixed):
+      each = [_parts(f"{path}/{number}", part) for number, part in enumerate(leaf.each)]
+      held[path] = {"layers": [how for _, how in each]}
+    else:
+      each = [_parts(path, leaf)]
+      if (how := each[0][1]) is not None:
+        held[path] = how
+    for own, _ in each:
+      arrays |= own
   return jax.device_get(arrays), held
+
+
+def _parts(path, leaf):
+  """An array or a `QArray` as named arrays, and how the latter is held, else None."""
+  if not isinstance(leaf, QArray):
+    return {path: np.asarray(leaf)}, None
+  how = {"scheme": dataclasses.asdict(leaf.scheme), "axis": leaf.axis, "kind": leaf.kind}
+  parts = tree.flatten({name: getattr(leaf, name) for name in _PARTS})
+  return {f"{path}/{name}": np.asarray(part) for name, part in parts.items()}, how
 
 
 def from_arrays(
@@ -38,23 +55,33 @@ def from_arrays(
   """The inverse of `to_arrays`: nested parameters.
 
   Raises:
-    ValueError: a part of a `QArray` is missing.
+    ValueError: a part of a `QArray` is missing, or a layer.
   """
   rest = dict(arrays)
   flat: dict[str, Any] = {}
   for path, how in held.items():
-    scheme = Scheme(**how["scheme"])
-    names = _DOUBLE if scheme.scales == "double" else ()
-    if names:
-      scale: Any = DoubleScales(*(_take(rest, f"{path}/scale/{name}") for name in names))
+    if "layers" in how:
+      each = enumerate(how["layers"])
+      flat[path] = Mixed(tuple(_joined(rest, f"{path}/{number}", own) for number, own in each))
     else:
-      scale = _take(rest, f"{path}/scale")
-    codes = _take(rest, f"{path}/codes")
-    zero = None if scheme.symmetric else _take(rest, f"{path}/zero")
-    order = _take(rest, f"{path}/order") if f"{path}/order" in rest else None
-    inputs = _take(rest, f"{path}/inputs") if scheme.is_static else None
-    flat[path] = QArray(codes, scale, zero, order, scheme, how["axis"], how["kind"], inputs)
+      flat[path] = _joined(rest, path, how)
   return tree.unflatten({path: jnp.asarray(array) for path, array in rest.items()} | flat)
+
+
+def _joined(rest, path, how):
+  """What `_parts` took apart, whose arrays are taken out of `rest`."""
+  if how is None:
+    return _take(rest, path)
+  scheme = Scheme(**how["scheme"])
+  if scheme.scales == "double":
+    scale: Any = DoubleScales(*(_take(rest, f"{path}/scale/{name}") for name in _DOUBLE))
+  else:
+    scale = _take(rest, f"{path}/scale")
+  codes = _take(rest, f"{path}/codes")
+  zero = None if scheme.symmetric else _take(rest, f"{path}/zero")
+  order = _take(rest, f"{path}/order") if f"{path}/order" in rest else None
+  inputs = _take(rest, f"{path}/inputs") if scheme.is_static else None
+  return QArray(codes, scale, zero, order, scheme, how["axis"], how["kind"], inputs)
 
 
 def _take(arrays, name):

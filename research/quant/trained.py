@@ -98,10 +98,15 @@ _product.defvjp(_forward, _backward)
 def train(params: Tree, rules: policy.Rules) -> Tree:
   """`params` with a `Trained` wherever a rule says so.
 
-  Args and errors: see `quant.quantize`.
+  Args: see `quant.quantize`.
+
+  Raises:
+    ValueError: as that, or layers of a stack have several schemes.
   """
   flat = matrix.flatten(params)
   for path, scheme in policy.schemes(rules, params).items():
+    if not isinstance(scheme, Scheme):
+      raise ValueError(f"{path!r} trains on a grid, and layers of it differ; give all one scheme")
     policy.require_finite(path, flat[path])
     policy.require_no_range(path, scheme)
     flat[path] = Trained(flat[path], scheme, policy.axis_of(path))

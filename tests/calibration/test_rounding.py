@@ -11,6 +11,7 @@ from research import calibration, models, quant
 from research.calibration.folds import folds
 from research.calibration.walk import Walk
 from research.core import matrix, tree
+from research.quant.scheme import Scheme
 
 SHAPES = {
   "llama": {
@@ -61,12 +62,16 @@ def _batch(rows=4, length=24):
 BATCHES = [_batch(), _batch()]
 
 
-@pytest.fixture(params=SHAPES, scope="module")
-def built(request):
-  model = models.build(SHAPES[request.param]).clone(unroll=1)
+def _built(name):
+  model = models.build(SHAPES[name]).clone(unroll=1)
   params = jax.jit(model.init)(jax.random.key(0), BATCHES[0]["tokens"])["params"]
   noise = lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape)  # noqa: E731
   return model, jax.tree.map(noise, params)
+
+
+@pytest.fixture(params=SHAPES, scope="module")
+def built(request):
+  return _built(request.param)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -222,3 +227,26 @@ def test_what_cannot_be_calibrated_is_told(built):
     calibration.quantize(model, params, RULES, method, [])
   with pytest.raises(ValueError, match="GPTQ rounds to integers"):
     calibration.quantize(model, params, ({**RULES[0], "kind": "e4m3"},), method, BATCHES)
+
+
+@pytest.mark.parametrize("method", ["gptq", "nearest"])
+def test_layers_have_their_own_schemes(method):
+  """Against a layer rounded by itself, behind one that is left as it is."""
+  model, params = _built("llama")
+  method = calibration.METHODS[method]()
+  layers = quant.schemes(({**RULES[0], "target": "layers/1/mlp/.*"},), params)
+  found = matrix.flatten(calibration.quantize(model, params, layers, method, BATCHES))
+  walk = Walk(model, params, BATCHES)
+  walk.advance(walk.params())
+  layer = walk.params()
+  seen = walk.moments(layer) if method.calibrated else {}
+  own = {f"mlp/{name}_proj/kernel": Scheme("int3", group=16) for name in ("gate", "up", "down")}
+  rounded = method(model.config, matrix.flatten(layer), own, seen)
+  for path, leaf in tree.flatten(params).items():
+    within = path.removeprefix("layers/")
+    if within not in own:
+      np.testing.assert_array_equal(found[path], leaf)
+      continue
+    assert found[path].schemes == (None, own[within])
+    np.testing.assert_array_equal(found[path].each[0], leaf[0])
+    jax.tree.map(np.testing.assert_array_equal, found[path].each[1], rounded[within])

@@ -46,6 +46,11 @@ SPECS = {
   "params/layers/mlp/up_proj/kernel/zero": ((3, 1, 6), (None, None, T)),
   "params/layers/mlp/up_proj/kernel/scale/codes": ((3, 4, 6), (None, F, T)),
   "params/layers/mlp/up_proj/kernel/scale/offset": ((3,), (None,)),
+  "params/layers/attention/v_proj/kernel/each/0": ((4, 4), (F, T)),
+  "params/layers/attention/v_proj/kernel/each/1/codes": ((2, 4), (F, T)),
+  "params/layers/attention/v_proj/kernel/each/1/zero": ((1, 4), (None, T)),
+  "params/layers/attention/v_proj/kernel/each/2/scale/codes": ((4, 4), (F, T)),
+  "params/layers/attention/v_proj/kernel/each/2/scale/offset": ((), ()),
 }
 MESH = AbstractMesh((1, 2, 2, 1), sharding.MESH_AXES)
 

@@ -28,6 +28,7 @@ from research.optim import build
 KERNELS = "layers/.*_proj/kernel"
 LORA = ({"target": KERNELS, "name": "lora", "rank": 2},)
 NF4 = ({"target": KERNELS, "kind": "nf4", "group": 2},)
+BY_LAYER = ({"target": "layers/1/mlp/.*", "kind": "none"}, *NF4)
 AXES = sharding.MESH_AXES
 COLLECTIVE = re.compile(
   r" = (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
@@ -50,8 +51,8 @@ def config(method):
     made.adapters = ({**LORA[0], "start": "eva", "batches": 2, "rho": 2.0},)
   if method == "full":
     made.adapters, made.trainable = (), ("all",)
-  if method == "qlora":
-    made.quantize = NF4
+  if method in ("qlora", "by_layer"):
+    made.quantize = NF4 if method == "qlora" else BY_LAYER
   if method == "dpo":
     made.data.train.source.path = "pairs.jsonl"
     made.data.train.packing = "none"

@@ -35,6 +35,7 @@ ASKED += [
   for method in ("lora", "qlora", "dpo", "distillation")
   for shape in ("8,1,1,1", "2,2,2,1", "1,2,2,2")
 ]
+ASKED.append("by_layer:2,2,2,1")
 
 
 @pytest.fixture(scope="module")

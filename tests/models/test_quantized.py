@@ -224,6 +224,34 @@ def test_a_broken_directory_is_told(directory, tmp_path, case):
   assert "\n" not in str(error.value)
 
 
+MIXED = (
+  {"target": "layers/0/attention/.*", "kind": "none"},
+  {**INT4, "target": "layers/1/.*"},
+  {"target": ALL, "kind": "nf4", "group": 32, "scales": "double"},
+)
+
+
+def test_layers_that_differ_come_back_to_the_bit(world, tmp_path):
+  """In the native format; arrays among them have the type that was asked for."""
+  model, params, tokenizer = world
+  held = quant.quantize(params, MIXED)
+  models.export(tmp_path / "out", model, held, tokenizer, format="native", type="bfloat16")
+  model, found, _ = models.load(tmp_path / "out", dtype=jnp.bfloat16)
+  others = matrix.flatten(found)
+  for path, leaf in matrix.flatten(held).items():
+    assert isinstance(others[path], quant.Mixed) == isinstance(leaf, quant.Mixed)
+    if not isinstance(leaf, quant.Mixed):
+      np.testing.assert_array_equal(others[path], leaf.astype(jnp.bfloat16))
+      continue
+    assert others[path].schemes == leaf.schemes
+    for one, other in zip(leaf.each, others[path].each, strict=True):
+      assert other.dtype == jnp.bfloat16
+      one = one if isinstance(one, quant.QArray) else one.astype(jnp.bfloat16)
+      jax.tree.map(np.testing.assert_array_equal, _bits(other), _bits(one))
+  assert sum(isinstance(leaf, quant.Mixed) for leaf in others.values()) == 7
+  assert np.isfinite(jax.jit(model.apply)({"params": found}, TOKENS)).all()
+
+
 WRONG = {
   "nothing": ("gptq", (), "nothing is held in few bits"),
   "table": ("gptq", ({**INT4, "target": "embed/embedding"},), "'embed/embedding': gptq holds"),
@@ -233,6 +261,7 @@ WRONG = {
     ({**INT4, "target": "layers/mlp/.*", "kind": "int8"}, INT4),
     "'layers/attention/.*' is held as int4 .*, 'layers/mlp/.*' as int8 .*format 'native'",
   ),
+  "layers": ("bitsandbytes", MIXED, "'layers/attention/.*' is held in another way in some layers"),
   "scheme": ("bitsandbytes", (INT4,), "bitsandbytes' files hold nf4 or fp4, not int4"),
 }
 
