@@ -110,7 +110,11 @@ def _from_config(argv: list[str]) -> Path:
   if config.quantize:
     plan = calibration.plan(config, subject.tokenizer)
     with config_lib.blaming("bits"):
-      plan = plan.settled(subject.model, params, _option_told())
+      settled = plan.settled(subject.model, params, _option_told())
+    for rule in settled.rules:
+      if rule not in plan.rules:
+        print(f"chosen: {rule}")
+    plan = settled
     with config_lib.blaming("quantize"):
       schemes = quant.schemes(plan.rules, params)
       shapes = {path: leaf.shape for path, leaf in matrix.flatten(params).items()}
@@ -159,11 +163,12 @@ def _merged(model: str, adapter: str, run: Path | None) -> tuple[Any, Any]:
 
 
 def _option_told() -> Callable[[Any], None]:
-  """Says what a kind of a rule costs."""
+  """Says what a kind of a rule costs, or of a rule's part in a layer."""
 
   def told(option: Any) -> None:
+    where = "" if option.layer is None else f", layer {option.layer}"
     print(
-      f"rule {option.rule}: {option.scheme.kind} takes {option.bytes:,} bytes and"
+      f"rule {option.rule}{where}: {option.scheme.kind} takes {option.bytes:,} bytes and"
       f" {option.nats:+.4f} nats a token",
       flush=True,
     )
@@ -204,6 +209,7 @@ def _sizes(params: Any, itemsize: int) -> list[tuple[str, ...]]:
 
   itemsize: of what is not in few bits, in bytes.
   """
+  from research import quant
   from research.core import matrix, tree
 
   rows: list[tuple[str, ...]] = [
@@ -215,7 +221,10 @@ def _sizes(params: Any, itemsize: int) -> list[tuple[str, ...]]:
     name = kind if matrix.is_matrix(leaf) else "all else"
     counts = kinds.setdefault(name, [0, 0])
     counts[0] += leaf.size
-    counts[1] += tree.nbytes(leaf) if matrix.is_matrix(leaf) else itemsize * leaf.size
+    parts = leaf.each if isinstance(leaf, quant.Mixed) else (leaf,)
+    counts[1] += sum(
+      tree.nbytes(part) if matrix.is_matrix(part) else itemsize * part.size for part in parts
+    )
   kinds["all"] = [sum(counts) for counts in zip(*kinds.values(), strict=True)]
   for kind, (numbers, held) in kinds.items():
     bits = f"{8 * held / numbers:.3f}"

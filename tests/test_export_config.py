@@ -1,5 +1,6 @@
 """The real command by a config: a toy model calibrated, rounded, written, and interrupted."""
 
+import ast
 import re
 
 import jax
@@ -219,6 +220,33 @@ def test_kinds_are_chosen_within_a_budget(root, run, tmp_path):
     assert code == 2 and message in err
   code, _, err = run(f"--config.output={tmp_path / 'other'}", "--config.bits=4")
   assert code == 2 and "config.bits is for rules of config.quantize that have several kinds" in err
+
+
+def test_kinds_are_chosen_layer_by_layer(root, run, tmp_path, capsys):
+  """Each layer is told and chosen; the rules that are told give what was written."""
+  text = CONFIG.format(root=root).replace('"gptq", "act_order": True', '"nearest"')
+  text = text.replace('"gptq"', '"native"')
+  rule = (
+    '{"target": "layers/.*_proj/kernel", "kind": ("int2", "int8"), "group": 16, "each": "layer"}'
+  )
+  start, end = text.index("  config.quantize"), text.index("  config.method")
+  file = tmp_path / "open.py"
+  file.write_text(f"{text[:start]}  config.quantize = ({rule},)\n{text[end:]}")
+  code, out, _ = run(f"--config.output={tmp_path / 'out'}", "--config.bits=7", config=file)
+  assert code == 0 and out.count("nats a token") == 4
+  assert "rule 0, layer 1: int8 takes" in out
+  chosen = [ast.literal_eval(line[8:]) for line in out.splitlines() if line.startswith("chosen: ")]
+  assert sorted(rule["kind"] for rule in chosen) == ["int2", "int8"]
+  params = _params(tmp_path / "out")
+  meant = matrix.flatten(quant.quantize(models.load(root / "base")[1], chosen))
+  for path, leaf in params.items():
+    assert isinstance(leaf, quant.Mixed) == path.endswith("_proj/kernel")
+    jax.tree.map(np.testing.assert_array_equal, leaf, meant[path])
+  # Two bits and eight, and a scale of four bytes for sixteen numbers.
+  assert re.search(r"mlp/up_proj .* 7\.000\n", out)
+  flags = ("--prompt=the theme", "--temperature=0", "--max-new-tokens=4", "--dtype=float32")
+  assert generate.main([f"--model={tmp_path / 'out'}", *flags]) == 0
+  assert capsys.readouterr().out
 
 
 def test_scales_of_activations_are_held_and_generate(root, run, tmp_path, capsys):

@@ -52,7 +52,7 @@ class Plan:
     model = model.clone(dtype=jnp.dtype(self.dtype))
     found = budget.options(model, params, self.rules, self.batches[:_MEASURED], told)
     chosen = budget.choose(found, budget.bytes_of(params, self.rules, self.bits))
-    return dataclasses.replace(self, rules=budget.closed(self.rules, chosen), bits=0)
+    return dataclasses.replace(self, rules=budget.closed(self.rules, params, chosen), bits=0)
 
   def apply(self, model: Any, params: Tree, told: Callable[[int, int], None]) -> Tree:
     """`params` in few bits; errors and `told`: see `calibration.quantize`."""

@@ -32,7 +32,7 @@ RULES = (
 def test_no_other_choice_is_better(seed):
   rng = np.random.default_rng(seed)
   found = [
-    Option(number, Scheme("int8"), float(rng.normal()), int(rng.integers(1, 50)))
+    Option(number, None, Scheme("int8"), float(rng.normal()), int(rng.integers(1, 50)))
     for number in range(5)
     for _ in range(4)
   ]
@@ -44,13 +44,15 @@ def test_no_other_choice_is_better(seed):
         budget.choose(found, limit)
       continue
     chosen = budget.choose(found, limit)
-    assert sorted(chosen) == list(range(5))
-    assert sum(option.bytes for option in chosen.values()) <= limit
+    assert [option.rule for option in chosen] == list(range(5))
+    assert sum(option.bytes for option in chosen) <= limit
     least = min(sum(o.nats for o in each) for each in allowed)
-    assert sum(option.nats for option in chosen.values()) == pytest.approx(least)
+    assert sum(option.nats for option in chosen) == pytest.approx(least)
 
 
-def test_an_option_costs_what_rounding_it_alone_does():
+@pytest.fixture(scope="module")
+def world():
+  """A model, its parameters, a batch, and the loss of the batch as a function of parameters."""
   model = models.build(LLAMA)
   params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
   params = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, params)
@@ -60,18 +62,24 @@ def test_an_option_costs_what_rounding_it_alone_does():
   batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
   batch["segments"] = np.ones_like(batch["tokens"])
   batch["positions"] = np.broadcast_to(np.arange(12), (2, 12))
+  apply = jax.jit(model.apply)
+
+  def loss(params):
+    log_probs = jax.nn.log_softmax(apply({"params": quant.dequantize(params)}, batch["tokens"]))
+    own = np.take_along_axis(np.asarray(log_probs), batch["targets"][..., None], -1)[..., 0]
+    return -(own * weights).sum() / weights.sum()
+
+  return model, params, batch, loss
+
+
+def test_an_option_costs_what_rounding_it_alone_does(world):
+  model, params, batch, loss = world
   told = []
   found = budget.options(model, params, RULES, [batch], told.append)
   assert told == found
   assert [(o.rule, o.scheme.kind) for o in found] == [
     (1, "int2"), (1, "int8"), (2, "int4"), (2, "int3"),
   ]  # fmt: skip
-
-  def loss(params):
-    log_probs = jax.nn.log_softmax(model.apply({"params": params}, batch["tokens"]))
-    own = np.take_along_axis(np.asarray(log_probs), batch["targets"][..., None], -1)[..., 0]
-    return -(own * weights).sum() / weights.sum()
-
   held = quant.quantize(params, [{**RULES[0]}, {**RULES[1], "kind": "int2"}])
   np.testing.assert_allclose(found[0].nats, loss(held) - loss(params), atol=1e-5)
   kernels = [v for k, v in matrix.flatten(held).items() if "up_proj" in k or "gate_proj" in k]
@@ -79,11 +87,81 @@ def test_an_option_costs_what_rounding_it_alone_does():
   assert 0 < abs(found[1].nats) < abs(found[0].nats) / 10  # of random tokens, up or down
   numbers = 2 * 2 * 16 * 32 + 2 * 4 * 16 * 16
   assert budget.bytes_of(params, RULES, 4) == numbers / 2
-  closed = budget.closed(RULES, budget.choose(found, 1e9))
+  closed = budget.closed(RULES, params, budget.choose(found, 1e9))
   assert [rule["kind"] for rule in closed][0] == "none"
   assert all(isinstance(rule["kind"], str) for rule in closed)
 
 
-def test_mistakes():
-  with pytest.raises(ValueError, match="kind 'int5' is unknown"):
-    budget.open_rules([{"target": "x", "kind": ["int5"]}])
+EACH = (
+  {"target": "layers/1/attention/.*", "kind": "int8", "group": 16},
+  {"target": "layers/.*_proj/kernel", "kind": ("int2", "int4"), "group": 16, "each": "layer"},
+  {"target": "(embed|lm_head)/.*", "kind": ("int2", "int8"), "group": 16},
+)
+
+
+def test_layers_are_chosen_one_by_one(world):
+  """What each costs is that of a whole pass; the choice is the best of all there are."""
+  model, params, batch, loss = world
+  found = budget.options(model, params, EACH, [batch])
+  assert sorted((o.rule, o.layer, o.scheme.kind) for o in found if o.layer is not None) == [
+    (1, layer, kind) for layer in range(2) for kind in ("int2", "int4")
+  ]  # fmt: skip
+  before, inside = loss(params), {0: "layers/0/.*_proj/kernel", 1: "layers/1/mlp/.*"}
+  for option in found:
+    target = EACH[2]["target"] if option.layer is None else inside[option.layer]
+    rule = {"target": target, "kind": option.scheme.kind, "group": 16}
+    held = quant.quantize(params, [rule])
+    np.testing.assert_allclose(option.nats, loss(held) - before, atol=1e-5)
+    dense, now = quant.size(params).held, quant.size(held).held
+    numbers = (dense - now + option.bytes) // 4  # those are in float32 otherwise
+    sizes = {0: 4 * 16 * 16 + 3 * 16 * 32, 1: 3 * 16 * 32, None: 2 * 60 * 16}
+    assert numbers == sizes[option.layer]
+  limit = budget.bytes_of(params, EACH, 6)
+  chosen = budget.choose(found, limit)
+  groups = [[o for o in found if (o.rule, o.layer) == at] for at in ((1, 0), (1, 1), (2, None))]
+  within = [each for each in itertools.product(*groups) if sum(o.bytes for o in each) <= limit]
+  assert 1 < len(within) < 8
+  best = min(within, key=lambda each: sum(o.nats for o in each))
+  assert set(chosen) == set(best)
+  held = matrix.flatten(quant.quantize(params, budget.closed(EACH, params, chosen)))
+  kinds = {(o.rule, o.layer): o.scheme.kind for o in chosen}
+  for path, leaf in held.items():
+    if "_proj" in path:
+      schemes = leaf.schemes if isinstance(leaf, quant.Mixed) else (leaf.scheme,) * 2
+      first = "int8" if "attention" in path else kinds[1, 1]
+      assert [scheme.kind for scheme in schemes] == [kinds[1, 0], first]
+  assert held["lm_head/kernel"].scheme.kind == kinds[2, None]
+
+
+def test_closed_rules_are_one_a_kind():
+  shapes = {"layers": {"mlp": {"up_proj": {"kernel": jax.ShapeDtypeStruct((5, 8, 8), "float32")}}}}
+  rule = {"target": "layers/[1-4]/.*", "kind": ["int2", "int4"], "group": 8, "each": "layer"}
+  chosen = [Option(0, n, Scheme(kind), 0.0, 1) for n, kind in enumerate(("int4", "int2") * 2, 1)]
+  assert budget.closed([rule], shapes, chosen) == [
+    {"target": f"layers/({of})/(mlp/up_proj/kernel)", "kind": kind, "group": 8}
+    for of, kind in (("1|3", "int4"), ("2|4", "int2"))
+  ]
+  assert budget.bytes_of(shapes, [rule], 4) == 4 * 8 * 8 / 2
+
+
+MISTAKES = {
+  "kind": ({"kind": ["int5"]}, "kind 'int5' is unknown"),
+  "each": ({"kind": ["int2", "int4"], "each": "head"}, "each: 'head' of a rule: it is 'layer'"),
+  "one kind": ({"kind": "int4", "each": "layer"}, "where there are several kinds"),
+  "table": (
+    {"target": "embed/.*", "kind": ["int8"], "each": "layer"},
+    "for what layers have, which 'embed/embedding' is not",
+  ),
+  "taken": ({"target": "layers/0/.*", "kind": ["int8"]}, "rules before it have taken"),
+  "group": ({"target": "embed/.*", "kind": ["int8"], "group": 5}, "embed/embedding.* 5 does not"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes(world, case):
+  model, params, batch, _ = world
+  rule, message = MISTAKES[case]
+  first = {"target": "layers/.*", "kind": "int8"}
+  with pytest.raises(ValueError, match=message) as error:
+    budget.options(model, params, [first, {"target": "lm_head/.*", **rule}], [batch])
+  assert "\n" not in str(error.value)
