@@ -40,7 +40,8 @@ def get_config() -> ConfigDict:
   config.adapters = ()
   # What of the base is held in few bits (QLoRA and its like): rules {"target": path regex, "kind":
   # "nf4", "group": 64, "scales": "double"}, as research.quant.Scheme has them; kind "none" leaves a
-  # parameter as it is, and a parameter takes the first rule that matches it.
+  # parameter as it is, and a parameter takes the first rule that matches it. "layers/(0|29)/.*" are
+  # two layers, which may be held in another way than the rest if they do not train.
   config.quantize = ()
   # What the optimizer changes: "adapters", "all", or regexes of parameters' paths (".*/bias"), also
   # beside "adapters".

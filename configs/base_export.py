@@ -27,11 +27,14 @@ def get_config() -> ConfigDict:
 
   # What is held in few bits: rules {"target": path regex, "kind": "int4", "group": 64, "symmetric":
   # False, "scales": "float16"}, as research.quant.Scheme has them; kind "none" leaves a parameter
-  # as it is, and a parameter takes the first rule that matches it. Empty: nothing is.
+  # as it is, and a parameter takes the first rule that matches it. "layers/(0|29)/.*" are two
+  # layers, "layers/.*" all; but for "native" all layers of a projection have one scheme. Empty:
+  # nothing is.
   config.quantize = ()
   # Where rules have several kinds, {"target": ..., "kind": ("int3", "int4", "int8"), "group": 64}:
   # how many bits a parameter of theirs may take, scales included. Each gets the kind by which the
-  # loss on calibration data rises least, all together.
+  # loss on calibration data rises least, all together; with "each": "layer" in a rule each of
+  # its layers does.
   config.bits = 0.0
   # How numbers are rounded: one of research.calibration.METHODS, with its arguments: "nearest";
   # {"name": "gptq", "act_order": True}; "awq". Whichever it is, rounded activations have one scale

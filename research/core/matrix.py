@@ -14,7 +14,7 @@ class Matrix:
   """A projection's kernel `[..., in, out]` in another form than that of an array; a pytree.
 
   It stands where the array would, and is one parameter to whoever looks for those (`flatten`).
-  Leading axes are stacks and are sliced like any array's.
+  Leading axes are stacks and are sliced like any array's, unless a form says otherwise.
   """
 
   @property

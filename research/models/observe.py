@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from research.core import tree
+from research.core import matrix, tree
 from research.core.moments import Moments
 from research.models.encoder import Encoder
 from research.models.encoder_decoder import EncoderDecoder
@@ -35,7 +35,7 @@ def moments(
   """
   if isinstance(model, EncoderDecoder):
     raise ValueError("inputs are measured of decoders and encoders, not of an encoder-decoder")
-  flat = tree.flatten(variables["params"])
+  flat = matrix.flatten(variables["params"])
   found = {}
   for path in paths:
     if not path.startswith("layers/") or flat[path].ndim != 3:

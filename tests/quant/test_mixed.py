@@ -139,6 +139,20 @@ def test_a_start_by_what_rounding_took(llama):
     np.testing.assert_allclose(product, nearest, atol=1e-4, err_msg=path)
 
 
+@pytest.mark.parametrize("rules", [RULES, RULES[2:]])
+def test_what_projections_read_is_measured_on_it(llama, rules):
+  """In few bits, whether layers differ or not."""
+  model, params, _, _ = llama
+  ones = jnp.ones_like(TOKENS)
+  batch = {"tokens": TOKENS, "segments": ones, "positions": jnp.cumsum(ones, axis=1) - 1}
+  path, held = "layers/mlp/down_proj/kernel", quant.quantize(params, rules)
+  found, wanted = (
+    models.moments(model, {"params": each}, [path], [batch])[path].products
+    for each in (held, quant.dequantize(held))
+  )
+  np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * float(jnp.abs(wanted).max()))
+
+
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_merging_makes_arrays_of_the_numbers(llama, method):
   _, params, plain, held = llama
