@@ -42,7 +42,8 @@ def load(source: str | Path, *, dtype: Any = jnp.float32, param_dtype: Any = Non
     param_dtype: the type of parameters, by default `dtype`.
     options: further fields of the model (`remat`, `unroll`).
 
-  Kernels that a directory holds in few bits are `QArray`s; those of a GGUF file are arrays.
+  Kernels that a directory holds in few bits are `QArray`s, or `Mixed`s where layers differ; those
+  of a GGUF file are arrays.
 
   Raises:
     ValueError: the architecture or the way of quantization is unknown, or tensors are missing, left

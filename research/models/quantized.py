@@ -189,12 +189,16 @@ def _read_theirs(method, settings, table, tensors, shapes):
     marked = [f"{module}.{convention.MARK}" in rest for module in modules]
     if not any(marked):
       continue
-    if not all(marked):
-      dense = modules[marked.index(False)]
-      raise ValueError(f"{dense} is in more bits than {path!r} of other layers; all or none can be")
+    for module, is_marked in zip(modules, marked, strict=True):
+      # Tools leave single modules as they are; a stack that a loop slices cannot.
+      if not is_marked and (f"{module}.weight" not in rest or not path.startswith("layers/")):
+        raise ValueError(f"{module} is in more bits than {path!r} of other layers, or not there")
     _require_whole(weight, f"{method} when it is read")
     layers = []
-    for module in modules:
+    for module, is_marked in zip(modules, marked, strict=True):
+      if not is_marked:
+        layers.append(jnp.asarray(rest.pop(f"{module}.weight")).T)
+        continue
       parts = {
         part: rest.pop(f"{module}.{part}")
         for part in convention.PARTS
@@ -211,14 +215,19 @@ def _read_theirs(method, settings, table, tensors, shapes):
   return found, rest
 
 
-def _stacked(path: str, layers: Sequence[QArray]) -> QArray:
-  """Layers of one form as one array."""
-  if any(layer.order is not None for layer in layers):
-    layers = [_ordered(layer) for layer in layers]
-  for layer in layers:
-    if layer.scheme != layers[0].scheme:
-      raise ValueError(f"{path!r} is held in several ways, {layers[0].scheme} and {layer.scheme}")
-  return jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
+def _stacked(path: str, layers: Sequence[QArray | jax.Array]) -> QArray | Mixed:
+  """Layers of one form as one array; where some are arrays, each as it is."""
+  if len({layer.shape for layer in layers}) > 1:
+    raise ValueError(f"{path!r} has layers of several shapes")
+  held = [layer for layer in layers if isinstance(layer, QArray)]
+  if len(held) < len(layers):
+    return Mixed(jax.tree.map(jnp.asarray, tuple(layers)))
+  if any(layer.order is not None for layer in held):
+    held = [_ordered(layer) for layer in held]
+  for layer in held:
+    if layer.scheme != held[0].scheme:
+      raise ValueError(f"{path!r} is held in several ways, {held[0].scheme} and {layer.scheme}")
+  return jax.tree.map(lambda *parts: jnp.stack(parts), *held)
 
 
 def _ordered(layer):

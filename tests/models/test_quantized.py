@@ -113,7 +113,9 @@ def test_transformers_computes_our_logits_of_bitsandbytes_files(world, tmp_path,
   assert np.abs(logits - np.asarray(jax.jit(model.apply)({"params": params}, TOKENS))).max() > 1e-2
 
 
-def test_what_transformers_writes_by_bitsandbytes_is_read(world, tmp_path):
+@pytest.mark.parametrize("layer", [False, True])
+def test_what_transformers_writes_by_bitsandbytes_is_read(world, tmp_path, layer):
+  """layer: whether a projection of a single layer is left as it is."""
   pytest.importorskip("bitsandbytes")
   model, params, tokenizer = world
   models.save(tmp_path / "dense", model, params, tokenizer)
@@ -121,6 +123,7 @@ def test_what_transformers_writes_by_bitsandbytes_is_read(world, tmp_path):
   of = transformers.AutoModelForCausalLM.from_pretrained
   # Theirs has blocks of 64 alone, and down's 96 inputs are no whole ones.
   how.llm_int8_skip_modules = ["down_proj", "lm_head"]
+  how.llm_int8_skip_modules += ["model.layers.1.self_attn.o_proj"] if layer else []
   of(tmp_path / "dense", dtype=torch.float32, quantization_config=how).save_pretrained(
     tmp_path / "out"
   )
@@ -129,9 +132,11 @@ def test_what_transformers_writes_by_bitsandbytes_is_read(world, tmp_path):
     {"target": ".*/down_proj/kernel", "kind": "none"},
     {"target": ALL, "kind": "nf4", "group": 64},
   )
+  rules = ({"target": "layers/1/.*/o_proj/.*", "kind": "none"}, *rules) if layer else rules
   meant = matrix.flatten(quant.quantize(params, rules))
+  assert sum(isinstance(leaf, quant.Mixed) for leaf in meant.values()) == layer
   for path, leaf in matrix.flatten(found).items():
-    assert isinstance(leaf, quant.QArray) == isinstance(meant[path], quant.QArray), path
+    assert type(leaf) is type(meant[path]), path
     jax.tree.map(np.testing.assert_array_equal, _bits(leaf), _bits(meant[path]))
 
 
@@ -200,6 +205,11 @@ BROKEN = {
   "bits of 8": ({}, {"quant_method": "bitsandbytes", "load_in_8bit": True}, "8 bits is not read"),
   "other": ({}, {"quant_method": "bitsandbytes"}, "has no weight.absmax of a projection"),
   "layer": ({f"{Q}.qweight": None}, {}, f"{Q} is in more bits than"),
+  "dense": (
+    {f"{Q}.qweight": None, f"{Q}.weight": np.ones((64, 32))},
+    {},
+    "'layers/attention/q_proj/kernel' has layers of several shapes",
+  ),
   "part": ({f"{Q}.scales": None}, {}, "a projection of GPTQ has no scales"),
   "bias": ({f"{Q}.bias": np.ones(64, np.float16)}, {}, f"1 tensors left over: {Q}.bias"),
   "shape": (
