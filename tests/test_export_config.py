@@ -247,6 +247,11 @@ def test_kinds_are_chosen_layer_by_layer(root, run, tmp_path, capsys):
   flags = ("--prompt=the theme", "--temperature=0", "--max-new-tokens=4", "--dtype=float32")
   assert generate.main([f"--model={tmp_path / 'out'}", *flags]) == 0
   assert capsys.readouterr().out
+  file.write_text(file.read_text().replace("layers/.*_proj/kernel", "embed/embedding"))
+  code, _, err = run(f"--config.output={tmp_path / 'x'}", "--config.bits=7", config=file)
+  assert code == 2 and err.startswith(
+    "error: config.quantize: each 'layer' is for what layers have"
+  )
 
 
 def test_scales_of_activations_are_held_and_generate(root, run, tmp_path, capsys):

@@ -117,14 +117,13 @@ def options(
         policy.require_fits(path, flat[path], scheme)
   dense = {path: leaf.astype(model.dtype) for path, leaf in flat.items()}
   walk = Walk(model, tree.unflatten(dense), batches)
-  nothing = _Item(-1, None, {})
 
-  def loss(ahead, outside, item, scheme):
-    """With the parameters of an item's layers rounded, and what those take in bytes."""
+  def loss(ahead, outside, at, scheme):
+    """With the parameters of the layers in `at` rounded, and what those take in bytes."""
     size = 0
     while not ahead.done:
       layer = matrix.flatten(ahead.params())
-      for path, layers in item.at.items():
+      for path, layers in at.items():
         if ahead.number in layers:
           held = round_to_nearest(flat[path][ahead.number], scheme)
           size += tree.nbytes(held)
@@ -135,7 +134,7 @@ def options(
     found = [jax.device_get(_sums(model, tree.unflatten(rest), x, dict(b))) for x, b in pairs]
     return sum(float(total) for total, _ in found) / sum(float(weight) for _, weight in found), size
 
-  before, _ = loss(walk.branch(), dense, nothing, None)
+  before, _ = loss(walk.branch(), dense, {}, None)
   made = []
   for item in sorted(items, key=lambda item: item.first):
     while walk.number < item.first:
@@ -144,7 +143,7 @@ def options(
       held = {p: round_to_nearest(flat[p], scheme, policy.axis_of(p)) for p in item.outside}
       acting = dense | {path: each.astype(model.dtype) for path, each in held.items()}
       ahead = Walk(model, tree.unflatten(acting), batches) if held else walk.branch()
-      after, size = loss(ahead, acting, item, scheme)
+      after, size = loss(ahead, acting, item.at, scheme)
       made.append(Option(item.rule, item.layer, scheme, after - before, size + tree.nbytes(held)))
       told(made[-1])
   return made

@@ -45,12 +45,14 @@ class Plan:
     told: see `calibration.budget.options`.
 
     Raises:
+      ConfigError: a rule matches nothing, or what it matches cannot be held so.
       ValueError: no choice keeps within `bits`.
     """
     if not self.bits:
       return self
     model = model.clone(dtype=jnp.dtype(self.dtype))
-    found = budget.options(model, params, self.rules, self.batches[:_MEASURED], told)
+    with config_lib.blaming("quantize"):
+      found = budget.options(model, params, self.rules, self.batches[:_MEASURED], told)
     chosen = budget.choose(found, budget.bytes_of(params, self.rules, self.bits))
     return dataclasses.replace(self, rules=budget.closed(self.rules, params, chosen), bits=0)
 

@@ -45,7 +45,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 def map_with_path(
   fn: Callable[..., Any], tree: Tree, *rest: Tree, is_leaf: Callable[[Any], bool] | None = None
 ) -> Tree:
-  """`fn(path, leaf, *leaves_of_rest)` at every leaf."""
+  """`fn(path, leaf, *leaves_of_rest)` at every leaf, and at what `is_leaf` takes for one."""
   return jax.tree_util.tree_map_with_path(
     lambda keys, *leaves: fn(path_of(keys), *leaves), tree, *rest, is_leaf=is_leaf
   )

@@ -57,9 +57,9 @@ def schemes(rules: Rules, params: Tree) -> dict[str, Choice]:
 
 
 def ruled(rules: Sequence[Mapping[str, Any]], params: Tree) -> dict[str, tuple[int | None, ...]]:
-  """By path of a matrix the number of the rule that each layer takes; of one alone, of that.
+  """By path of a matrix, the number of the rule that each of its layers takes, or None.
 
-  Paths that no rule matches are left out.
+  What is in no stack of layers counts as one layer. Paths that no rule matches are left out.
 
   Raises:
     ValueError: a rule matches nothing or has no target.
@@ -69,7 +69,7 @@ def ruled(rules: Sequence[Mapping[str, Any]], params: Tree) -> dict[str, tuple[i
     if is_quantizable(path):
       within = path.removeprefix(LAYERS)
       layers = range(leaf.shape[0]) if within != path else ()
-      names[path] = [layer_path(number, within) for number in layers]
+      names[path] = [f"{LAYERS}{number}/{within}" for number in layers]
   numbered = [(_target(rule), number) for number, rule in enumerate(rules)]
   taken = tree.first_match(numbered, [name for path in names for name in (path, *names[path])])
   found = {}
@@ -79,11 +79,6 @@ def ruled(rules: Sequence[Mapping[str, Any]], params: Tree) -> dict[str, tuple[i
     if any(number is not None for number in each):
       found[path] = each
   return found
-
-
-def layer_path(number: int, within: str) -> str:
-  """The path of a layer's own parameter, by its path within the layer."""
-  return f"{LAYERS}{number}/{within}"
 
 
 def distinct(choice: Choice) -> list[Scheme]:
