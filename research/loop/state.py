@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -58,7 +59,9 @@ def trains(
   if "all" in section:
     chosen = set(params)
   for path in chosen:
-    if not jnp.issubdtype(params[path].dtype, jnp.floating) or path.endswith("/kernel/inputs"):
+    if not jnp.issubdtype(params[path].dtype, jnp.floating) or re.search(
+      r"/kernel/(each/\d+/)?inputs$", path
+    ):
       what = _within(matrix.parameter_of(path))
       raise config_lib.ConfigError(
         f"config.trainable: {what!r} is held in few bits and cannot be trained; its scales can"

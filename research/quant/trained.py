@@ -12,6 +12,7 @@ from research.core import matrix, tree
 from research.core.matrix import Matrix, is_matrix
 from research.core.products import outer
 from research.quant import integer, policy, qarray
+from research.quant.mixed import Mixed
 from research.quant.qarray import QArray, quantize, straight_through
 from research.quant.scheme import Scheme
 
@@ -127,7 +128,10 @@ def trains_rounded(params: Tree) -> bool:
 
 def hold(params: Tree) -> Tree:
   """`params` with what acted, in few bits: a `QArray` for every `Trained`, and trained scales."""
-  kinds = (Trained, QArray)
-  return jax.tree.map(
-    lambda node: node.held() if isinstance(node, kinds) else node, params, is_leaf=is_matrix
-  )
+
+  def held(node):
+    if isinstance(node, Mixed):
+      return Mixed(tuple(held(part) for part in node.each))
+    return node.held() if isinstance(node, (Trained, QArray)) else node
+
+  return jax.tree.map(held, params, is_leaf=is_matrix)

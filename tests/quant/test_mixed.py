@@ -127,6 +127,21 @@ def test_lora_learns_on_it_as_on_the_numbers(llama):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), found, wanted)
 
 
+def test_scales_that_trained_leave_as_they_acted(llama):
+  rules = ({**RULES[1], "scales": "float16"}, {**RULES[1], "target": KERNELS, "scales": "bfloat16"})
+  held = quant.quantize(llama[1], rules)
+  wide = tree.map_with_path(
+    lambda path, leaf: leaf.astype(jnp.float32) if path.endswith("/scale") else leaf, held
+  )
+  back = quant.hold(wide)
+  assert jax.tree.structure(back) == jax.tree.structure(held)
+  assert isinstance(matrix.flatten(back)["layers/mlp/up_proj/kernel"], quant.Mixed)
+  for path, leaf in tree.flatten(held).items():
+    found = tree.flatten(back)[path]
+    assert found.dtype == leaf.dtype
+    np.testing.assert_array_equal(found, leaf)
+
+
 def test_a_start_by_what_rounding_took(llama):
   _, params, plain, held = llama
   rule = {"name": "lora", "target": "layers/mlp/.*", "rank": 4, "start": "loftq"}
