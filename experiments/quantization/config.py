@@ -48,6 +48,11 @@ def _grouped(bits: int, **how: Any) -> tuple[dict[str, Any], ...]:
 COMMANDS = {
   "int4_gptq": "python -m research.export --config=experiments/quantization/int4.py",
   **{
+    f"{kind}_by_layer": "python -m research.export"
+    f" --config=experiments/quantization/by_layer.py:{kind}"
+    for kind in ("int3", "int4")
+  },
+  **{
     run: f"python -m research.train --config=experiments/quantization/training.py:{run}"
     for run in ("int3_training", "int4_scales")
   },
@@ -84,6 +89,10 @@ VARIANTS: dict[str, Variant] = {
     "int3 g64 nearest",
   ),
   "int3 g64 awq": Variant(_grouped(3), calibration.AWQ(), "int3 g64 nearest"),
+  **{
+    f"{kind} bytes by layer": Variant((), than=f"{kind} g64 nearest", written=f"{kind}_by_layer")
+    for kind in ("int4", "int3")
+  },
   "int3 g64 trained": Variant(_grouped(3), than="int3 g64 nearest", written="int3_training/model"),
   "w8a8": Variant(_projections("int8", activations="int8")),
   "w8a8 smoothquant": Variant(

@@ -2,11 +2,13 @@
 
 import math
 
+import jax.numpy as jnp
 import pytest
 
 from experiments.quantization import __main__ as experiment
-from experiments.quantization import int4, training
+from experiments.quantization import by_layer, int4, training
 from experiments.quantization.config import RUNS, VARIANTS
+from research import quant
 
 
 def test_what_is_written_is_that_of_its_row():
@@ -21,8 +23,16 @@ def test_what_is_written_is_that_of_its_row():
   trained = training.get_config("int4_scales")
   assert trained.model.source == config.output
   assert f"{trained.directory}/model" == f"{RUNS}/{VARIANTS['int4 g64 gptq scales'].written}"
-  with pytest.raises(ValueError, match="no run 'int5'"):
-    training.get_config("int5")
+  for kind in by_layer.KINDS:
+    row, config = VARIANTS[f"{kind} bytes by layer"], by_layer.get_config(kind)
+    assert config.output == f"{RUNS}/{row.written}"
+    (rule,) = VARIANTS[row.than].rules
+    kernel = {"layers": {"mlp": {"up_proj": {"kernel": jnp.ones((2, 64, 8))}}}}
+    held = quant.quantize(kernel, [{**rule, "target": ".*"}])
+    assert quant.size(held).held == 2 * 64 * 8 * config.bits / 8
+  for module in (training, by_layer):
+    with pytest.raises(ValueError, match="no (run|search beside) 'int5'"):
+      module.get_config("int5")
 
 
 def test_the_table_tells_what_is_taken_away():
