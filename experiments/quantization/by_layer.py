@@ -3,8 +3,8 @@
   python -m research.export --config=experiments/quantization/by_layer.py:int4
   python -m research.export --config=experiments/quantization/by_layer.py:int3
 
-The kernels of each layer get that kind, or the one below or above it in bits: those by which the loss
-of the calibration texts (`texts.py` writes them) rises least within these bytes.
+The kernels of each layer get that kind, or the one below or above it in bits: those by which the
+loss of the calibration texts (`texts.py` writes them) rises least within these bytes.
 """
 
 from configs import base_export
