@@ -35,7 +35,7 @@ from experiments.quantization.config import (
   Variant,
 )
 from research import calibration, evals, models, quant
-from research.core import cache, tree
+from research.core import cache, matrix, tree
 from research.evals import bootstrap
 from research.io.checkpoint import write_json
 
@@ -66,13 +66,13 @@ def main() -> int:
       started = time.perf_counter()
       held = params if name == BASE else _held(model, params, VARIANTS[name], batches, name)
       seconds = time.perf_counter() - started
-      size = quant.size(held["layers"])
+      size, dense = quant.size(held["layers"]).held, 2 * matrix.count(held["layers"])
       # The same numbers, and faster than to make them of codes for every batch; products of
       # integers are others.
       integers = name in VARIANTS and VARIANTS[name].multiplies_integers
       acting = held if integers else quant.dequantize(held)
       result = evaluator(model, {"params": acting}, tokenizer)
-      found = {"bytes": size.held, "dense": size.dense // 2, "seconds": seconds}
+      found = {"bytes": size, "dense": dense, "seconds": seconds}
       write_json(file, {**found, **result.to_json()})
     rows.append(json.loads(file.read_text()) | {"name": name})
     (args.directory / "table.md").write_text(table(rows))
