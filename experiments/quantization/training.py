@@ -12,7 +12,7 @@ student is the teacher, rounded to the nearest of 3 bits in every step; in the s
 from configs import base
 from experiments.quantization.config import MODEL, RUNS, VARIANTS
 
-INT4 = "runs/quantization/int4_gptq"
+INT4 = f"{RUNS}/int4_gptq"
 TEXTS = ("speeches", "europarl", "gsm8k", "t0")
 SOURCE = {
   "name": "mixture",

@@ -148,30 +148,52 @@ def _rows(config: config_lib.Config, learner: learner_lib.Learner) -> dict[str, 
   }
 
 
+def _batches(
+  read: Callable[..., Any],
+  name: str,
+  section: config_lib.Config,
+  config: config_lib.Config,
+  learner: learner_lib.Learner,
+  share: tuple[int, int],
+  **more: Any,
+) -> Any:
+  """This process's `share` (which, of how many) of the batches of `config.data`'s section `name`.
+
+  read, more: a function of `pipeline`, and what it takes beside.
+  """
+  _check_positions(learner.model, learner.variables["adapters"], section.length)
+  asked = kept.build(config, learner, section)
+  with distributed.alike(f"config.data.{name}") as told:
+    batches = read(
+      section,
+      learner.tokenizer,
+      batch_size=config.train.batch_size,
+      kept=asked,
+      shard_index=share[0],
+      shard_count=share[1],
+      **more,
+    )
+    told |= {"rows": batches.rows, **batches.settings}
+  return batches
+
+
 def _train_batches(
   config: config_lib.Config,
   learner: learner_lib.Learner,
   rows: Mapping[str, Any],
   share: tuple[int, int],
 ) -> pipeline.BatchIterator:
-  """This process's `share` (which, of how many) of the batches of `config.data.train`."""
-  section = config.data.train
-  _check_positions(learner.model, learner.variables["adapters"], section.length)
-  asked = kept.build(config, learner, section)
-  with distributed.alike("config.data.train") as told:
-    stream = pipeline.train_batches(
-      section,
-      learner.tokenizer,
-      batch_size=config.train.batch_size,
-      seed=config.seed,
-      rows_per_task=config.train.meta.get("rows_per_task", 0),
-      kept=asked,
-      shard_index=share[0],
-      shard_count=share[1],
-      **rows,
-    )
-    told |= {"rows": stream.rows, **stream.settings}
-  return stream
+  return _batches(
+    pipeline.train_batches,
+    "train",
+    config.data.train,
+    config,
+    learner,
+    share,
+    seed=config.seed,
+    rows_per_task=config.train.meta.get("rows_per_task", 0),
+    **rows,
+  )
 
 
 def _held_out(
@@ -184,19 +206,7 @@ def _held_out(
 ) -> Evaluator:
   """The objective's evaluator on this process's `share` of `config.data.eval`."""
   section = config.data.eval
-  _check_positions(learner.model, learner.variables["adapters"], section.length)
-  asked = kept.build(config, learner, section)
-  with distributed.alike("config.data.eval") as told:
-    batches = pipeline.eval_batches(
-      section,
-      learner.tokenizer,
-      batch_size=config.train.batch_size,
-      kept=asked,
-      shard_index=share[0],
-      shard_count=share[1],
-      **rows,
-    )
-    told |= {"rows": batches.rows, **batches.settings}
+  batches = _batches(pipeline.eval_batches, "eval", section, config, learner, share, **rows)
   loss = objectives.build(config.objective, batches.tasks, bound.lesson)
   loss = bound_lib.routed(loss, learner.tasks, batches.tasks)
   return held_out_lib.evaluator(loss, bound.reference.of_batches(batches, section), mesh)

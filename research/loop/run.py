@@ -187,8 +187,8 @@ class _Trainer:
     first = jax.process_index() == 0
     # Rounded where steps were, whose arithmetic another device may not have.
     variables = context.variables
-    acting = {**variables, "params": quant.hold(variables["params"])}
-    variables = sharding.fetched(acting, keep=first)
+    variables = variables | {"params": quant.hold(variables["params"])}
+    variables = sharding.fetched(variables, keep=first)
     if first:
       with sharding.on_host():
         self._task.export(context.directory, variables)

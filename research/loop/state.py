@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -59,9 +58,8 @@ def trains(
   if "all" in section:
     chosen = set(params)
   for path in chosen:
-    if not jnp.issubdtype(params[path].dtype, jnp.floating) or re.search(
-      r"/kernel/(each/\d+/)?inputs$", path
-    ):
+    # Of what is in few bits its scales alone have a derivative, and not that of its `inputs`.
+    if not jnp.issubdtype(params[path].dtype, jnp.floating) or path.endswith("/inputs"):
       what = _within(matrix.parameter_of(path))
       raise config_lib.ConfigError(
         f"config.trainable: {what!r} is held in few bits and cannot be trained; its scales can"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from research.core.matrix import Matrix
-from research.core.products import matmul, outer
+from research.core.products import matmul, outer_of_rows
 from research.quant import codebooks, integer
 from research.quant.packing import pack, split, unpack
 from research.quant.scheme import FLOATS, INTEGERS, TENSOR, Scheme
@@ -215,7 +215,7 @@ def _backward(residuals, g):
 
 def _of_scales(x, kernel, g):
   """The gradient of a kernel whose scales alone learn."""
-  dvalues = outer(x.reshape(-1, x.shape[-1]), g.astype(x.dtype).reshape(-1, g.shape[-1]))
+  dvalues = outer_of_rows(x, g.astype(x.dtype))
   _, pull = jax.vjp(
     lambda scale: kernel.replace(scale=scale).astype(jnp.float32),
     jax.lax.stop_gradient(kernel.scale),
