@@ -58,6 +58,8 @@ def get_config() -> ConfigDict:
   # research.losses.preference has the losses, and the reference is the model without its adapters
   # ("base"), a copy of it as the run begins ("copy"), or what that said of the data, found before
   # the first step ("kept"); "kto" and "reward" are beside it.
+  # {"name": "policy", "loss": {"name": "clipped"}, "average": "answers", "kl": 0.04} is GRPO, by
+  # what `train.rollout` writes; with "critic": {} and the advantage "gae" it is PPO.
   config.objective = ConfigDict({"name": "causal"})
 
   config.data = _data()
@@ -190,13 +192,19 @@ def _train() -> ConfigDict:
   """Steps, the rows of each, and what else they do."""
   train = ConfigDict()
   train.steps = 1000
-  # Rows in an update, over all devices and slices; of preferences pairs, or judged answers.
+  # Rows in an update, over all devices and slices; of preferences pairs, or judged answers; of a
+  # policy prompts.
   train.batch_size = 16
   # Slices of the batch that are taken one after the other, to save memory.
   train.accumulate_steps = 1
   # A distillation's student writes answers itself, {"share": 0.5, "max_new_tokens": 128,
   # "temperature": 1.0}, after the prompts of a share of the batches (research.loop.on_policy).
   train.on_policy = ConfigDict()
+  # What the objective "policy" learns from, {"samples": 8, "max_new_tokens": 256, "rewards":
+  # ({"name": "scorer", "scorer": "last_number"},), "advantage": {"name": "group"}}: answers that
+  # the model writes to the data's prompts (research.loop.policy_answers), and how good they are
+  # (research.loop.rewards: scorer, pattern, length, model, judge).
+  train.rollout = ConfigDict()
   # What trains on a grid (`quantize`) trains as it is for so many steps first.
   train.round_after_steps = 0
   # Learning where to start from, by tasks of a mixture (research.loop.meta); empty: none.

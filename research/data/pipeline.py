@@ -189,8 +189,8 @@ def train_batches(
       source and a target.
     virtual_tokens: how many, with ids -1, -2, ..., begin every document; they count in lengths,
       none of them is learnt, and the last one predicts the document's first token.
-    answers: "pairs" or "judged" (`preferences.READERS`), whose examples take two rows each, one
-      after the other; `batch_size` then counts examples.
+    answers: "pairs", "judged" or "prompts" (`answers.KINDS`); examples of the first two take two
+      rows each, one after the other. `batch_size` then counts examples.
     shard_index, shard_count: this host takes rows `shard_index::shard_count` of each batch, or its
       share of whole groups and examples where several rows belong together.
     kept: what was kept of a teacher for these data; batches then have it, too.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,15 +84,6 @@ def tokenize_judged(row: Mapping[str, Any], tokenizer: Tokenizer) -> Example:
   _require_answer("completion", completion)
   tokens, start = _encode(tokenizer, prompt, completion)
   return _example(tokens, start, {"label": float(label)})
-
-
-READERS: dict[str, Callable[[Mapping[str, Any], Tokenizer], Example]] = {
-  "pairs": tokenize_pair,
-  "judged": tokenize_judged,
-}
-
-# What examples of each kind tell.
-TOLD: dict[str, tuple[str, ...]] = {"pairs": ("margin",), "judged": ("label",)}
 
 
 def fit(example: Example, length: int, on_long_row: str) -> Example:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import grain
 
-from research.data import denoising, formats, preferences
+from research.data import denoising, formats
+from research.data.answers import KINDS
 from research.data.examples import BadRow, Example, Report
 from research.data.source import Source
 
@@ -39,7 +40,7 @@ class Rows(grain.sources.RandomAccessDataSource):
   """Row `i` of a source as examples, before any corruption; all kept if `keep`.
 
   length: the most tokens of an example, or of a pair's source.
-  answers: a key of `preferences.READERS`, where rows are of judged answers.
+  answers: a key of `answers.KINDS`, where rows are about answers.
   """
 
   def __init__(
@@ -59,7 +60,7 @@ class Rows(grain.sources.RandomAccessDataSource):
     self._denoiser = denoiser
     # A denoiser makes pairs of documents.
     self._pairs = None if denoiser else pairs
-    self._answers = answers
+    self._answers = KINDS[answers] if answers else None
     self._length = length
     if denoiser:
       self._length = denoiser.raw_length(length, pairs.target_length if pairs else None)
@@ -84,7 +85,7 @@ class Rows(grain.sources.RandomAccessDataSource):
     row = self._source[index]
     try:
       if self._answers:
-        example = preferences.READERS[self._answers](row, self._tokenizer)
+        example = self._answers.read(row, self._tokenizer)
       elif self._pairs:
         example = formats.tokenize_pair(row, self._tokenizer, start_id=self._pairs.start_id)
       else:
@@ -100,7 +101,7 @@ class Rows(grain.sources.RandomAccessDataSource):
       return self._drop(index, error, "on_bad_row", self._stop_on_bad)
     try:
       if self._answers:
-        piece = preferences.fit(example, self._length, self._on_long_row)
+        piece = self._answers.fit(example, self._length, self._on_long_row)
         if piece is not example:
           self._count(index, f"truncated to {self._length} tokens", "an answer with its prompt")
         return (piece,)

@@ -38,29 +38,34 @@ def share(batch_size: int, shard: tuple[int, int], unit: int) -> slice:
 def require_answers(
   config: Any, answers: str, batch_size: int, start_id: int | None, rows_per_task: int
 ) -> None:
-  """Raises ValueError where rows of preferences cannot be read so.
+  """Raises ValueError where rows about answers cannot be read so.
 
   Args:
-    answers: a key of `preferences.READERS`.
+    answers: a key of `answers.KINDS`.
     batch_size: in examples.
     start_id: of an encoder-decoder's decoder.
   """
   if start_id is not None:
-    raise ValueError("rows of preferences are for decoders, and the model has an encoder")
+    raise ValueError("rows about answers are for decoders, and the model has an encoder")
   if config.packing != "none":
     raise ValueError(
-      f"rows of preferences need data.packing='none', not {config.packing!r}: each of their answers"
-      " is a row of the batch"
+      f"rows about answers need data.packing='none', not {config.packing!r}: each answer is a row"
+      " of the batch"
     )
   if config.corruption or not config.completion_only:
-    raise ValueError("of preferences the answers count: no corruption, and completion_only=True")
+    raise ValueError("of these rows the answers count: no corruption, and completion_only=True")
   if config.on_long_row == "split":
     raise ValueError(
       "data.on_long_row 'split' is for documents; answers are dropped, or lose their end"
       " ('truncate') or the beginning of the prompt ('truncate_start')"
     )
   if rows_per_task:
-    raise ValueError("rows of preferences have no tasks to learn a start for: leave train.meta out")
+    raise ValueError("rows about answers have no tasks to learn a start for: leave train.meta out")
+  if answers == "prompts" and config.on_long_row == "truncate":
+    raise ValueError(
+      "data.on_long_row 'truncate' would take the end of a question away; prompts are dropped, or"
+      " lose their beginning ('truncate_start')"
+    )
   if answers == "judged" and batch_size < 2:
     raise ValueError("judged answers are compared with another one's: batch_size is at least 2")
 
@@ -71,7 +76,7 @@ def require(config: Any, pairs: bool, virtual_tokens: int, answers: str | None) 
   Args:
     pairs: whether rows are an encoder-decoder's.
     virtual_tokens: in front of each document.
-    answers: a key of `preferences.READERS`, or None.
+    answers: a key of `answers.KINDS`, or None.
   """
   choices = {
     "packing": ("best_fit", "none"),
@@ -85,7 +90,9 @@ def require(config: Any, pairs: bool, virtual_tokens: int, answers: str | None) 
         f"data.{key} {value!r} is none of {', '.join(known)}{tree.nearest(str(value), known)}"
       )
   if config.on_long_row == "truncate_start" and not answers:
-    raise ValueError("data.on_long_row 'truncate_start' is for preferences, whose prompts it cuts")
+    raise ValueError(
+      "data.on_long_row 'truncate_start' is for rows about answers, whose prompts it cuts"
+    )
   if config.target_length and not pairs:
     raise ValueError(
       f"data.target_length {config.target_length} is of encoder-decoders; 0 for a decoder"

@@ -20,8 +20,9 @@ import grain
 import numpy as np
 import tqdm
 
-from research.data import denoising, packing, preferences, settings, sources
+from research.data import denoising, packing, settings, sources
 from research.data import rows as rows_lib
+from research.data.answers import KINDS, Kind
 from research.data.examples import Example, Report
 from research.data.kept import Kept
 
@@ -83,9 +84,9 @@ class Planner:
     self._virtual_tokens = virtual_tokens
     self._pad_id = tokenizer.pad_id or 0
     # In rows; of answers the batch is told in examples, each of which takes several.
-    self.batch_size = batch_size * (preferences.ROWS if answers else 1)
+    self.batch_size = batch_size * (KINDS[answers].rows if answers else 1)
     self._rows_per_task = rows_per_task
-    unit = preferences.ROWS if answers else rows_per_task
+    unit = KINDS[answers].rows if answers else rows_per_task
     self._shard = settings.share(self.batch_size, shard, unit)
     # Rows of one document are whole batches of like length, so a window is whole batches.
     self._unit = 1 if self._packed else batch_size
@@ -264,21 +265,21 @@ class Planner:
         )
       return packing.packed_rows(examples, self._capacity, rng)
     if self._answers:
-      return self._answer_rows(examples, rng)
+      return self._answer_rows(KINDS[self._answers], examples, rng)
     if self._seed is not None and not self._shuffle:
       return [[example] for example in examples]
     return packing.rows_by_length(examples, together, rng)
 
   def _answer_rows(
-    self, examples: list[Example], rng: np.random.Generator | None
+    self, kind: Kind, examples: list[Example], rng: np.random.Generator | None
   ) -> list[list[Example]]:
-    """Two rows of each example, those of a batch of like length."""
+    """The rows of each example, those of a batch of like length."""
     in_order = self._seed is not None and not self._shuffle
     size = self._unit
     rows = [[e] for e in examples] if in_order else packing.rows_by_length(examples, size, rng)
     ordered = [example for row in rows for example in row]
     batches = [ordered[at : at + size] for at in range(0, len(ordered), size)]
-    return [row for batch in batches for row in preferences.rows_of(batch, self._capacity[1])]
+    return [row for batch in batches for row in kind.laid_out(batch, self._capacity[1])]
 
   def _widths(self, rows: list[list[Example]]) -> tuple[int, int]:
     """The lengths of a batch of these rows and of its sources, the same on every host."""
@@ -302,7 +303,7 @@ class Planner:
     if self._pairs:
       batch |= packing.assemble_sources(padded, source, self._pad_id)
     if self._answers:
-      batch |= packing.told(padded, preferences.TOLD[self._answers])
+      batch |= packing.told(padded, KINDS[self._answers].told)
     return batch
 
   def description(self, start: Place) -> str:

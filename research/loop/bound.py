@@ -66,7 +66,7 @@ def bind(
     if teacher or keeps:
       running = teacher.model if teacher else None
       lesson = objectives.Lesson(learner.model, running, config.train.steps, config.seed)
-    objective = objectives.build(config.objective, tasks, lesson)
+    objective = objectives.build(config.objective, tasks, lesson, learner.model)
     if learnt := objectives.variables(objective):
       variables["objective"] = learnt
     objectives.require_model(config.objective.name, learner.model)

@@ -13,10 +13,10 @@ import numpy as np
 from research import evals, models, objectives, peft, quant
 from research.core import config as config_lib
 from research.core import distributed, sharding
-from research.data import pipeline, preferences
+from research.data import pipeline
 from research.evals import Evaluator, Result
 from research.loop import bound as bound_lib
-from research.loop import eva, kept, on_policy, result
+from research.loop import eva, kept, on_policy, result, rollouts
 from research.loop import held_out as held_out_lib
 from research.loop import learner as learner_lib
 from research.loop.step import Objective
@@ -107,6 +107,10 @@ def assemble(config: config_lib.Config) -> Problem:
   bound = bound_lib.bind(config, learner, tasks, rows)
   with config_lib.blaming("objective"):
     batches = bound.reference.of_batches(stream, config.data.train)
+  rewrite: Any = on_policy.build(config, model, learner.tokenizer, bound.teacher is not None, mesh)
+  written = rollouts.build(config, bound.objective, model, learner.tokenizer, batches, share)
+  if written:
+    batches, rewrite = written, written.rewrite
   with config_lib.blaming("adapters"):
     _check_tasks(config, learner.tasks, tasks, isinstance(model, models.EncoderDecoder))
   evaluators: list[Evaluator] = []
@@ -129,11 +133,11 @@ def assemble(config: config_lib.Config) -> Problem:
     forward_flops=model.config.flops_per_token,
     export=result.exporter(config.model.source, learner, modules, beside),
     active=model.config.active,
-    rows_per_example=preferences.ROWS if rows["answers"] else 1,
+    rows_per_example=rollouts.rows_per_example(config, rows["answers"]),
     notes=_notes(learner, merges=beside is None) + ([teacher.note()] if teacher else []),
     teacher=bound.beside,
     forward_passes=bound.forward_passes,
-    rewrite=on_policy.build(config, model, learner.tokenizer, teacher is not None, mesh),
+    rewrite=rewrite,
   )
 
 

@@ -10,6 +10,7 @@ from research.objectives.distillation import Lesson, constant_temperature, disti
 from research.objectives.embedding import embedding
 from research.objectives.judged import kto
 from research.objectives.labelled import classification, masked
+from research.objectives.policy import PolicyLoss, policy
 from research.objectives.preference import pair_loss
 from research.objectives.reward import reward
 from research.objectives.routed import by_task
@@ -27,20 +28,30 @@ OBJECTIVES: dict[str, Callable[..., Loss]] = {
   "preference": pair_loss,
   "kto": kto,
   "reward": reward,
+  "policy": policy,
 }
 
-# Objectives of judged answers, and the kind of rows that they read (`data.preferences.READERS`).
-ANSWERS: dict[str, str] = {"preference": "pairs", "reward": "pairs", "kto": "judged"}
+# Objectives of answers, and the kind of rows that they read (`data.answers.KINDS`).
+ANSWERS: dict[str, str] = {
+  "preference": "pairs",
+  "reward": "pairs",
+  "kto": "judged",
+  "policy": "prompts",
+}
 
 
 def build(
-  section: Mapping[str, Any], tasks: Sequence[str] = (), lesson: Lesson | None = None
+  section: Mapping[str, Any],
+  tasks: Sequence[str] = (),
+  lesson: Lesson | None = None,
+  model: Any = None,
 ) -> Loss:
   """The objective that a config's section names, with the section's other keys.
 
   Args:
     tasks: the names of the data's tasks, which have metrics of their own.
     lesson: what a distillation is told of its run; None where there is no teacher.
+    model: that learns.
 
   Raises:
     ConfigError: the section cannot be, or there is a teacher and nobody learns from it.
@@ -51,6 +62,8 @@ def build(
     raise config.ConfigError(
       f"config.teacher is for the objective 'distillation', not {section.get('name')!r}"
     )
+  if section.get("name") == "policy":
+    return config.call(OBJECTIVES, section, tasks=tasks, model=model)
   return config.call(OBJECTIVES, section, tasks=tasks)
 
 
@@ -60,7 +73,7 @@ def variables(objective: Loss) -> Any:
   Raises:
     ConfigError: it cannot be, with the data's tasks.
   """
-  return objective.initial() if isinstance(objective, LearningLoss) else {}
+  return objective.initial() if isinstance(objective, LearningLoss | PolicyLoss) else {}
 
 
 __all__ = [
@@ -69,6 +82,7 @@ __all__ = [
   "AnswerLoss",
   "Lesson",
   "Loss",
+  "PolicyLoss",
   "build",
   "by_task",
   "causal",
@@ -79,6 +93,7 @@ __all__ = [
   "kto",
   "masked",
   "pair_loss",
+  "policy",
   "require_model",
   "reward",
   "seq2seq",

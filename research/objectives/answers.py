@@ -17,6 +17,7 @@ from research.core.config import ConfigError
 from research.losses import log_probs as chunked
 from research.losses import pairs
 from research.losses.pairs import Sums
+from research.objectives import tokens
 
 Tree = Any
 Batch = Mapping[str, jax.Array]
@@ -64,34 +65,65 @@ def require_no_tasks(name: str, tasks: Sequence[str]) -> None:
 
 
 def log_probs(
-  model: Any, variables: Tree, batch: Batch, rngs: Mapping[str, jax.Array] | None, chunk_tokens: int
+  model: Any,
+  variables: Tree,
+  batch: Batch,
+  rngs: Mapping[str, jax.Array] | None,
+  chunk_tokens: int,
+  temperature: float = 1.0,
 ) -> jax.Array:
   """The log-probability of every token of each answer, float32 `[B, S]`, 0 elsewhere.
 
   Args:
     variables: of the policy or of a reference; other collections than the model's are left out.
     chunk_tokens: tokens whose logits exist at one time.
+    temperature: of the distribution.
   """
-  variables = {name: variables[name] for name in ("params", "adapters") if name in variables}
-  hidden = model.apply(
-    variables,
+  states = hidden(model, variables, batch, rngs)
+  return of_hidden(model, variables, batch, states, rngs, chunk_tokens, temperature)
+
+
+def hidden(
+  model: Any, variables: Tree, batch: Batch, rngs: Mapping[str, jax.Array] | None
+) -> jax.Array:
+  """The model's last hidden states, `[B, S, D]`."""
+  return model.apply(
+    _of_model(variables),
     batch["tokens"],
     batch["positions"],
     batch["segments"],
     method="hidden",
     rngs=rngs,
   )
+
+
+def of_hidden(
+  model: Any,
+  variables: Tree,
+  batch: Batch,
+  states: jax.Array,
+  rngs: Mapping[str, jax.Array] | None,
+  chunk_tokens: int,
+  temperature: float = 1.0,
+) -> jax.Array:
+  """`log_probs`, of hidden states that are at hand."""
+  head, own = tokens.head_of(model, _of_model(variables), rngs)
+
+  def cooled(values: Tree, at: jax.Array) -> jax.Array:
+    return head(values, at) / temperature
+
   return chunked.of_targets(
-    lambda values, states: model.apply(values, states, method="head", rngs=rngs),
-    {
-      collection: {name: values[name] for name in model.head_names if name in values}
-      for collection, values in variables.items()
-    },
-    hidden,
+    head if temperature == 1.0 else cooled,
+    own,
+    states,
     batch["targets"],
     batch["weights"],
     chunk_tokens=chunk_tokens,
   )
+
+
+def _of_model(variables: Tree) -> Tree:
+  return {name: variables[name] for name in ("params", "adapters") if name in variables}
 
 
 def reference_variables(variables: Tree, reference: str) -> Tree:

@@ -24,6 +24,7 @@ TRAINS: Mapping[str, tuple[type, str]] = {
   "preference": (DecoderConfig, "decoders"),
   "kto": (DecoderConfig, "decoders"),
   "reward": (DecoderConfig, "decoders"),
+  "policy": (DecoderConfig, "decoders"),
 }
 
 

@@ -13,7 +13,8 @@ import jax
 from research import models, objectives, peft
 from research.core import config as config_lib
 from research.core import sharding
-from research.data import packing, preferences, settings
+from research.data import packing, settings
+from research.data.answers import KINDS
 from research.data.examples import Example
 from research.loop import bound as bound_lib
 from research.loop import learner as learner_lib
@@ -77,7 +78,7 @@ def problem(config: config_lib.Config, numbers: bool = False) -> Problem:
     forward_flops=learner.model.config.flops_per_token,
     export=lambda directory, variables: None,
     active=learner.model.config.active,
-    rows_per_example=preferences.ROWS if answers else 1,
+    rows_per_example=KINDS[answers].rows if answers else 1,
     teacher=bound.beside,
     forward_passes=bound.forward_passes,
   )
@@ -138,7 +139,7 @@ def batch(
   if pairs:
     one |= packing.assemble_sources(rows, data.length, 0)
   if answers:
-    one |= packing.told(rows, preferences.TOLD[answers])
+    one |= packing.told(rows, KINDS[answers].told)
     if config.objective.get("reference") == "kept":
       one[answers_lib.KEPT] = one["row"].astype("float32")
   count = config.train.batch_size * task.rows_per_example

@@ -262,7 +262,7 @@ def test_settings_that_cannot_be(tmp_path, rows, byte_tokenizer, changes, messag
 
 def test_what_is_for_preferences_alone(tmp_path, rows, byte_tokenizer):
   config = _config(tmp_path, rows["pairs"], on_long_row="truncate_start")
-  with pytest.raises(ValueError, match="'truncate_start' is for preferences"):
+  with pytest.raises(ValueError, match="'truncate_start' is for rows about answers"):
     pipeline.eval_batches(config, byte_tokenizer, batch_size=3)
   config = _config(tmp_path, rows["judged"])
   with pytest.raises(ValueError, match="batch_size is at least 2"):

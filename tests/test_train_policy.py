@@ -1,0 +1,234 @@
+"""Policies that learn from what they write: the real loop, killed and resumed to the bit."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from research import models
+from research.core.config import Config, ConfigError
+from research.loop import problem, run
+from research.loop.interrupt import Interrupted
+from research.objectives.policy import ADVANTAGES, OLD, TOLD
+
+LLAMA = {
+  "model_type": "llama",
+  "vocab_size": 258,
+  "hidden_size": 16,
+  "intermediate_size": 32,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 2,
+  "max_position_embeddings": 64,
+}
+LORA = ({"target": "layers/.*_proj/kernel", "name": "lora", "rank": 4},)
+LETTERS = {"name": "pattern", "label": "letters", "regex": "[a-m]"}
+SHORT = {"name": "length", "most": 5, "buffer": 4, "weight": 0.1}
+GRPO = {"name": "policy", "loss": {"name": "clipped"}, "average": "answers", "kl": 0.01}
+PPO = {"name": "policy", "loss": {"name": "clipped"}, "critic": {}, "reward_kl": 0.05}
+WRITES = {"rewards": (LETTERS, SHORT), "samples": 4, "max_new_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, byte_tokenizer):
+  root = tmp_path_factory.mktemp("policy")
+  model = models.build(LLAMA)
+  params = models.initialize(model, jax.random.key(0))
+  models.save(root / "model", model, params, byte_tokenizer)
+  rows = [{"prompt": "q" * (1 + i % 5), "answer": str(i)} for i in range(12)]
+  (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return root
+
+
+@pytest.fixture(autouse=True)
+def here(world, monkeypatch):
+  monkeypatch.chdir(world)
+  monkeypatch.setenv("RESEARCH_CACHE", str(world / "home"))
+
+
+def _config(directory, section=GRPO, steps=4, rate=1e-2, writes=WRITES, whole=False):
+  config = base.get_config()
+  config.compilation_cache = "compiled"
+  config.directory = directory
+  config.model.source = "model"
+  config.model.dtype = "float32"
+  config.model.unroll = 1
+  config.adapters = () if whole else LORA
+  config.trainable = ("all",) if whole else ("adapters",)
+  config.objective = section
+  config.data.train.source = {"name": "jsonl", "path": "rows.jsonl", "cache": "cache"}
+  config.data.train.length = 16
+  config.data.train.packing = "none"
+  config.data.train.on_long_row = "drop"
+  config.optimizer.learning_rate = rate
+  config.optimizer.schedule = {"name": "constant"}
+  config.train.steps = steps
+  config.train.batch_size = 4
+  config.train.rollout = writes
+  config.checkpoint.every_steps = 0
+  config.log.tensorboard = False
+  config.log.peak_flops = 1e11
+  return Config(config.to_dict())
+
+
+def _lines(directory):
+  text = (directory / "metrics.jsonl").read_text()
+  return [line for line in map(json.loads, text.splitlines()) if "loss" in line]
+
+
+def _same(line):
+  """What of a step does not depend on the clock."""
+  return {k: v for k, v in line.items() if "second" not in k and "utilization" not in k}
+
+
+def test_what_is_rewarded_becomes_likelier(world):
+  run.run(_config("learns", {**GRPO, "reference": "copy"}, steps=20, rate=3e-2, whole=True))
+  lines = _lines(world / "learns")
+  rewards = [line["rewards/letters/mean"] for line in lines]
+  assert np.mean(rewards[:5]) < 0.6 and np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.2
+  first = lines[0]
+  assert first["clip_ratio/region_mean"] == 0 and abs(first["kl"]) < 1e-6 < lines[-1]["kl"]
+  told = first["rewards/letters/mean"] + 0.1 * first["rewards/length/mean"]
+  np.testing.assert_allclose(first["reward"], told, rtol=1e-5)
+  assert 1 <= first["completions/mean_length"] <= 6
+  assert (world / "learns" / "model").is_dir()
+
+
+@pytest.mark.parametrize(
+  ("name", "section", "writes"),
+  [
+    ("grpo", GRPO, {"batches": 2, "epochs": 2}),
+    ("ppo", PPO, {"epochs": 3, "samples": 1, "advantage": {"name": "gae"}}),
+  ],
+)
+def test_a_run_that_stops_within_a_rollout_goes_on_to_the_bit(world, name, section, writes):
+  steps, writes = 6, WRITES | writes
+  run.run(_config(f"{name}_whole", section, steps=steps, writes=writes))
+
+  def stops(config):
+    """The problem, whose batches end after two steps, in the midst of a rollout."""
+    found = problem.assemble(config)
+    batches, left = found.batches, [None] * 2
+
+    class Batches:
+      def __getattr__(self, name):
+        return getattr(batches, name)
+
+      def __next__(self):
+        if not left:
+          raise Interrupted(signal.SIGTERM)
+        left.pop()
+        return next(batches)
+
+    found.batches = Batches()
+    return found
+
+  stopping = _config(f"{name}_parts", section, steps=steps, writes=writes)
+  with pytest.raises(Interrupted):
+    run.run(stopping, assemble=stops)
+  run.run(stopping)
+  whole, parts = (_lines(world / f"{name}_{kind}") for kind in ("whole", "parts"))
+  assert [_same(line) for line in whole] == [_same(line) for line in parts]
+  if name == "ppo":
+    # Epochs learn the same answers again, and the ratios leave 1.
+    assert whole[0]["reward"] == whole[1]["reward"] == whole[2]["reward"]
+    assert len({line["entropy"] for line in whole}) == steps
+    assert whole[0]["clip_ratio/region_mean"] == 0 and "loss/value_avg" in whole[0]
+    assert whole[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
+    assert whole[2]["loss/value_avg"] < whole[0]["loss/value_avg"]
+
+
+def test_slices_hold_whole_groups(world):
+  told = []
+  for slices in (1, 2):
+    values = _config(f"slices {slices}", {**GRPO, "average": "tokens"}, steps=1).to_dict()
+    values["train"]["accumulate_steps"] = slices
+    run.run(Config(values))
+    told.append(_lines(world / f"slices {slices}")[0])
+  for name in ("loss", "gradient_norm", "reward", "reward_std", "entropy"):
+    np.testing.assert_allclose(told[0][name], told[1][name], rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def written(world):
+  """A problem of PPO whose prompts are answered, and the batch."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(world)
+    writes = WRITES | {"advantage": {"name": "gae", "whiten": False}, "unfinished": "leave_out"}
+    task = problem.assemble(_config("written", {**PPO, "temperature": 0.7}, writes=writes))
+    batch = task.rewrite(3, lambda: task.variables, next(task.batches))
+  return task, batch
+
+
+def test_rows_are_answers_of_their_prompts_and_what_was_said_of_them(written, byte_tokenizer):
+  task, batch = written
+  assert len(batch["row"]) == 16
+  for first in range(0, 16, 4):  # neighbours are of one prompt
+    assert len(set(batch["row"][first : first + 4].tolist())) == 1
+  logits = task.model.apply(
+    {name: task.variables[name] for name in ("params", "adapters")},
+    batch["tokens"],
+    batch["positions"],
+    batch["segments"],
+  )
+  log_probs = jax.nn.log_softmax(logits / 0.7)
+  for row, number in enumerate(batch["row"]):
+    prompt = 1 + int(number) % 5
+    end = int((batch["segments"][row] > 0).sum())
+    text = byte_tokenizer.decode(batch["tokens"][row, prompt:end].tolist())
+    assert batch[f"{TOLD}completions/mean_length"][row] == end - prompt
+    letters = float(any(letter in text for letter in "abcdefghijklm"))
+    assert batch[f"{TOLD}rewards/letters/mean"][row] == letters
+    total = letters + 0.1 * batch[f"{TOLD}rewards/length/mean"][row]
+    np.testing.assert_allclose(batch[f"{TOLD}reward"][row], total, rtol=1e-6)
+    finished = int(batch["tokens"][row, end - 1]) == byte_tokenizer.eos_ids[0]
+    assert batch[f"{TOLD}completions/clipped_ratio"][row] == (not finished)
+    learnt = np.flatnonzero(batch["weights"][row]).tolist()
+    assert learnt == (list(range(prompt - 1, end - 1)) if finished else [])
+    for at in learnt:
+      said = log_probs[row, at, batch["tokens"][row, at + 1]]
+      np.testing.assert_allclose(batch[OLD][row, at], said, atol=1e-5)
+    # The critic begins with 0, and the reference is the policy yet: all tokens earn the reward.
+    mask = np.zeros(batch["tokens"].shape[1])
+    mask[prompt - 1 : end - 1] = 1
+    expected = total * mask * 0.95 ** np.maximum(end - 2 - np.arange(len(mask)), 0)
+    np.testing.assert_allclose(batch[ADVANTAGES][row], expected, atol=1e-5)
+
+
+def test_draws_go_by_the_seed_and_the_step(written, byte_tokenizer):
+  task, batch = written
+  # A prompt is all "q", of which the tokenizer has one token.
+  (letter,) = byte_tokenizer.encode("q")
+  asked = [{name: batch[name][::4] for name in ("row", "tokens")}]
+  prompts = np.arange(batch["tokens"].shape[1]) < 1 + asked[0]["row"][:, None] % 5
+  asked[0]["segments"] = prompts.astype(np.int32)
+  assert (asked[0]["tokens"][prompts] == letter).all()
+  same, again, later = (task.rewrite(step, lambda: task.variables, asked) for step in (3, 3, 4))
+  np.testing.assert_array_equal(same["tokens"], again["tokens"])
+  np.testing.assert_array_equal(same["tokens"], batch["tokens"])
+  assert not np.array_equal(same["tokens"], later["tokens"])
+
+
+@pytest.mark.parametrize(
+  ("section", "writes", "told"),
+  [
+    (GRPO, {}, "give its rewards"),
+    ({"name": "causal"}, WRITES, "is learnt by the objective 'policy'"),
+    (GRPO, WRITES | {"samples": 1}, "samples is 1; it is at least 2"),
+    (GRPO, WRITES | {"unfinished": "drop"}, "there are judge, zero, leave_out"),
+    (GRPO, WRITES | {"max_new_tokens": 16}, "leaves rows of 16 tokens no prompt"),
+    (GRPO, WRITES | {"advantage": {"name": "gae"}}, "are given together"),
+    (PPO, WRITES, "are given together"),
+    (GRPO, WRITES | {"rewards": ()}, "a reward is one of scorer, pattern"),
+    (GRPO, WRITES | {"rewards": (LETTERS, LETTERS)}, "two rewards are 'letters'"),
+    (GRPO, WRITES | {"rewards": ({"name": "pattern", "regex": "("},)}, "cannot be read"),
+    (GRPO, WRITES | {"rewards": ({"name": "scorer", "scorer": "last"},)}, "no scorer 'last'"),
+    ({**GRPO, "kl": 0.0, "reference": "base"}, WRITES, "a policy with or without a kl has no"),
+    ({**PPO, "average": "answers"}, WRITES, "average is 'tokens'"),
+  ],
+)
+def test_what_cannot_be(section, writes, told):
+  with pytest.raises(ConfigError, match=told):
+    problem.assemble(_config("wrong", section, writes=writes))
