@@ -127,7 +127,7 @@ def build(
       return None
     if not section:
       raise ValueError("the objective 'policy' learns from what it writes: give its rewards")
-    settings = config_lib.call({"rollout": Rollout}, {"name": "rollout", **section.take()})
+    settings = settings_of(section)
     gae = settings.advantage.get("name") == "gae"
     gae_of(settings.advantage) if gae else advantages.build(settings.advantage)
     if gae != bool(objective.width):
@@ -163,6 +163,11 @@ def rows_per_example(config: config_lib.Config, kind: str | None) -> int:
   if kind == "prompts":
     return config.train.rollout.get("samples", Rollout.samples)
   return KINDS[kind].rows if kind else 1
+
+
+def settings_of(section: config_lib.Config) -> Rollout:
+  """What `config.train.rollout` says; ConfigError where it cannot be."""
+  return config_lib.call({"rollout": Rollout}, {"name": "rollout", **section.take()})
 
 
 def _told(batch: Batch) -> str:

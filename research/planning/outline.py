@@ -18,9 +18,11 @@ from research.data.answers import KINDS
 from research.data.examples import Example
 from research.loop import bound as bound_lib
 from research.loop import learner as learner_lib
+from research.loop import rollouts
 from research.loop.problem import Problem
 from research.loop.subject import Subject
 from research.objectives import answers as answers_lib
+from research.objectives.policy import ADVANTAGES, OLD, RETURNS, VALUES
 
 # What rows of each objective are learnt by, if not `targets` (`packing.assemble`).
 _FORMS: dict[str, tuple[str, ...]] = {
@@ -78,7 +80,7 @@ def problem(config: config_lib.Config, numbers: bool = False) -> Problem:
     forward_flops=learner.model.config.flops_per_token,
     export=lambda directory, variables: None,
     active=learner.model.config.active,
-    rows_per_example=KINDS[answers].rows if answers else 1,
+    rows_per_example=rollouts.rows_per_example(config, answers),
     teacher=bound.beside,
     forward_passes=bound.forward_passes,
   )
@@ -140,10 +142,21 @@ def batch(
     one |= packing.assemble_sources(rows, data.length, 0)
   if answers:
     one |= packing.told(rows, KINDS[answers].told)
+    if answers == "prompts":
+      one |= _of_policy(config, task.objective, one["weights"])
     if config.objective.get("reference") == "kept":
       one[answers_lib.KEPT] = one["row"].astype("float32")
   count = config.train.batch_size * task.rows_per_example
   return {key: _placed(key, array, count, mesh) for key, array in one.items()}
+
+
+def _of_policy(config: config_lib.Config, objective: Any, weights: Any) -> dict[str, Any]:
+  """What batches of a policy's answers have beside those of prompts, each like `weights`."""
+  with config_lib.blaming("train.rollout"):
+    several = rollouts.settings_of(config.train.rollout).steps > 1
+  names = [ADVANTAGES] + [OLD] * several
+  names += [VALUES, RETURNS] if objective.width else []
+  return dict.fromkeys(names, weights)
 
 
 def _placed(key: str, array: Any, count: int, mesh: Any) -> jax.ShapeDtypeStruct:
