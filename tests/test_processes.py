@@ -116,6 +116,33 @@ def get_config():
   return config
 """
 
+# Answers of its own that it learns from twice: PPO.
+POLICY = """
+import config as trained
+
+def get_config():
+  config = trained.get_config()
+  config.data.train.source = {"name": "jsonl", "path": "problems.jsonl", "cache": "cache"}
+  config.data.train.packing = "none"
+  config.data.train.on_long_row = "drop"
+  config.data.eval = {}
+  config.objective = {
+    "name": "policy", "loss": {"name": "clipped"}, "critic": {}, "kl": 0.1, "reward_kl": 0.1,
+    "reference": "copy",
+  }
+  config.train.rollout = {
+    "rewards": ({"name": "pattern", "regex": "[a-m]"},),
+    "samples": 2,
+    "max_new_tokens": 6,
+    "advantage": {"name": "gae"},
+    "epochs": 2,
+  }
+  config.train.steps = 4
+  config.eval.evaluators = ()
+  config.optimizer.learning_rate = 1e-2
+  return config
+"""
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, byte_tokenizer):
@@ -132,6 +159,7 @@ def world(tmp_path_factory, byte_tokenizer):
   (root / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
   (root / "config.py").write_text(CONFIG)
   (root / "measured.py").write_text(MEASURED)
+  (root / "policy.py").write_text(POLICY)
   return root
 
 
@@ -280,3 +308,19 @@ def test_evaluations_are_those_of_one_process(world, monkeypatch):
   for ours, theirs in zip(found["written"]["records"], expected["written"]["records"], strict=True):
     assert ours["said"] == theirs["said"]
     np.testing.assert_allclose(ours["logs"], theirs["logs"], rtol=1e-3, atol=1e-3)
+
+
+def test_a_policy_writes_and_learns_what_it_does_in_one_process(world, monkeypatch):
+  monkeypatch.syspath_prepend(str(world))
+  assert _one(world, monkeypatch, "policy", config="policy.py") == 0
+  started = _start(world, "policies", 2, 1, ["data=2"], config="policy.py")
+  codes = [process.wait(240) for process in started]
+  assert codes == [0, 0], _said(world, "policies", started)
+  alone, joined = (
+    [json.loads(line) for line in (world / name / "metrics.jsonl").read_text().splitlines()]
+    for name in ("policy", "policies")
+  )
+  assert len(alone) == len(joined) == 4
+  for ours, theirs in zip(joined, alone, strict=True):
+    for name in ("loss", "reward", "entropy", "objective/kl", "completions/mean_length"):
+      np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-5, err_msg=name)
