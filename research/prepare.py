@@ -83,11 +83,12 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _train_tokenizer(args: argparse.Namespace, prepared: prepare.Prepared) -> Any:
-  from research.data import vocabulary
+  from research.data import texts, vocabulary
 
   rows = (json.loads(record["row"]) for record in prepare.records(prepared))
+  found = (text for row in rows for text in texts.of(row))
   tokenizer = vocabulary.train(
-    vocabulary.texts(rows), size=args.vocab_size, kind=args.vocab_kind, sentinels=args.sentinels
+    found, size=args.vocab_size, kind=args.vocab_kind, sentinels=args.sentinels
   )
   tokenizer.save(args.tokenizer)
   return tokenizer

@@ -9,10 +9,10 @@ ROOT = Path(__file__).parent.parent / "research"
 
 # From the top down; packages on one line do not import each other, except as ALLOWED says.
 LAYERS = [
-  {"train", "evaluate", "generate", "export", "inspect", "prepare", "plan"},
+  {"train", "evaluate", "generate", "export", "inspect", "prepare", "curate", "plan"},
   {"planning"},
   {"loop"},
-  {"objectives", "evals"},
+  {"objectives", "evals", "curation"},
   {"generation", "calibration"},
   {"models"},
   {"nn", "peft", "quant", "losses", "data", "optim"},

@@ -6,11 +6,14 @@ Axis legend: T tokens of one document.
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+
+from research.core import tree
 
 
 class BadRow(ValueError):
@@ -168,6 +171,16 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
   if not isinstance(value, str):
     raise BadRow("of the wrong type", f"column {column!r} is {type(value).__name__}, not a string")
   return value
+
+
+def number_of(row: Mapping[str, Any], column: str) -> float:
+  """The number in a column; BadRow where there is none."""
+  value = row.get(column)
+  if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    raise BadRow(
+      "without a number", f"column {column!r} holds {value!r}{tree.nearest(column, row)}"
+    )
+  return float(value)
 
 
 def messages_of(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:

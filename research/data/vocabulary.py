@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import tokenizers
@@ -21,16 +21,6 @@ from research.data.tokenizer import Tokenizer
 
 KINDS = ("unigram", "bpe")
 _SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-_COLUMNS = ("text", "prompt", "completion")
-
-
-def texts(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-  """The texts of `text`, `prompt` and `completion`, and of the contents of `messages`."""
-  for row in rows:
-    messages = [message.get("content") for message in row.get("messages") or ()]
-    for value in (*(row.get(name) for name in _COLUMNS), *messages):
-      if isinstance(value, str):
-        yield value
 
 
 def train(
