@@ -1,6 +1,6 @@
 """Installs `research`, `configs` and `launch`.
 
-Extras: quickstart, harness, translation, sweeps, slurm, ray, gke, plan, test, lint.
+Extras: quickstart, curation, harness, translation, sweeps, slurm, ray, gke, plan, test, lint.
 """
 
 from setuptools import find_packages, setup
@@ -25,6 +25,7 @@ CORE = [
   "tqdm>=4.66",
 ]
 QUICKSTART = ["reasoning-gym>=0.1.20"]
+CURATION = ["datasketch>=1.6", "py3langid>=0.3"]
 HARNESS = ["lm_eval>=0.4.13"]
 TRANSLATION = ["matplotlib>=3.9", "sacrebleu>=2.4"]
 SWEEPS = ["matplotlib>=3.9", "optuna>=4"]
@@ -43,6 +44,7 @@ setup(
   install_requires=CORE,
   extras_require={
     "quickstart": QUICKSTART,
+    "curation": CURATION,
     "harness": HARNESS,
     "translation": TRANSLATION,
     "sweeps": SWEEPS,
@@ -53,6 +55,7 @@ setup(
     "lint": LINT,
     "test": [
       *QUICKSTART,
+      *CURATION,
       *HARNESS,
       *TRANSLATION,
       *SWEEPS,

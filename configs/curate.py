@@ -18,11 +18,12 @@ def get_config():
     {"name": "exact_duplicates"},
     {"name": "near_duplicates"},
     # A problem is shorter than the pages that Gopher's rules are for.
-    {"name": "quality", "min_words": 5, "min_alphabetic": 0.6},
+    {"name": "quality", "min_words": 5, "min_stop_words": 1, "min_alphabetic": None},
     {
       "name": "contamination",
       "evaluation": ({**problems, "size": 200, "seed": 1, "split": "test"},),
-      "common": 20,
+      # Problems of a task are told in the same words.
+      "common": 5,
     },
     {"name": "length", "maximum": 2000},
     {"name": "perplexity", "model": "smollm2-135m-instruct", "length": 256},

@@ -103,9 +103,8 @@ class Contamination(Step):
     for position in sorted(first):
       gram = first[position]
       number, index = items[gram][0]
-      name = built[number].name
       detail = f"row {built[number].origin(index)} of it has {gram!r}, too"
-      act(position, f"shares words with {name}", detail, rows.text(position))
+      act(position, f"shares words with evaluation[{number}]", detail, rows.text(position))
 
 
 def _ngrams(found: Sequence[str], n: int) -> Iterator[str]:

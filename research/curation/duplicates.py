@@ -15,6 +15,10 @@ import numpy as np
 
 from research.curation.step import Ledger, Rows, Step
 
+# What a false candidate counts in the choice of bands, which costs a comparison, and what a missed
+# one does, which is a duplicate that stays. By datasketch's own, equal, weights 60 % of pairs at a
+# threshold of 0.8 are missed with 128 permutations, by these 13 %, and at 0.85 2.5 %.
+_WEIGHTS = (0.1, 0.9)
 _NO_WORD = re.compile(r"[^\w\s]+")
 
 
@@ -49,9 +53,8 @@ class NearDuplicates(Step):
   """Texts whose sets of shingles have a Jaccard similarity of at least `threshold`.
 
   Candidates are found by MinHash and banding (Broder 1997; Lee et al. 2021, arXiv:2107.06499,
-  section 4.2), by datasketch, whose bands are those with the fewest errors at the threshold; what
-  is similar and has no band in common is missed, more rarely with more permutations. What is found
-  is compared by its true shingles.
+  section 4.2), by datasketch, and compared by their true shingles. Of pairs just above the
+  threshold a few have no band in common and are missed, fewer with more permutations.
 
   n: words of a shingle. permutations: of a signature. seed: of these.
   best: a column of numbers, of which the largest of similar rows stays; "": the first row does.
@@ -79,7 +82,9 @@ class NearDuplicates(Step):
   def judge(self, rows: Rows, ledger: Ledger) -> None:
     import datasketch
 
-    index = datasketch.MinHashLSH(threshold=self.threshold, num_perm=self.permutations)
+    index = datasketch.MinHashLSH(
+      threshold=self.threshold, num_perm=self.permutations, weights=_WEIGHTS
+    )
     empty = datasketch.MinHash(num_perm=self.permutations, seed=self.seed)
     order = self._order(rows)
     for at in rows.positions("near duplicates"):

@@ -1,0 +1,70 @@
+"""Duplicates against sets of shingles, compared pair by pair."""
+
+import numpy as np
+import pytest
+
+from research.curation import duplicates
+from research.curation.duplicates import ExactDuplicates, NearDuplicates
+
+
+def test_words_and_shingles():
+  text = "Ｔhe Cat's\n HAT, hat!"
+  assert duplicates.words(text) == ["the", "cat", "s", "hat", "hat"]
+  assert duplicates.shingles("a b c d", 3) == {"a b c", "b c d"}
+  assert duplicates.shingles("a b", 3) == {"a b"}
+
+
+def test_exact_duplicates_are_of_words_in_any_column(judged):
+  rows = ["A cat, a hat.", "a dog", "a CAT a hat", {"prompt": "a cat", "completion": "a hat"}]
+  ledger = judged(ExactDuplicates(), rows)
+  assert ledger.dropped.tolist() == [False, False, True, True]
+  (rule,) = ledger.rules.values()
+  assert rule["rows"] == 2
+  expected = {"row": 102, "detail": "the words of row 100", "text": "a CAT a hat"}
+  assert rule["examples"][0] == expected
+
+
+@pytest.fixture(scope="module")
+def texts():
+  """Forty texts of sixty words, and of some of them copies of which more and more words differ."""
+  rng = np.random.default_rng(0)
+  texts = [[f"w{n}" for n in rng.integers(0, 500, 60)] for _ in range(40)]
+  for number in range(30):
+    copy = list(texts[number])
+    for place in rng.integers(0, 60, number // 5):
+      copy[place] = "changed"
+    texts.append(copy)
+  return [" ".join(words) for words in texts]
+
+
+def similarity(first, second, n):
+  a, b = ({tuple(text.split()[i : i + n]) for i in range(61 - n)} for text in (first, second))
+  return len(a & b) / len(a | b)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.8])
+def test_near_duplicates_are_those_of_true_similarity(dropped, texts, threshold):
+  found = dropped(NearDuplicates(threshold=threshold, n=3), texts)
+  true = [similarity(texts[number], texts[40 + number], 3) for number in range(30)]
+  near = [40 + number for number in range(30) if true[number] >= threshold]
+  nearer = [40 + number for number in range(30) if true[number] >= threshold + 0.1]
+  assert {*nearer} <= {*found} <= {*near}
+  assert len(nearer) >= 10 and len(near) - len(found) <= 2
+  # Nothing is taken away twice, or for another that goes itself.
+  assert dropped(NearDuplicates(threshold=threshold, n=3), texts[:40]) == []
+
+
+def test_the_best_stays(dropped, texts):
+  rows = [{"text": text, "score": number % 40} for number, text in enumerate(texts)]
+  rows[46]["score"] = 7  # the copy of row 6
+  step = NearDuplicates(threshold=0.5, n=3, best="score")
+  found = dropped(step, rows)
+  # Of equals the first stays.
+  assert 6 in found and 46 not in found and 45 in found and 5 not in found
+  with pytest.raises(ValueError, match="memory row 100 is without a number: .*'score'"):
+    dropped(NearDuplicates(best="scores"), rows)
+
+
+def test_what_cannot_be():
+  with pytest.raises(ValueError, match="a threshold above 0 and at most 1"):
+    NearDuplicates(threshold=1.5)
