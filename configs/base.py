@@ -161,6 +161,11 @@ def _data() -> ConfigDict:
   data.train.corruption = ConfigDict()
   # Examples that are packed together.
   data.train.window = 1024
+  # What changes over the run (research.data.curriculum): {"name": "competence", "by": "length"}
+  # begins with the easiest rows, {"name": "phases", "phases": ({"until": 0.3, "length": 128},
+  # {"until": 1.0})} has other lengths of rows, weights of a mixture or shares of easy rows in parts
+  # of the run. Empty: all rows from the first step on.
+  data.train.curriculum = ConfigDict()
   # Held-out rows on which the objective is measured, a section like `train`; empty: none.
   data.eval = ConfigDict()
   return data

@@ -8,20 +8,24 @@ A config has `source` (see `sources`), `length` (tokens a row), `target_length` 
 encoder-decoder, whose sources have `length`; 0 is as many), `packing` (`best_fit`, or
 `none`: a document a row), `buckets` (the lengths that `none` pads to; `length` is always
 one), `completion_only`, `corruption` (see `denoising`), `on_bad_row` (`drop`, `stop`),
-`on_long_row` (`drop`, `truncate`, `split`, `stop`, and of preferences `truncate_start`), `shuffle`
-and `window` (examples planned at a time, and so in memory).
+`on_long_row` (`drop`, `truncate`, `split`, `stop`, and of preferences `truncate_start`), `shuffle`,
+`window` (examples planned at a time, and so in memory) and maybe `curriculum` (see there).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import grain
 
+from research.data import curriculum, sources
+from research.data.curriculum import Curriculum
 from research.data.examples import Example
 from research.data.kept import Kept
+from research.data.phases import PhasedIterator
 from research.data.windows import Batch, Place, Planner
 
 if TYPE_CHECKING:
@@ -32,13 +36,15 @@ _PREFETCHED_BATCHES = 16
 
 
 class _Batches(grain.IterDataset):
-  """The endless batches of a planner."""
+  """The endless batches of a planner, or of a curriculum's phases."""
 
-  def __init__(self, planner: Planner):
+  def __init__(self, planner: Planner, plan: Curriculum | None):
     super().__init__()
-    self._planner = planner
+    self._planner, self._plan = planner, plan
 
-  def __iter__(self) -> _BatchesIterator:
+  def __iter__(self) -> grain.DatasetIterator:
+    if self._plan:
+      return PhasedIterator(self._planner, self._plan)
     return _BatchesIterator(self._planner)
 
 
@@ -80,13 +86,14 @@ class BatchIterator:
     settings: what batches depend on, for JSON.
   """
 
-  def __init__(self, planner: Planner):
-    self._planner = planner
+  def __init__(self, planner: Planner, plan: Curriculum | None = None):
+    self._planner, self._plan = planner, plan
     self.report = planner.report
     self.tasks = planner.tasks
     self.rows = planner.epoch_rows
-    self.settings = planner.settings
-    batches = _Batches(planner)
+    phases = dataclasses.asdict(plan) if plan else None
+    self.settings = {**planner.settings, "curriculum": sources.plain(phases)}
+    batches = _Batches(planner, plan)
     self._iterator = iter(
       grain.experimental.ThreadPrefetchIterDataset(
         batches, prefetch_buffer_size=_PREFETCHED_BATCHES
@@ -117,10 +124,19 @@ class BatchIterator:
     if changed := [key for key in ours if ours[key] != theirs.get(key)]:
       told = ", ".join(f"{key} was {theirs.get(key)!r}, is {ours[key]!r}" for key in changed)
       raise ValueError(f"the saved place in the data is of other data: {told}")
-    self._iterator.set_state({key: state[key] for key in ("position", "piece", "row")})
+    self._iterator.set_state({key: state[key] for key in state if key != "settings"})
+
+  def figures(self, step: int) -> dict[str, float]:
+    """What of the data changes on the way, as it is in the batch of a step, from 0."""
+    return self._plan.figures(step) if self._plan else {}
 
   def description(self) -> str:
-    """One line: rows, tokens, share of padding. Before the first batch it plans a window."""
+    """A line: rows, tokens, share of padding. Before the first batch it plans a window.
+
+    With a curriculum that is a window of all rows, and there is a second line.
+    """
+    if self._plan:
+      return f"{self._planner.description(Place())}\n{self._plan}"
     state = self._iterator.get_state()
     return self._planner.description(Place(state["position"], state["piece"]))
 
@@ -175,6 +191,7 @@ def train_batches(
   shard_index: int = 0,
   shard_count: int = 1,
   kept: Kept | None = None,
+  steps: int | None = None,
 ) -> BatchIterator:
   """Endless batches (docs/architecture.md) of a data config, as this module describes it.
 
@@ -194,6 +211,7 @@ def train_batches(
     shard_index, shard_count: this host takes rows `shard_index::shard_count` of each batch, or its
       share of whole groups and examples where several rows belong together.
     kept: what was kept of a teacher for these data; batches then have it, too.
+    steps: of the run, for a curriculum.
 
   Raises:
     ValueError: the config is wrong, or rows are and `config.on_bad_row` says stop; what
@@ -212,7 +230,7 @@ def train_batches(
     kept=kept,
     answers=answers,
   )
-  return BatchIterator(planner)
+  return BatchIterator(planner, curriculum.build(getattr(config, "curriculum", None), steps))
 
 
 def eval_batches(
@@ -229,8 +247,9 @@ def eval_batches(
 ) -> EvalBatches:
   """Batches of every usable example of a data config once, the last filled with padding.
 
-  Arguments and errors are those of `train_batches`; there is no shuffling.
+  Arguments and errors are those of `train_batches`; there is no shuffling, and no curriculum.
   """
+  getattr(config, "curriculum", None)  # read, as `shuffle` is: a section may be that of training
   shard = (shard_index, shard_count)
   planner = Planner(
     config,

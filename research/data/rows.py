@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import grain
+import numpy as np
 
 from research.data import denoising, formats
 from research.data.answers import KINDS
@@ -70,6 +72,13 @@ class Rows(grain.sources.RandomAccessDataSource):
     self._report = report
     self._kept: dict[int, tuple[Example, ...]] | None = {} if keep else None
 
+  def of_length(self, length: int) -> Rows:
+    """The same rows of a decoder as examples of at most so many tokens."""
+    rows = copy.copy(self)
+    rows._length = self._denoiser.raw_length(length, None) if self._denoiser else length
+    rows._kept = None if self._kept is None else {}
+    return rows
+
   def __len__(self) -> int:
     return len(self._source)
 
@@ -133,6 +142,19 @@ class Rows(grain.sources.RandomAccessDataSource):
 
   def _count(self, index: int, reason: str, detail: str) -> None:
     self._report.add(self._source.name, reason, self._source.origin(index), detail)
+
+
+class Some(grain.sources.RandomAccessDataSource):
+  """Those of `rows` that have these indices, in their order."""
+
+  def __init__(self, rows: Rows, indices: np.ndarray):
+    self._rows, self._indices = rows, indices
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: Any) -> Row:
+    return self._rows[self._indices[int(index)]]
 
 
 def _accepts(denoiser: denoising.Denoiser, example: Example) -> bool:

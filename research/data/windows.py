@@ -9,22 +9,24 @@ window, and a place in the rows is where their window began and a number.
 
 from __future__ import annotations
 
+import bisect
+import copy
 import dataclasses
-import functools
 import math
 import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import grain
 import numpy as np
 import tqdm
 
 from research.data import denoising, packing, settings, sources
 from research.data import rows as rows_lib
 from research.data.answers import KINDS, Kind
+from research.data.curriculum import Phase
 from research.data.examples import Example, Report
 from research.data.kept import Kept
+from research.data.stream import Stream
 
 if TYPE_CHECKING:
   from research.data.tokenizer import Tokenizer
@@ -113,6 +115,7 @@ class Planner:
       raise ValueError(f"rows by task need a mixture of tasks; {source.name} is one")
     if self.tasks:
       self._numbers.append("task")
+    self.sources, self._weights = parts, tuple(weights)
     self.parts = [
       rows_lib.Rows(
         part,
@@ -128,7 +131,11 @@ class Planner:
       for part in parts
     ]
     self._kept = kept
-    self._stream = self._mixed(self.parts, weights)
+    self._starts = np.cumsum([0, *map(len, self.parts)])
+    # Of a phase of a curriculum: which rows it draws from, None for all, and the order's number.
+    self._allowed: Sequence[np.ndarray] | None = None
+    self.order = 0
+    self.begin()
     self.settings = {
       "source": source.fingerprint,
       "seed": seed,
@@ -151,26 +158,46 @@ class Planner:
       self.settings["virtual_tokens"] = virtual_tokens
     if answers:
       self.settings["answers"] = answers
-    self._window: Window | None = None
 
-  def _mixed(self, parts: Sequence[rows_lib.Rows], weights: Sequence[float]) -> Any:
-    """The stream: endless, shuffled and mixed with a seed; all rows in order without."""
-    self._starts = np.cumsum([0, *map(len, parts)])
-    streams = [grain.MapDataset.source(part) for part in parts]
-    if self._seed is not None:
-      if self._shuffle:
-        seeds = np.random.SeedSequence(self._seed).generate_state(len(parts))
-        streams = [s.shuffle(seed=int(n)) for s, n in zip(streams, seeds, strict=True)]
-      streams = [stream.repeat() for stream in streams]
-    streams = [
-      stream.map_with_index(functools.partial(self._finished, number, len(part)))
-      for number, (stream, part) in enumerate(zip(streams, parts, strict=True))
-    ]
-    if len(streams) == 1:
-      return streams[0]
-    if self._seed is None:
-      return grain.MapDataset.concatenate(streams)
-    return grain.MapDataset.mix(streams, weights)
+  def of_phase(self, phase: Phase, allowed: Sequence[np.ndarray] | None) -> Planner:
+    """The planner of a curriculum's phase, which `begin` sets to where it begins.
+
+    Args:
+      allowed: of each part, the rows that are drawn from; None: all.
+
+    Raises:
+      ValueError: the phase has weights of other parts, or a length that is none of these rows.
+    """
+    planner = copy.copy(self)
+    planner._allowed, planner.order = allowed, phase.order
+    if phase.weights is not None:
+      if len(self.parts) != len(phase.weights) or len(self.parts) < 2:
+        raise ValueError(
+          f"it has weights of {len(phase.weights)} parts, and {self._name} is {len(self.parts)}"
+        )
+      planner._weights = phase.weights
+    if phase.length is not None:
+      if self._pairs or self._answers or self._kept:
+        raise ValueError(
+          "lengths change for documents; rows of two sides, of preferences and those that a teacher"
+          " was asked of have one length"
+        )
+      longest = self._capacity[1]
+      if not self._virtual_tokens + 1 < phase.length <= longest:
+        raise ValueError(f"its length, {phase.length}, is not from 2 to data.length, {longest}")
+      planner._capacity = (0, phase.length)
+      planner.parts = [part.of_length(phase.length - self._virtual_tokens) for part in self.parts]
+    return planner
+
+  def begin(self, offsets: Sequence[int] = ()) -> None:
+    """Goes to where so many rows of each part were drawn; none: to the beginning."""
+    self._window: Window | None = None
+    how = (self._seed, self._shuffle, self._allowed, self.order, offsets)
+    self._stream = Stream(self.parts, self._weights, self._finished, *how)
+
+  def drawn(self, position: int) -> list[int]:
+    """How many rows of each part were drawn up to a position, those of `begin` included."""
+    return self._stream.drawn(position)
 
   def _finished(
     self, part: int, rows: int, position: int, row: rows_lib.Row
@@ -184,6 +211,7 @@ class Planner:
       examples = self._kept.of(part, row.index, examples)
     if self._denoiser:
       place = [self._seed or 0, _CORRUPTION, part, position // rows, row.index]
+      place += [self.order] if self.order else []
       examples = tuple(
         self._denoiser(example, np.random.default_rng([*place, piece]))
         for piece, example in enumerate(examples)
@@ -194,27 +222,35 @@ class Planner:
       for example in examples
     )
 
-  def window(self, start: Place, progress: bool = False) -> Window:
+  def window(self, start: Place, progress: bool = False, most: int | None = None) -> Window:
     """The window that begins at `start`, with no rows at the end of a finite stream.
 
     Args:
       start: where the last one ended, or `Place()`.
       progress: show a bar if it takes seconds.
+      most: rows that are wanted; where there would be more, it has as few examples as make them.
 
     Raises:
       ValueError: a whole epoch holds no usable row, or a row is bad and shall stop.
     """
     if self._window is None or self._window.start != start:
-      examples, end = self._read(start, progress)
-      self._window = Window(start, end, self._plan(examples, start))
+      examples, end = self._read(start, self._target, progress)
+      rows = self._plan(examples, start)
+      if most is not None and len(rows) > most:
+        numbers = range(len(examples))
+        enough = bisect.bisect_left(
+          numbers, most, key=lambda number: len(self._plan(examples[: number + 1], start))
+        )
+        examples, end = self._read(start, enough + 1, progress)
+        rows = self._plan(examples, start)
+      self._window = Window(start, end, rows)
     return self._window
 
-  def _read(self, start: Place, progress: bool) -> tuple[list[Example], Place]:
+  def _read(self, start: Place, limit: int, progress: bool) -> tuple[list[Example], Place]:
     examples: list[Example] = []
-    place, barren = start, 0
-    limit = self._target
+    place, barren, stream = start, 0, self._stream
     bar = tqdm.tqdm(
-      total=min(limit, self.epoch_rows),
+      total=min(limit, stream.epoch_rows),
       desc="tokenizing",
       unit=" rows",
       delay=2,
@@ -222,8 +258,8 @@ class Planner:
       disable=not progress,
     )
     with bar:
-      while len(examples) < limit and place.position < len(self._stream):
-        pieces = self._stream[place.position]
+      while len(examples) < limit and place.position < len(stream):
+        pieces = stream[place.position]
         taken = pieces[place.piece :][: limit - len(examples)]
         examples.extend(taken)
         if place.piece + len(taken) < len(pieces):
@@ -232,9 +268,9 @@ class Planner:
         place = Place(place.position + 1, 0)
         bar.update()
         barren = 0 if pieces else barren + 1
-        if barren >= self.epoch_rows:
-          raise ValueError(f"none of {self.epoch_rows} rows can be used\n{self.report}")
-        if place.position % self.epoch_rows == 0 and examples:
+        if barren >= stream.epoch_rows:
+          raise ValueError(f"none of {stream.epoch_rows} rows can be used\n{self.report}")
+        if (stream.before + place.position) % stream.epoch_rows == 0 and examples:
           # The epoch is over: fill the last batch and leave the rest to the next window.
           limit = min(limit, math.ceil(len(examples) / self._unit) * self._unit)
     return examples, place
@@ -242,7 +278,8 @@ class Planner:
   def _plan(self, examples: list[Example], start: Place) -> list[list[Example]]:
     rng = None
     if self._seed is not None and self._shuffle:
-      rng = np.random.default_rng([self._seed, start.position, start.piece])
+      place = [self._seed, self._stream.before + start.position, start.piece]
+      rng = np.random.default_rng(place + ([self.order] if self.order else []))
     if not self._rows_per_task:
       return self._rows(examples, self.batch_size, rng)
     size = self._rows_per_task

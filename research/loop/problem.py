@@ -61,6 +61,7 @@ class Problem:
   forward_passes: of the base in each step beside the loss's own, as of a reference.
   rewrite: `(step, variables, batch) -> batch` of this process, before it is put on devices;
     `variables` is a function that gives them.
+  figures: what of the data changes on the way, as it is at a step, from 0, for the run's metrics.
   """
 
   model: Any
@@ -78,6 +79,7 @@ class Problem:
   teacher: Any = None
   forward_passes: int = 0
   rewrite: Callable[..., dict[str, np.ndarray]] | None = None
+  figures: Callable[[int], Mapping[str, float]] = lambda step: {}
 
 
 def assemble(config: config_lib.Config) -> Problem:
@@ -138,6 +140,7 @@ def assemble(config: config_lib.Config) -> Problem:
     teacher=bound.beside,
     forward_passes=bound.forward_passes,
     rewrite=rewrite,
+    figures=stream.figures,
   )
 
 
@@ -196,6 +199,7 @@ def _train_batches(
     share,
     seed=config.seed,
     rows_per_task=config.train.meta.get("rows_per_task", 0),
+    steps=config.train.steps,
     **rows,
   )
 

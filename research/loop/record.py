@@ -39,6 +39,7 @@ class Recorder:
     peak_flops: float,
     trainable_paths: Sequence[str],
     max_nonfinite_steps: int,
+    figures: Callable[[int], Mapping[str, float]] = lambda step: {},
     out: TextIO | None = None,
   ):
     """Opens the files, cut back to `resume_step` (None: new ones).
@@ -48,6 +49,7 @@ class Recorder:
       peak_flops: FLOP/s of all devices.
       trainable_paths: the names of the step's `nonfinite`.
       max_nonfinite_steps: updates skipped in a row that end the run.
+      figures: what else there is to tell of a step, from 0.
       out: where lines go; None: stderr.
     """
     self._json = metrics_lib.JsonLines(directory / "metrics.jsonl", resume_step)
@@ -65,6 +67,7 @@ class Recorder:
     self._peak_flops = peak_flops
     self._trainable_paths = trainable_paths
     self._max_nonfinite_steps = max_nonfinite_steps
+    self._figures = figures
     self._pending: collections.deque[tuple[int, Any]] = collections.deque()
     self._since = 0.0
     self._compiled = False
@@ -121,6 +124,8 @@ class Recorder:
     sums["padding"] = (counts["tokens"] - counts["useful_tokens"], counts["tokens"])
     sums["gradient_norm"] = (float(metrics["gradient_norm"]), 1.0)
     sums["learning_rate"] = (float(metrics["learning_rate"]), 1.0)
+    # `step` counts the steps that are done, this one among them.
+    sums |= {name: (value, 1.0) for name, value in self._figures(step - 1).items()}
     # The first step of a process takes as long as its compilation: no rate.
     if self._compiled:
       sums["tokens_per_second"] = (counts["tokens"], seconds)

@@ -142,6 +142,7 @@ class _Trainer:
       peak_flops=config.log.peak_flops or throughput.peak_flops(),
       trainable_paths=list(tree.flatten(trainable)),
       max_nonfinite_steps=config.optimizer.max_nonfinite_steps,
+      figures=task.figures,
       out=self._log,
     )
     config.require_all_read()
