@@ -1,33 +1,38 @@
-"""Problems in prose without repetitions, without what a test asks, and without what is unlikely.
+"""Problems that were put together without care: each once, none of the test's, none too unlikely.
 
 python -m research.curate --config=configs/curate.py
 """
 
-from configs import base_curate
-
-TASKS = ("family_relationships", "syllogism", "leg_counting", "time_intervals", "number_sorting")
+from configs import base_curate, quickstart
 
 
 def get_config():
   config = base_curate.get_config()
-  # Problems that need no file, so that this runs anywhere; put your own rows here,
-  # {"name": "jsonl", "path": "mine.jsonl"}.
-  problems = {"name": "reasoning_gym", "tasks": tuple({"name": name} for name in TASKS)}
-  config.source = {**problems, "size": 600}
+  # The quickstart's problems, drawn twice, and some of its test's among them. They need no file, so
+  # that this runs anywhere; put your own rows here, {"name": "jsonl", "path": "mine.jsonl"}.
+  problems = {"name": "reasoning_gym", "tasks": quickstart.TASKS}
+  test = {**problems, "size": 200, "seed": 1, "split": "test"}
+  drawn = ({**problems, "size": 600}, {**problems, "size": 600, "seed": 2}, {**test, "size": 100})
+  config.source = {"name": "mixture", "sources": drawn}
   config.steps = (
     {"name": "exact_duplicates"},
-    {"name": "near_duplicates"},
     # A problem is shorter than the pages that Gopher's rules are for.
-    {"name": "quality", "min_words": 5, "min_stop_words": 1, "min_alphabetic": None},
+    {
+      "name": "quality",
+      "min_words": 5,
+      "min_stop_words": 1,
+      "min_mean_length": None,
+      "min_alphabetic": None,
+    },
+    # Problems are told in the same words: whole ones are looked for.
     {
       "name": "contamination",
-      "evaluation": ({**problems, "size": 200, "seed": 1, "split": "test"},),
-      # Problems of a task are told in the same words.
-      "common": 5,
+      "evaluation": (test,),
+      "n": 1000,
     },
     {"name": "length", "maximum": 2000},
-    {"name": "perplexity", "model": "smollm2-135m-instruct", "length": 256},
-    {"name": "column", "column": "perplexity", "percentiles": (0, 90)},
+    {"name": "perplexity", "model": "smollm2-135m-instruct"},
+    {"name": "column", "column": "perplexity", "percentiles": (0, 95)},
   )
   config.output = "runs/curate/problems.jsonl"
   return config

@@ -86,7 +86,7 @@ def test_the_command(run, root):
   assert [step["out"] for step in report["steps"]] == [37, 36, 36, 36, 29]
   assert report["lost in preparation"][0]["reason"] == "not JSON"
   assert re.search(r"\nreadable +without a text +1 +2\.6% +row 8: ", out)
-  assert re.search(r"\nexact_duplicates +same words as a row before +1 +2\.7% +row 7: the w", out)
+  assert re.search(r"\nexact_duplicates +same text as a row before +1 +2\.7% +row 7: the t", out)
   assert re.search(r"\ncolumn +perplexity above [\d.]+ +7 ", out)
   assert out.endswith(f"saved {root}/out/kept.jsonl: 29 of 38 rows\n")
   masked = [row for row in kept if "prompt" in row]
@@ -162,6 +162,22 @@ def test_other_rows_are_not_written_over(run, root):
   code, _, error = run(f"--config.output={root}/mine.jsonl")
   assert code == 2 and "is of another source or other steps; remove it" in error
   assert (root / "mine.jsonl").read_text() == "{}\n"
+
+
+def test_rows_of_a_mixture_are_told_by_their_part(root, tmp_path, monkeypatch):
+  monkeypatch.setenv("RESEARCH_CACHE", str(root / "cache"))
+  part = {"name": "jsonl", "path": str(root / "rows.jsonl")}
+  source = sources.build({"name": "mixture", "sources": [part, part]})
+  step = curation.STEPS["exact_duplicates"]()
+  report = curation.curate(source, [("exact_duplicates", step, {})], tmp_path / "rows.jsonl")
+  examples = report["steps"][1]["rules"]["same text as a row before"]["examples"]
+  told = [(example["row"], example["detail"]) for example in examples]
+  assert told[:3] == [
+    ("0:7", "the text of row 0:3"),
+    ("1:0", "the text of row 0:0"),
+    ("1:1", "the text of row 0:1"),
+  ]
+  assert report["rows"] == {"in": 76, "out": 36}
 
 
 def test_steps_have_their_names_and_say_what_they_are():

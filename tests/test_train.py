@@ -321,6 +321,13 @@ def test_everything_can_train_and_is_saved_whole(world, command):
     ),
     (("--config=config.py", "--config.objective.name=casual"), "did you mean 'causal'"),
     (("--config=config.py", "--config.data.train.packing=best"), "config.data.train: .*best_fit"),
+    (
+      (
+        "--config=config.py",
+        "--config.data.train.curriculum={'name': 'phases', 'phases': ({'until': 0.9},)}",
+      ),
+      "config.data.train: a curriculum's phases end at 1, the end of the run, the last one at 0.9",
+    ),
     (("--config=config.py", "--config.mesh.data=7"), "config.mesh"),
   ],
 )
@@ -354,6 +361,40 @@ def test_tasks_and_corruption_by_the_command(world, command):
   for line in _lines(world / "tasks"):
     low, high = sorted((line["loss/a"], line["loss/b"]))
     assert 0 < low <= line["loss"] <= high and 0 <= line["accuracy/a"] <= 1
+
+
+def test_a_curriculum_by_the_command(world, command):
+  """Resumed in one phase and going through the next, it ends with the same bits."""
+  phases = ({"until": 0.75, "length": 16, "share": 0.5}, {"until": 1})
+  curriculum = {"name": "phases", "by": "length", "phases": phases}
+  arguments = (
+    "--config=config.py",
+    "--config.directory=curriculum",
+    "--config.train.steps=4",
+    "--config.train.accumulate_steps=1",
+    "--config.data.train.length=32",
+    f"--config.data.train.curriculum={curriculum}",
+    "--config.checkpoint.every_steps=2",
+    "--config.data.eval={}",
+    "--config.log.tensorboard=false",
+  )
+  directory = world / "curriculum"
+  code, _, err = command(*arguments)
+  assert code == 0 and "a curriculum of 2 phases, by length, which end at steps 3, 4" in err
+  whole = load_file(directory / "adapter" / "adapter_model.safetensors")
+  lines = _lines(directory)
+  assert [line["tokens"] for line in lines] == [8 * 16] * 3 + [8 * 32]
+  assert [line["curriculum/share"] for line in lines] == [0.5, 0.5, 0.5, 1]
+  assert [line["curriculum/phase"] for line in lines] == [1, 1, 1, 2]
+  (directory / "results.json").unlink()
+  shutil.rmtree(directory / "adapter")
+  shutil.rmtree(directory / "checkpoints" / "4")
+  code, _, err = command(*arguments)
+  assert code == 0 and "going on from step 2 of 4" in err
+  assert _lines(directory) == lines
+  again = load_file(directory / "adapter" / "adapter_model.safetensors")
+  for name, tensor in whole.items():
+    np.testing.assert_array_equal(again[name], tensor, err_msg=name)
 
 
 def test_virtual_tokens_by_the_command(world, command):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from research.curation.duplicates import words
 from research.curation.step import Ledger, Rows, Step
 from research.data import sources, texts
 
+_NO_WORD = re.compile(r"[^\w\s]+")
 Item = tuple[int, int]  # number of an evaluation source, index of its row
 
 
@@ -23,7 +25,9 @@ class Contamination(Step):
 
   Words are in lower case and without punctuation. A row for evaluation that has fewer words than
   `n` is compared as a whole from `shortest` words on; of shorter ones nothing can be said, and they
-  are counted. Memory holds the n-grams of what is evaluated, and numbers a row of what is curated.
+  are counted. So a large `n` looks for whole rows alone, as is right for problems that are told in
+  the same words. Memory holds the n-grams of what is evaluated, and numbers a row of what is
+  curated.
 
   evaluation: configs of sources (`research.data.sources`).
   common: n-grams in more rows than so many are phrases of the trade, such as a question that all
@@ -103,8 +107,14 @@ class Contamination(Step):
     for position in sorted(first):
       gram = first[position]
       number, index = items[gram][0]
-      detail = f"row {built[number].origin(index)} of it has {gram!r}, too"
+      origin = Rows(built[number], np.array([index])).origin(0)
+      detail = f"row {origin} of it has {gram!r}, too"
       act(position, f"shares words with evaluation[{number}]", detail, rows.text(position))
+
+
+def words(text: str) -> list[str]:
+  """The words of a text: NFKC, lower case, without punctuation."""
+  return _NO_WORD.sub(" ", unicodedata.normalize("NFKC", text).lower()).split()
 
 
 def _ngrams(found: Sequence[str], n: int) -> Iterator[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 import unicodedata
 
 import numpy as np
@@ -19,33 +18,33 @@ from research.curation.step import Ledger, Rows, Step
 # one does, which is a duplicate that stays. By datasketch's own, equal, weights 60 % of pairs at a
 # threshold of 0.8 are missed with 128 permutations, by these 13 %, and at 0.85 2.5 %.
 _WEIGHTS = (0.1, 0.9)
-_NO_WORD = re.compile(r"[^\w\s]+")
 
 
-def words(text: str) -> list[str]:
-  """The words of a text: NFKC, lower case, without punctuation."""
-  return _NO_WORD.sub(" ", unicodedata.normalize("NFKC", text).lower()).split()
+def normalized(text: str) -> str:
+  """A text in NFKC and lower case, white space as single spaces; signs stay, which may be all that
+  differs between two formulas."""
+  return " ".join(unicodedata.normalize("NFKC", text).lower().split())
 
 
 def shingles(text: str, n: int) -> set[str]:
-  """All runs of `n` words of a text; all its words where they are fewer."""
-  found = words(text)
-  return {" ".join(found[i : i + n]) for i in range(max(1, len(found) - n + 1))}
+  """All runs of `n` words of a text, normalized; all its words where they are fewer."""
+  words = normalized(text).split()
+  return {" ".join(words[i : i + n]) for i in range(max(1, len(words) - n + 1))}
 
 
 @dataclasses.dataclass(frozen=True)
 class ExactDuplicates(Step):
-  """Texts whose `words` are the same. Memory holds a hash of 16 bytes of each row."""
+  """Texts that are the same, `normalized`. Memory holds a hash of 16 bytes of each row."""
 
   def judge(self, rows: Rows, ledger: Ledger) -> None:
     first: dict[bytes, int] = {}
     for position in rows.positions("exact duplicates"):
       text = rows.text(position)
-      digest = hashlib.blake2b(" ".join(words(text)).encode(), digest_size=16).digest()
+      digest = hashlib.blake2b(normalized(text).encode(), digest_size=16).digest()
       known = first.setdefault(digest, position)
       if known != position:
-        detail = f"the words of row {rows.origin(known)}"
-        ledger.drop(position, "same words as a row before", detail, text)
+        detail = f"the text of row {rows.origin(known)}"
+        ledger.drop(position, "same text as a row before", detail, text)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from research.data import texts
+from research.data import sources, texts
 from research.data.examples import BadRow, number_of
 from research.data.source import Row, Source
 
@@ -62,9 +62,13 @@ class Rows:
     except BadRow as error:
       raise ValueError(f"{self.source.name} row {self.origin(position)} is {error}") from error
 
-  def origin(self, position: int) -> int:
-    """The index under which people know the row, such as its line in the file, from 0."""
-    return self.source.origin(int(self.indices[position]))
+  def origin(self, position: int) -> int | str:
+    """Under what people know the row: its line in the file, from 0; in a mixture PART:LINE."""
+    index = int(self.indices[position])
+    origin = self.source.origin(index)
+    if isinstance(self.source, sources.Mixture):
+      return f"{self.source.at(index)[0]}:{origin}"
+    return origin
 
   def positions(self, what: str) -> Iterator[int]:
     """0, 1, ... for each row, with a progress bar if that takes seconds."""

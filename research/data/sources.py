@@ -101,17 +101,18 @@ class Mixture:
   def __len__(self) -> int:
     return int(self._starts[-1])
 
-  def _at(self, index: int) -> tuple[Source, int]:
+  def at(self, index: int) -> tuple[int, int]:
+    """The number of the part that row `index` is of, and its index there."""
     part = int(np.searchsorted(self._starts, index, side="right")) - 1
-    return self.parts[part], index - int(self._starts[part])
+    return part, index - int(self._starts[part])
 
   def __getitem__(self, index: int) -> Row:
-    part, at = self._at(index)
-    return part[at]
+    part, at = self.at(index)
+    return self.parts[part][at]
 
   def origin(self, index: int) -> int:
-    part, at = self._at(index)
-    return part.origin(at)
+    part, at = self.at(index)
+    return self.parts[part].origin(at)
 
 
 SOURCES: dict[str, Callable[..., Any]] = {

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from research.curation.contamination import Contamination
+from research.curation.contamination import Contamination, words
 
 WORDS = [f"word{n}" for n in range(400)]
 
@@ -20,6 +20,10 @@ def evaluation(tmp_path, monkeypatch):
     return ({"name": "jsonl", "path": str(path)},)
 
   return write
+
+
+def test_words():
+  assert words("Ｔhe Cat's\n HAT, hat!") == ["the", "cat", "s", "hat", "hat"]
 
 
 def test_planted_runs_of_words(evaluation, judged):

@@ -1,5 +1,7 @@
 """Duplicates against sets of shingles, compared pair by pair."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -7,20 +9,19 @@ from research.curation import duplicates
 from research.curation.duplicates import ExactDuplicates, NearDuplicates
 
 
-def test_words_and_shingles():
-  text = "Ｔhe Cat's\n HAT, hat!"
-  assert duplicates.words(text) == ["the", "cat", "s", "hat", "hat"]
-  assert duplicates.shingles("a b c d", 3) == {"a b c", "b c d"}
+def test_normalized_texts_and_shingles():
+  assert duplicates.normalized(" Ｔhe Cat's\n\tHAT, hat!") == "the cat's hat, hat!"
+  assert duplicates.shingles("a b c  D", 3) == {"a b c", "b c d"}
   assert duplicates.shingles("a b", 3) == {"a b"}
 
 
-def test_exact_duplicates_are_of_words_in_any_column(judged):
-  rows = ["A cat, a hat.", "a dog", "a CAT a hat", {"prompt": "a cat", "completion": "a hat"}]
-  ledger = judged(ExactDuplicates(), rows)
-  assert ledger.dropped.tolist() == [False, False, True, True]
+def test_exact_duplicates_are_of_texts_in_any_column(judged):
+  rows = ["A cat\n\na hat", "2 + 2", "a CAT  a hat", {"prompt": "a cat", "completion": "a hat"}]
+  ledger = judged(ExactDuplicates(), [*rows, "2 * 2"])
+  assert ledger.dropped.tolist() == [False, False, True, True, False]
   (rule,) = ledger.rules.values()
   assert rule["rows"] == 2
-  expected = {"row": 102, "detail": "the words of row 100", "text": "a CAT a hat"}
+  expected = {"row": 102, "detail": "the text of row 100", "text": "a CAT  a hat"}
   assert rule["examples"][0] == expected
 
 
@@ -65,6 +66,9 @@ def test_the_best_stays(dropped, texts):
     dropped(NearDuplicates(best="scores"), rows)
 
 
-def test_what_cannot_be():
+def test_what_cannot_be(monkeypatch):
   with pytest.raises(ValueError, match="a threshold above 0 and at most 1"):
     NearDuplicates(threshold=1.5)
+  monkeypatch.setitem(sys.modules, "datasketch", None)
+  with pytest.raises(ValueError, match=r"needs datasketch .*pip install 'research\[curation\]'"):
+    NearDuplicates()

@@ -1,5 +1,7 @@
 """Lengths, lists of words, columns of numbers, and languages."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -57,7 +59,7 @@ ENGLISH = "The weather was fine, and everybody went down to the river to swim."
 GERMAN = "Das Wetter war schön, und alle gingen an den Fluss hinunter, um zu schwimmen."
 
 
-def test_languages(judged):
+def test_languages(judged, monkeypatch):
   ledger = judged(Language(("en",)), [ENGLISH, GERMAN])
   assert ledger.dropped.tolist() == [False, True]
   assert ledger.figures["languages"] == {"en": 1, "de": 1}
@@ -70,3 +72,6 @@ def test_languages(judged):
     Language(("english",))
   with pytest.raises(ValueError, match="a list of languages"):
     Language("en")
+  monkeypatch.setitem(sys.modules, "py3langid", None)
+  with pytest.raises(ValueError, match=r"needs py3langid .*pip install 'research\[curation\]'"):
+    Language(("en",))
