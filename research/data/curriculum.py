@@ -15,7 +15,8 @@ section `curriculum` of the data, of one of two names:
 
 What a phase does not tell is as in the rest of the section. `by` is "length", characters of a row's
 texts, or a column of numbers, such as the perplexity that `research.curate` writes; the smallest
-come first, or with `descending` the largest: quality first. Of equals the first row does.
+come first, or with `descending` the largest: quality first. Of equals the first row does. Data that
+are not shuffled come in this order, too.
 """
 
 from __future__ import annotations
@@ -216,6 +217,6 @@ def _difficulty(row: Mapping[str, Any], by: str) -> float:
 
 
 def shares(orders: Sequence[np.ndarray], share: float) -> list[np.ndarray]:
-  """The first `share` of each of `orders`, at least one, ascending."""
+  """The first `share` of each of `orders`, at least one."""
   counts = [max(1, math.ceil(share * len(order) - 1e-9)) for order in orders]
-  return [np.sort(order[:count]) for order, count in zip(orders, counts, strict=True)]
+  return [order[:count] for order, count in zip(orders, counts, strict=True)]

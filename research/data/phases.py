@@ -9,6 +9,8 @@ split, and the few documents of rows that packing left over.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -26,11 +28,12 @@ class PhasedIterator(grain.DatasetIterator):
   many rows of batches the phase had before the window, where that began, and the row in it.
   """
 
-  def __init__(self, planner: Planner, curriculum: Curriculum):
+  def __init__(self, planners: Sequence[Planner], curriculum: Curriculum):
+    """planners: of the phases, as `planners` gives them."""
     super().__init__()
-    self._planners = planners(planner, curriculum)
+    self._planners = [copy.copy(planner) for planner in planners]  # which stand somewhere
     self._first = [0, *(phase.stop for phase in curriculum.phases)]
-    self._begin(0, [0] * len(planner.parts))
+    self._begin(0, [0] * len(planners[0].parts))
 
   def _begin(self, phase: int, offsets: list[int]) -> None:
     self._phase, self._offsets = phase, offsets
@@ -81,7 +84,7 @@ class PhasedIterator(grain.DatasetIterator):
 
 
 def planners(planner: Planner, curriculum: Curriculum) -> list[Planner]:
-  """The planner of each phase.
+  """The planner of each phase; where rows go by their ease, all of them are read once.
 
   Raises:
     ValueError: rows have no number to go by, or a phase's settings are none of these data.

@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import grain
 
-from research.data import curriculum, sources
+from research.data import curriculum, phases, sources
 from research.data.curriculum import Curriculum
 from research.data.examples import Example
 from research.data.kept import Kept
-from research.data.phases import PhasedIterator
 from research.data.windows import Batch, Place, Planner
 
 if TYPE_CHECKING:
@@ -41,10 +40,11 @@ class _Batches(grain.IterDataset):
   def __init__(self, planner: Planner, plan: Curriculum | None):
     super().__init__()
     self._planner, self._plan = planner, plan
+    self._planners = phases.planners(planner, plan) if plan else []
 
   def __iter__(self) -> grain.DatasetIterator:
     if self._plan:
-      return PhasedIterator(self._planner, self._plan)
+      return phases.PhasedIterator(self._planners, self._plan)
     return _BatchesIterator(self._planner)
 
 
@@ -91,8 +91,8 @@ class BatchIterator:
     self.report = planner.report
     self.tasks = planner.tasks
     self.rows = planner.epoch_rows
-    phases = dataclasses.asdict(plan) if plan else None
-    self.settings = {**planner.settings, "curriculum": sources.plain(phases)}
+    told = sources.plain(dataclasses.asdict(plan)) if plan else None
+    self.settings = {**planner.settings, "curriculum": told}
     batches = _Batches(planner, plan)
     self._iterator = iter(
       grain.experimental.ThreadPrefetchIterDataset(

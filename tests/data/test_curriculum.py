@@ -186,6 +186,8 @@ def test_steps_draw_from_the_easiest_rows_alone(by, descending):
     assert set(documents) == set(order[:count])
     assert set(np.bincount(documents)[sorted(order[:count])]) == {len(documents) // count}
   assert found != drawn(train(curriculum=plan, window=100, steps=40, seed=1), 40)
+  in_order = drawn(train(curriculum=plan, shuffle=False, steps=40), 40)
+  assert sum(in_order[10:15], []) == [100 + number for number in order[:15]]
 
 
 def test_what_goes_on_goes_on_in_its_order():
@@ -324,7 +326,7 @@ WRONG = {
 @pytest.mark.parametrize("told", WRONG)
 def test_what_cannot_be(told):
   with pytest.raises(ValueError, match=told):
-    next(train(**WRONG[told]))
+    train(**WRONG[told])
 
 
 def test_a_place_in_another_curriculum_is_none():
