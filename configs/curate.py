@@ -7,8 +7,8 @@ What is left is runs/curate/problems.jsonl, with a perplexity a row, by which a 
 On two CPU cores, shared with other work: 1 min 53 s, nearly all of it SmolLM2's. Of 1,300 problems
 942 are left: 191 were there before, 117 are a whole problem of the test's, and of the other 992 the
 twentieth with the highest perplexity goes, above 52. Of the test's 200 problems 105 were found, the
-100 that had slipped in among them. The other 5 show what words cannot tell: without its sign "4 - 0"
-is "4 + 0".
+100 that had slipped in among them. The other 5 show what words cannot tell: without its sign
+"4 - 0" is "4 + 0".
 """
 
 from configs import base_curate, quickstart

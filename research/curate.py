@@ -48,7 +48,8 @@ def _curate(argv: list[str]) -> int:
   for number, section in enumerate(config.steps):
     with config_lib.blaming(f"steps[{number}]"):
       step = config_lib.call(curation.STEPS, section)
-    steps.append((section["name"], step, section.take()))
+    settings = section.take()
+    steps.append((settings.pop("name"), step, settings))
   with config_lib.blaming("source"):
     source = sources.build(config.source)
   if not config.output:

@@ -85,7 +85,9 @@ class Curriculum:
   def __str__(self) -> str:
     by = f", by {self.by}{', largest first' if self.descending else ''}" if self.by else ""
     stops = ", ".join(str(phase.stop) for phase in self.phases)
-    return f"a curriculum of {len(self.phases)} phases{by}, which end at steps {stops}"
+    lengths = any(phase.length for phase in self.phases)
+    rows = "; batches keep their rows, so that shorter ones have fewer tokens" if lengths else ""
+    return f"a curriculum of {len(self.phases)} phases{by}, which end at steps {stops}{rows}"
 
 
 def phases(

@@ -291,6 +291,7 @@ def test_where_it_is():
   assert batches.figures(11)["curriculum/length"] == 8 == batches.figures(99)["curriculum/length"]
   assert train(**PLANS["shares"]).figures(0) == {"curriculum/phase": 1, "curriculum/share": 0.2}
   assert train().figures(0) == {}
+  assert train(**PLANS["lengths"]).description().endswith("shorter ones have fewer tokens")
   told = train(**PLANS["shares"]).description().splitlines()
   assert told[1] == "a curriculum of 4 phases, by length, which end at steps 2, 4, 6, 12"
 
