@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import curate as example
 from research import curate, curation, models
+from research.core import config as config_lib
 from research.curation.perplexity import Perplexity
 from research.curation.step import Ledger, Rows
 from research.data import sources, texts, vocabulary
@@ -178,6 +180,12 @@ def test_rows_of_a_mixture_are_told_by_their_part(root, tmp_path, monkeypatch):
     ("1:1", "the text of row 0:1"),
   ]
   assert report["rows"] == {"in": 76, "out": 36}
+
+
+def test_the_config_that_comes_along_can_be():
+  config = config_lib.Config(example.get_config())
+  steps = [config_lib.call(curation.STEPS, section) for section in config.steps]
+  assert len(steps) == 6 and steps[-1].column == steps[-2].column
 
 
 def test_steps_have_their_names_and_say_what_they_are():
