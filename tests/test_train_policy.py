@@ -232,3 +232,18 @@ def test_draws_go_by_the_seed_and_the_step(written, byte_tokenizer):
 def test_what_cannot_be(section, writes, told):
   with pytest.raises(ConfigError, match=told):
     problem.assemble(_config("wrong", section, writes=writes))
+
+
+def test_a_curriculum_goes_by_batches_of_prompts(world):
+  values = _config("easy first").to_dict()
+  phases = ({"until": 0.5, "share": 0.3}, {"until": 1})
+  values["data"]["train"]["curriculum"] = {"name": "phases", "by": "length", "phases": phases}
+  values["train"]["rollout"]["batches"] = 2
+  asked = problem.assemble(Config(values)).batches
+  first, second = next(asked), next(asked)
+  shortest = [0, 5, 10, 1]  # of twelve, by length and then by number
+  assert {*np.concatenate([batch["row"] for batch in first]).tolist()} == {*shortest}
+  assert not {*np.concatenate([batch["row"] for batch in second]).tolist()} <= {*shortest}
+  values["train"]["rollout"]["epochs"] = 2
+  with pytest.raises(ConfigError, match="train.rollout: epochs is 2.*goes by steps; take 1"):
+    problem.assemble(Config(values))

@@ -179,7 +179,7 @@ class Planner:
     if phase.length is not None:
       if self._pairs or self._answers or self._kept:
         raise ValueError(
-          "lengths change for documents; rows of two sides, of preferences and those that a teacher"
+          "lengths change for documents; rows of two sides, about answers and those that a teacher"
           " was asked of have one length"
         )
       longest = self._capacity[1]

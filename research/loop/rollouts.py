@@ -137,6 +137,11 @@ def build(
       raise ValueError(
         "a policy has no held-out loss; leave data.eval out, and use eval.evaluators"
       )
+    if settings.epochs > 1 and getattr(data, "curriculum", None):
+      raise ValueError(
+        f"epochs is {settings.epochs}, so that a batch of prompts lasts several steps, and"
+        " data.train.curriculum goes by steps; take 1"
+      )
     if settings.max_new_tokens >= data.length:
       raise ValueError(
         f"max_new_tokens {settings.max_new_tokens} leaves rows of {data.length} tokens no prompt"
