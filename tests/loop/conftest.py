@@ -128,7 +128,9 @@ def tiny_config(directory, compilation_cache, **changes):
     "data",
   ):
     del config[key]
-  del config.train["batch_size"], config.train["on_policy"], config.eval["evaluators"]
+  for key in ("batch_size", "on_policy", "rollout"):
+    del config.train[key]
+  del config.eval["evaluators"]
   for key, value in changes.items():
     section = config
     *parents, name = key.split("__")
