@@ -1,6 +1,7 @@
 """Whether a written answer is right.
 
-A scorer is `(text, problem) -> Verdict`; `problem` is the row that asked, with its `answer`.
+A scorer is `(text, problem) -> Verdict`; `problem` is the row that asked, with its `answer`. It has
+two halves: what is read in a text, by which votes are counted, too, and what is judged of that.
 """
 
 from __future__ import annotations
@@ -24,7 +25,25 @@ class Verdict:
   correct: bool
 
 
-Scorer = Callable[[str, Mapping[str, Any]], Verdict]
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+  """How an answer is read, without the reference, and how what was read is judged.
+
+  read: the value in a text, None if there is nothing that could be one. Values are hashable, and
+    equal where they are the same answer, so that votes can be counted by them.
+  judge: `(value, problem)` -> whether it is right; no value never is.
+  show: a value in words.
+  """
+
+  read: Callable[[str], Any]
+  judge: Callable[[Any, Mapping[str, Any]], bool]
+  show: Callable[[Any], str] = str
+
+  def __call__(self, text: str, problem: Mapping[str, Any]) -> Verdict:
+    """What is read in `text`, judged; errors are those of `judge`."""
+    value = self.read(text)
+    return Verdict(None if value is None else self.show(value), self.judge(value, problem))
+
 
 # An exponent is part of the number it raises, and is read only to be passed over.
 _NUMBER = re.compile(
@@ -56,10 +75,13 @@ def numbers(text: str) -> list[Decimal]:
   return found
 
 
-def last_number(text: str, problem: Mapping[str, Any]) -> Verdict:
-  """The last number of the text, equal to the reference as a decimal.
+def _last_number(text: str) -> Decimal | None:
+  """The last number of the text; 7, 7.0 and 7.00 are equal, 3.14 and 3.1416 are not."""
+  return (numbers(text) or [None])[-1]
 
-  No tolerance: 7, 7.0 and 7.00 are equal, 3.14 and 3.1416 are not.
+
+def _is_number(value: Decimal | None, problem: Mapping[str, Any]) -> bool:
+  """Whether it is equal to the reference as a decimal, without tolerance.
 
   Raises:
     ValueError: the reference is not one number.
@@ -69,33 +91,34 @@ def last_number(text: str, problem: Mapping[str, Any]) -> Verdict:
     raise ValueError(
       f"the answer {problem['answer']!r} is not one number; score it by 'exact' or 'reasoning_gym'"
     )
-  found = numbers(text)
-  if not found:
-    return Verdict(None, False)
-  return Verdict(f"{found[-1]:f}", found[-1] == reference[0])
+  return value is not None and value == reference[0]
 
 
-def exact(text: str, problem: Mapping[str, Any]) -> Verdict:
-  """The whole text is the reference, but for white space around it."""
-  text = text.strip()
-  return Verdict(text or None, text != "" and text == problem["answer"].strip())
+def _whole(text: str) -> str | None:
+  """The whole text, but for white space around it."""
+  return text.strip() or None
 
 
-def reasoning_gym(text: str, problem: Mapping[str, Any]) -> Verdict:
-  """The task's own `score_answer` gives its full mark, 1.
+def _is_reference(value: str | None, problem: Mapping[str, Any]) -> bool:
+  return value is not None and value == problem["answer"].strip()
 
-  It is shown what stands in the last `<answer>` … `</answer>`, as reasoning-gym's own harness
-  does, or else the whole text.
+
+def _tagged(text: str) -> str | None:
+  """What stands in the last `<answer>` … `</answer>`, or else the whole text."""
+  found = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+  return (found[-1] if found else text).strip() or None
+
+
+def _has_full_mark(value: str | None, problem: Mapping[str, Any]) -> bool:
+  """Whether the task's own `score_answer` gives it 1.
 
   Args:
     problem: a row of the source `reasoning_gym`: `task`, `question`, `answer`, `metadata`.
   """
-  tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
-  value = (tagged[-1] if tagged else text).strip()
-  if not value:
-    return Verdict(None, False)
+  if value is None:
+    return False
   entry = {key: problem[key] for key in ("question", "answer", "metadata")}
-  return Verdict(value, _score_answer(problem["task"])(value, entry) >= 1.0)
+  return _score_answer(problem["task"])(value, entry) >= 1.0
 
 
 @functools.cache
@@ -104,6 +127,14 @@ def _score_answer(task: str) -> Callable[[str, Mapping[str, Any]], float]:
 
   return get_score_answer_fn(task)
 
+
+# The whole text is the reference.
+exact = Scorer(_whole, _is_reference)
+# The last number of the text is the reference.
+last_number = Scorer(_last_number, _is_number, lambda value: f"{value:f}")
+# The task's own verifier, shown what reasoning-gym's own harness shows it. Without tags only whole
+# texts that are equal vote together: chains of thought are to be asked for tags.
+reasoning_gym = Scorer(_tagged, _has_full_mark)
 
 SCORERS: dict[str, Scorer] = {
   "exact": exact,

@@ -56,6 +56,7 @@ def generate(
   samples: int = 1,
   seed: int = 0,
   first_prompt: int = 0,
+  numbers: Sequence[int] | None = None,
   batch_size: int = 32,
   unrolled: bool | None = None,
   which: Sequence[int] | None = None,
@@ -81,6 +82,7 @@ def generate(
     seed: of the sampler's draws.
     first_prompt: the number by which the draws know the first of `prompts`: parts of a list,
       each given the number of its first, get what the whole list would.
+    numbers: by which the draws know each of `prompts`, instead.
     batch_size: rows at a time at most.
     unrolled: an array a layer instead of stacks; by default on CPUs, where it is faster.
     which: where the adapters are a bank (`peft.bank`), the slot of each prompt's, -1 for none.
@@ -90,19 +92,24 @@ def generate(
 
   Raises:
     ValueError: a prompt is empty, is longer than the model's positions allow, or holds a token
-      that the model has not; or a number above is not positive, `which` is not of a bank, or an
-      encoder-decoder's cache shall be in few bits.
+      that the model has not; or a number above is not positive, there are not as many `numbers`,
+      `which` is not of a bank, or an encoder-decoder's cache shall be in few bits.
   """
   checks.writes(model, "generation")
   checks.positive(max_new_tokens=max_new_tokens, samples=samples, batch_size=batch_size)
   prompts = decode.led(model, variables, prompts, max_new_tokens)
   if cache is not None:
     checks.decoder(model, "a cache in few bits")
+  if numbers is not None and len(numbers) != len(prompts):
+    raise ValueError(f"there are {len(numbers)} numbers for {len(prompts)} prompts")
   chosen = decode.slots(variables, which, len(prompts))
   run_model, run_variables = decode.prepare(model, variables, unrolled)
   same = {"model": run_model, "sampler": sampler or Sampler(), "eos_ids": tuple(eos_ids)}
 
   def write(batch: layout.Batch) -> Written:
+    first: Any = first_prompt
+    if numbers is not None:  # how far each row's own is from its place
+      first = np.asarray(numbers, np.int32)[batch.prompt] - batch.prompt
     own = decode.route(run_variables, chosen, batch.prompt)
     state, keys = start(
       own,
@@ -111,7 +118,7 @@ def generate(
       batch.prompt,
       batch.first_sample,
       seed,
-      first_prompt,
+      first,
       samples=batch.samples,
       max_new_tokens=max_new_tokens,
       scheme=cache,
