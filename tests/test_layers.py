@@ -13,6 +13,7 @@ LAYERS = [
   {"planning"},
   {"loop"},
   {"objectives", "evals", "curation"},
+  {"reasoning"},
   {"generation", "calibration"},
   {"models"},
   {"nn", "peft", "quant", "losses", "data", "optim"},

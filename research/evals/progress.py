@@ -6,7 +6,10 @@ import jax
 import tqdm
 
 
-def bar(total: int, label: str, unit: str) -> tqdm.tqdm:
-  """A bar of `total` units that leaves nothing behind; of several processes, the first shows it."""
+def bar(total: int | None, label: str, unit: str) -> tqdm.tqdm:
+  """A bar of `total` units, or of nobody knows how many, that leaves nothing behind.
+
+  Of several processes, the first shows it.
+  """
   silent = jax.process_index() > 0
   return tqdm.tqdm(total=total, desc=label, unit=unit, leave=False, disable=silent)

@@ -77,7 +77,8 @@ def numbers(text: str) -> list[Decimal]:
 
 def _last_number(text: str) -> Decimal | None:
   """The last number of the text; 7, 7.0 and 7.00 are equal, 3.14 and 3.1416 are not."""
-  return (numbers(text) or [None])[-1]
+  found = numbers(text)
+  return found[-1] if found else None
 
 
 def _is_number(value: Decimal | None, problem: Mapping[str, Any]) -> bool:

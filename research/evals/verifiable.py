@@ -9,13 +9,17 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research import generation, quant
+from research import generation, quant, reasoning
 from research.core import config as config_lib
 from research.core import distributed, tree
-from research.data import chat, sources
+from research.data import sources
 from research.evals import bootstrap, progress
 from research.evals.result import Result, item_id
-from research.evals.scorers import SCORERS
+from research.evals.scorers import SCORERS, Scorer
+
+# What of the records metrics are made of, beside what is correct: shares of problems, and means.
+_SHARES = ("unparsable", "unfinished", "any_correct")
+_FIGURES = ("length", "tokens_written", "tokens_read", "calls", "agreement")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +33,11 @@ class Verifiable:
   `completion` and its `length`, the `value` read in it, and `correct`, `unparsable` and
   `unfinished`, each 0 or 1.
 
+  With a strategy, what is scored is the answer that it comes to, and `length` is that one's. More
+  metrics are means over problems: `tokens_written`, `tokens_read` and `calls` (`reasoning.Cost`),
+  `any_correct`, whether any answer that was written is right, and of a vote `agreement`. Records
+  have these, too, beside the `prompt`, all `samples` and the strategy's `trace`.
+
   data: the config of a source (`research.data.sources`) whose rows have `answer`, maybe `task`,
     and `prompt` (a text to go on with, or messages) or `messages` that end with a user's.
   scorer: a key of `research.evals.scorers.SCORERS`.
@@ -36,6 +45,9 @@ class Verifiable:
   batch_size: problems at a time.
   sampler: a section, its name in `research.generation.SAMPLERS`; by default greedy.
   seed: of the sampler.
+  prompting: a section, its name in `research.reasoning.PROMPTS`: how problems are put.
+  strategy: a section, its name in `research.reasoning.STRATEGIES`; empty: one plain answer, without
+    the count of what it took.
   cache: a `quant.CacheScheme` as a dict, for keys and values in few bits; empty: as they are.
   shown: how many problems the result's `samples` spell out.
   label: the result's name.
@@ -47,6 +59,8 @@ class Verifiable:
   batch_size: int = 32
   sampler: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "greedy"})
   seed: int = 0
+  prompting: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "plain"})
+  strategy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   cache: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   shown: int = 3
   label: str = "verifiable"
@@ -57,48 +71,57 @@ class Verifiable:
         f"{self.label}: there is no scorer {self.scorer!r}{tree.nearest(self.scorer, SCORERS)}; "
         f"there are {', '.join(SCORERS)}"
       )
+    config_lib.call(reasoning.PROMPTS, self.prompting)
+    self._strategy()
+
+  def _strategy(self) -> reasoning.Strategy:
+    return reasoning.build(self.strategy or {"name": "plain"}, self._sampler())
+
+  def _sampler(self) -> generation.Sampler:
+    return config_lib.call(generation.SAMPLERS, self.sampler)
 
   def __call__(self, model: Any, variables: Any, tokenizer: Any) -> Result:
     """Generates and scores an answer to every problem.
 
     Raises:
-      ValueError: there are no problems, or a row lacks a column or an answer that the scorer
-        can use.
+      ValueError: there are no problems, a row lacks a column or an answer that the scorer can use,
+        or the strategy asks for more than the model has (positions, a vocabulary).
     """
+    scorer, strategy = SCORERS[self.scorer], self._strategy()
     with distributed.alike(f"what {self.label} reads") as told:
       problems = self._problems()
-      prompts = [_encode(tokenizer, problem["prompt"]) for problem in problems]
-      told["problems"] = prompts
-    with progress.bar(len(prompts), self.label, "problem") as bar:
-      completions = generation.generate(
+      prompting = config_lib.call(reasoning.PROMPTS, self.prompting)
+      asks = prompting([problem["prompt"] for problem in problems])
+      told["problems"] = [ask.ids(tokenizer) for ask in asks]
+    with progress.bar(None if self.strategy else len(asks), self.label, "answer") as bar:
+      session = reasoning.Session(
         model,
         variables,
-        prompts,
-        config_lib.call(generation.SAMPLERS, self.sampler),
+        tokenizer,
+        self._sampler(),
         max_new_tokens=self.max_new_tokens,
-        eos_ids=tokenizer.eos_ids,
         batch_size=self.batch_size,
         seed=self.seed,
         cache=quant.CacheScheme(**self.cache) if self.cache else None,
         progress=bar.update,
       )
+      outcomes = strategy(session, asks, scorer)
     records = []
-    for index, (problem, completion) in enumerate(zip(problems, completions, strict=True)):
-      text = tokenizer.decode(completion.tokens)
-      verdict = SCORERS[self.scorer](text, problem)
-      records.append(
-        {
-          "id": item_id(index, json.dumps([problem["prompt"], problem["answer"]], sort_keys=True)),
-          "task": problem.get("task", ""),
-          "answer": problem["answer"],
-          "completion": text,
-          "length": len(completion.tokens),
-          "value": verdict.value,
-          "correct": int(verdict.correct),
-          "unparsable": int(verdict.value is None),
-          "unfinished": int(not completion.finished),
-        }
-      )
+    for index, (problem, outcome) in enumerate(zip(problems, outcomes, strict=True)):
+      answer = outcome.answer
+      verdict = scorer(answer.text, problem)
+      record = {
+        "id": item_id(index, json.dumps([problem["prompt"], problem["answer"]], sort_keys=True)),
+        "task": problem.get("task", ""),
+        "answer": problem["answer"],
+        "completion": answer.text,
+        "length": answer.tokens,
+        "value": verdict.value,
+        "correct": int(verdict.correct),
+        "unparsable": int(verdict.value is None),
+        "unfinished": int(not answer.finished),
+      }
+      records.append(record | (_found(problem, outcome, scorer) if self.strategy else {}))
     return self._result(records, problems)
 
   def _problems(self) -> list[dict[str, Any]]:
@@ -120,18 +143,21 @@ class Verifiable:
         outcomes[f"accuracy/{record['task']}"].append(record["correct"])
     if len(outcomes) == 2:  # One task: its accuracy is the accuracy.
       outcomes = {"accuracy": outcomes["accuracy"]}
-    for share in ("unparsable", "unfinished"):
+    shares = [name for name in _SHARES if name in records[0]]
+    for share in shares:
       outcomes[share] = [record[share] for record in records]
     metrics = {name: sum(counted) / len(counted) for name, counted in outcomes.items()}
     intervals = {
       name: bootstrap.wilson(sum(counted), len(counted)) for name, counted in outcomes.items()
     }
-    lengths = [record["length"] for record in records]
-    metrics["length"] = sum(lengths) / len(lengths)
-    if len(lengths) > 1:
-      intervals["length"] = bootstrap.interval(lengths)
+    figures = [name for name in _FIGURES if name in records[0]]
+    for name in figures:
+      counted = [record[name] for record in records]
+      metrics[name] = sum(counted) / len(counted)
+      if len(counted) > 1:
+        intervals[name] = bootstrap.interval(counted)
     means = {"accuracy": ("correct", None)}
-    means |= {name: (name, None) for name in ("unparsable", "unfinished", "length")}
+    means |= {name: (name, None) for name in (*shares, *figures)}
     samples = [_shown(problem, record) for problem, record in zip(problems, records, strict=True)][
       : self.shown
     ]
@@ -153,10 +179,33 @@ def _problem(source: Any, index: int) -> dict[str, Any]:
   return {**row, "prompt": prompt, "answer": str(row["answer"])}
 
 
-def _encode(tokenizer: Any, prompt: Any) -> list[int]:
-  return (
-    tokenizer.encode(prompt) if isinstance(prompt, str) else chat.encode_prompt(tokenizer, prompt)
-  )
+def _found(
+  problem: Mapping[str, Any], outcome: reasoning.Outcome, scorer: Scorer
+) -> dict[str, Any]:
+  """What a record tells of a strategy: its cost, and all answers, judged."""
+  samples: list[dict[str, Any]] = []
+  for each in outcome.samples:
+    verdict = scorer(each.text, problem)
+    samples.append(
+      {
+        "completion": each.text,
+        "length": each.tokens,
+        "log_prob": sum(each.log_probs),
+        "value": verdict.value,
+        "correct": int(verdict.correct),
+        "unfinished": int(not each.finished),
+      }
+    )
+  told = {
+    "prompt": problem["prompt"],
+    "tokens_written": outcome.cost.written,
+    "tokens_read": outcome.cost.read,
+    "calls": outcome.cost.calls,
+    "any_correct": max(sample["correct"] for sample in samples),
+    "samples": samples,
+    "trace": outcome.trace,
+  }
+  return told if outcome.agreement is None else told | {"agreement": outcome.agreement}
 
 
 def _shown(problem: Mapping[str, Any], record: Mapping[str, Any]) -> str:

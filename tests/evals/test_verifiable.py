@@ -55,7 +55,7 @@ def scripted(monkeypatch, tokenizer):
 
 def test_metrics_records_and_samples(scripted, tokenizer, data):
   evaluator = Verifiable(data(ROWS), max_new_tokens=17, batch_size=3, seed=4, shown=2)
-  result = evaluator(None, None, tokenizer)
+  result = evaluator(None, {}, tokenizer)
   assert scripted["prompts"] == PROMPTS
   assert scripted["sampler"] == generation.Sampler()
   assert (scripted["max_new_tokens"], scripted["batch_size"], scripted["seed"]) == (17, 3, 4)
@@ -82,8 +82,8 @@ def test_metrics_records_and_samples(scripted, tokenizer, data):
 
 
 def test_ids_tell_problems_apart(scripted, tokenizer, data):
-  first = Verifiable(data(ROWS))(None, None, tokenizer)
-  second = Verifiable(data([*ROWS[:3], {**ROWS[3], "answer": "2"}]))(None, None, tokenizer)
+  first = Verifiable(data(ROWS))(None, {}, tokenizer)
+  second = Verifiable(data([*ROWS[:3], {**ROWS[3], "answer": "2"}]))(None, {}, tokenizer)
   same = [a["id"] == b["id"] for a, b in zip(first.records, second.records, strict=True)]
   assert same == [True, True, True, False]
 
@@ -114,7 +114,7 @@ def test_generates_with_a_real_model(model, variables, tokenizer, data):
 )
 def test_rows_that_cannot_be_scored(scripted, tokenizer, data, row, message):
   with pytest.raises(ValueError, match=message):
-    Verifiable(data([ROWS[0], row, *ROWS[2:]]))(None, None, tokenizer)
+    Verifiable(data([ROWS[0], row, *ROWS[2:]]))(None, {}, tokenizer)
 
 
 def test_build_checks_names_and_arguments():

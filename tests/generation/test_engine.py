@@ -93,6 +93,10 @@ def test_a_draw_depends_on_its_prompt_and_sample_only(toy):
   assert [c.tokens for c in found] == [c.tokens for c in whole]
   part = generate(*toy, PROMPTS[2:4], sampler, **arguments, first_prompt=2)
   assert [c.tokens for c in part] == [c.tokens for c in whole[6:12]]
+  mixed = generate(*toy, [PROMPTS[3], PROMPTS[0]], sampler, **arguments, numbers=[3, 0])
+  assert [c.tokens for c in mixed] == [c.tokens for c in whole[9:12] + whole[:3]]
+  with pytest.raises(ValueError, match="there are 1 numbers for 5 prompts"):
+    generate(*toy, PROMPTS, sampler, **arguments, numbers=[3])
   one = generate(*toy, PROMPTS, sampler, **{**arguments, "samples": 1})
   assert [c.tokens for c in one] == [c.tokens for c in whole[::3]]
   other = generate(*toy, PROMPTS, sampler, **{**arguments, "seed": 6})

@@ -1,0 +1,196 @@
+"""A model at work on problems: all of them in one batch, each with draws and a count of its own."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from research import generation
+from research.generation import decode
+from research.quant import CacheScheme
+from research.reasoning.outcome import Cost, Reader, Sample
+from research.reasoning.prompts import Ask
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What is asked about a problem.
+
+  problem: its number. written: what there is of the answer, by default what `ask` begins with.
+  number: by which draws know it, different for all requests of a call and, so that they do not
+    depend on other problems, a function of the problem's.
+  """
+
+  problem: int
+  ask: Ask
+  written: str | None = None
+  number: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+  """A completion: `text` up to the stop string, and whether it came there.
+
+  ended: by the model's own EOS. finished: by that or by a stop string.
+  """
+
+  text: str
+  tokens: int
+  log_probs: tuple[float, ...]
+  finished: bool
+  ended: bool
+
+
+@dataclasses.dataclass
+class Session:
+  """A model, how it writes, and what each problem has cost so far.
+
+  max_new_tokens: of an answer. sampler, seed: of all draws.
+  progress: called with the number of completions that a batch has added.
+  """
+
+  model: Any
+  variables: Any
+  tokenizer: Any
+  sampler: generation.Sampler
+  max_new_tokens: int
+  batch_size: int = 32
+  seed: int = 0
+  cache: CacheScheme | None = None
+  progress: Callable[[int], object] | None = None
+  costs: dict[int, Cost] = dataclasses.field(default_factory=lambda: collections.defaultdict(Cost))
+
+  def write(
+    self,
+    requests: Sequence[Request],
+    *,
+    samples: int = 1,
+    stage: str = "",
+    stop: Sequence[str] = (),
+    max_new_tokens: int | None = None,
+  ) -> list[list[Written]]:
+    """Goes on with each request `samples` times.
+
+    Args:
+      stage: what the draws are for; draws of other stages are others.
+      stop: strings that end a completion. max_new_tokens: by default an answer's.
+
+    Raises:
+      ValueError: as `generation.generate`.
+    """
+    if not requests:
+      return []
+    ends = generation.StopStrings(self.tokenizer, tuple(stop))
+    prompts = [request.ask.ids(self.tokenizer, request.written) for request in requests]
+    found = generation.generate(
+      self.model,
+      self.variables,
+      prompts,
+      self.sampler,
+      max_new_tokens=max_new_tokens or self.max_new_tokens,
+      eos_ids=self.tokenizer.eos_ids,
+      stop=ends if stop else None,
+      samples=samples,
+      seed=self._seed(stage),
+      numbers=[r.problem if r.number is None else r.number for r in requests],
+      batch_size=self.batch_size,
+      cache=self.cache,
+      progress=self.progress,
+    )
+    passes = math.ceil(samples / min(samples, self.batch_size))
+    for request, prompt in zip(requests, prompts, strict=True):
+      self.costs[request.problem].read += passes * (self._lead + len(prompt))
+    self._called(request.problem for request in requests)
+    rows: list[list[Written]] = [[] for _ in requests]
+    for each in found:
+      self.costs[requests[each.prompt].problem].written += len(each.tokens)
+      rows[each.prompt].append(
+        Written(
+          ends.text(each.tokens),
+          len(each.tokens),
+          tuple(each.log_probs),
+          each.finished,
+          each.tokens[-1] in self.tokenizer.eos_ids,
+        )
+      )
+    return rows
+
+  def answers(self, asks: Sequence[Ask], reader: Reader, *, samples: int = 1) -> list[list[Sample]]:
+    """Whole answers to each problem, `samples` of each; `asks` are of problems 0, 1, …"""
+    return self.ends([Request(i, ask) for i, ask in enumerate(asks)], reader, samples=samples)
+
+  def ends(
+    self, requests: Sequence[Request], reader: Reader, *, samples: int = 1, stage: str = ""
+  ) -> list[list[Sample]]:
+    """Each request's answer to its end, with what was there of it before."""
+    rows = self.write(requests, samples=samples, stage=stage)
+    found = []
+    for request, row in zip(requests, rows, strict=True):
+      before = request.ask.begin if request.written is None else request.written
+      found.append(
+        [
+          Sample(
+            before + each.text,
+            reader.read(before + each.text),
+            each.tokens,
+            each.log_probs,
+            each.finished,
+          )
+          for each in row
+        ]
+      )
+    return found
+
+  def choose(self, requests: Sequence[Request], choices: Sequence[str]) -> list[list[float]]:
+    """The probability of each choice as what follows a request, given that it is one of them.
+
+    Raises:
+      ValueError: as `generation.choose`.
+    """
+    if not requests:
+      return []
+    prompts = [request.ask.ids(self.tokenizer, request.written) for request in requests]
+    ids = [self.tokenizer.encode(choice, add_special=False) for choice in choices]
+    found = generation.choose(
+      self.model,
+      self.variables,
+      prompts,
+      [ids] * len(prompts),
+      batch_size=self.batch_size,
+    )
+    passes = math.ceil(len(ids) / self.batch_size)
+    for request, prompt in zip(requests, prompts, strict=True):
+      # The prompt but for its last token once, and that with all but the last of each choice.
+      read = passes * (self._lead + len(prompt) - 1) + sum(map(len, ids))
+      self.costs[request.problem].read += read
+    self._called(request.problem for request in requests)
+    return [_shares(choice.scores) for choice in found]
+
+  def charge(self, problems: Sequence[int], read: Sequence[int]) -> None:
+    """Counts a call in which so many tokens were read about these problems, by another model."""
+    for problem, tokens in zip(problems, read, strict=True):
+      self.costs[problem].read += tokens
+    self._called(problems)
+
+  @property
+  def _lead(self) -> int:
+    return len(decode.ahead(self.variables)[0])
+
+  def _called(self, problems: Any) -> None:
+    for problem in set(problems):
+      self.costs[problem].calls += 1
+
+  def _seed(self, stage: str) -> int:
+    """`seed` itself where answers begin, so that strategies share their first draws."""
+    return zlib.crc32(f"{self.seed}/{stage}".encode()) >> 1 if stage else self.seed
+
+
+def _shares(scores: Sequence[float]) -> list[float]:
+  """Log-probabilities as shares that sum to 1."""
+  best = max(scores)
+  shares = [math.exp(score - best) for score in scores]
+  return [share / sum(shares) for share in shares]
