@@ -3,6 +3,10 @@
 Training prepares what it needs by itself; this does it before, for instance once on a
 shared disk, and shows what is in the file. With `--tokenizer DIR` it also learns a vocabulary from
 the file's texts, for a model that is trained from random weights.
+
+With `--chains OUT.jsonl` the file is what `research.evaluate` wrote, or a run's evaluation, by an
+evaluator `verifiable` with a strategy: its right answers become rows of OUT.jsonl to train on
+(rejection sampling), which is then prepared.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from research.core import command
-from research.data import formats, prepare
+from research.data import chains, formats, prepare
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -39,6 +43,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument(
     "--cache", help="where to (default: datasets in $RESEARCH_CACHE or ~/.cache/research)"
   )
+  group = parser.add_argument_group("right answers of an evaluation")
+  group.add_argument("--chains", type=Path, metavar="FILE", help="write them there, as rows")
+  group.add_argument(
+    "--per-problem", type=int, default=4, metavar="N", help="different ones at most (default: 4)"
+  )
   group = parser.add_argument_group("a vocabulary of the file's texts")
   group.add_argument("--tokenizer", metavar="DIR", help="train one and write it there")
   group.add_argument("--vocab-size", type=int, default=8192, help="tokens (default: 8192)")
@@ -61,6 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
+  if args.chains:
+    kept = chains.right(json.loads(Path(args.path).read_text()), args.per_problem)
+    args.chains.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept.rows]
+    args.chains.write_text("".join(lines), encoding="utf-8")
+    print(f"right answers: {len(kept.rows):,} of {kept.problems:,} problems in {args.chains}")
+    print(f"problems without one: {kept.without:,}")
+    args.path = str(args.chains)
   by_suffix = "jsonl" if Path(args.path).suffix in (".jsonl", ".json") else "text"
   prepared = prepare.prepare(
     args.path,

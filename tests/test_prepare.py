@@ -1,5 +1,6 @@
 """The command `python -m research.prepare`, in process and as racing processes."""
 
+import json
 import subprocess
 import sys
 
@@ -42,6 +43,28 @@ def test_text_files_and_errors(tmp_path, capsys):
   assert error.startswith(f"error: {path} has no usable row; ")
   assert prepare.main(["--path", str(tmp_path / "none.txt")]) == 1
   assert capsys.readouterr().err == f"error: no data file at {tmp_path / 'none.txt'}\n"
+
+
+def test_right_answers_of_an_evaluation(tmp_path, capsys):
+  prompt = [{"role": "user", "content": "1 + 1?"}]
+  samples = [
+    {"completion": text, "correct": int("2" in text), "unfinished": 0} for text in ("3", "2.", "2")
+  ]
+  records = [
+    {"id": "0", "prompt": prompt, "samples": samples},
+    {"id": "1", "prompt": prompt, "samples": samples[:1]},
+  ]
+  (tmp_path / "evaluation.json").write_text(json.dumps({"results": [{"records": records}]}))
+  target = tmp_path / "new" / "right.jsonl"
+  args = ["--path", str(tmp_path / "evaluation.json"), "--cache", str(tmp_path / "cache")]
+  assert prepare.main([*args, "--chains", str(target), "--per-problem", "1"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[:2] == [f"right answers: 1 of 2 problems in {target}", "problems without one: 1"]
+  assert lines[3:5] == ["rows: 1", "columns in 1 of them: messages"]
+  source = sources.build({"name": "jsonl", "path": str(target), "cache": str(tmp_path / "cache")})
+  assert source[0] == {"messages": [*prompt, {"role": "assistant", "content": "2."}]}
+  assert prepare.main([*args, "--chains", str(target), "--per-problem", "0"]) == 1
+  assert capsys.readouterr().err == "error: 0 answers a problem are none; keep at least 1\n"
 
 
 def test_racing_processes_leave_one_good_directory(tmp_path):

@@ -58,6 +58,24 @@ def test_last_number_wants_one_number_as_reference():
     scorers.last_number("3/4", {"answer": "3/4"})
 
 
+@pytest.mark.parametrize(
+  ("scorer", "first", "second", "same"),
+  [
+    ("last_number", "7", "it is 7.0", True),
+    ("last_number", "1,000", "1000.00", True),
+    ("last_number", "7", "-7", False),
+    ("exact", " Paris\n", "Paris", True),
+    ("reasoning_gym", "so <answer> 12</answer>", "<answer>1</answer> <answer>12</answer>!", True),
+    ("reasoning_gym", "12", "it is 12", False),
+  ],
+)
+def test_equal_answers_are_one_value(scorer, first, second, same):
+  read = scorers.SCORERS[scorer].read
+  assert (read(first) == read(second)) is same
+  assert len({read(first), read(second)}) == (1 if same else 2)
+  assert read(" ") is None
+
+
 def test_exact():
   assert scorers.exact(" Paris\n", {"answer": "Paris"}) == scorers.Verdict("Paris", True)
   assert scorers.exact("paris", {"answer": "Paris"}) == scorers.Verdict("paris", False)

@@ -103,6 +103,58 @@ def test_generates_with_a_real_model(model, variables, tokenizer, data):
     assert record["unfinished"] == (not set(new) & set(tokenizer.eos_ids))
 
 
+def test_a_strategy_counts_and_keeps_what_it_found(model, variables, tokenizer, data):
+  """Votes of a real model; each sample is judged, and what was plain before is as it was."""
+  settings = {"max_new_tokens": 6, "sampler": {"name": "sample"}, "scorer": "exact"}
+  plain = Verifiable(data(ROWS), **settings)(model, variables, tokenizer)
+  section = {"name": "self_consistency", "samples": 3}
+  result = Verifiable(data(ROWS), strategy=section, **settings)(model, variables, tokenizer)
+  assert set(result.metrics) - set(plain.metrics) == {
+    "tokens_written", "tokens_read", "calls", "any_correct", "agreement",
+  }  # fmt: skip
+  for name, field in (
+    ("tokens_written", "tokens_written"),
+    ("tokens_read", "tokens_read"),
+    ("agreement", "agreement"),
+    ("accuracy", "correct"),
+  ):
+    assert result.metrics[name] == sum(r[field] for r in result.records) / 4
+    assert result.means[name] == (field, None)
+  for ask, before, record in zip(PROMPTS, plain.records, result.records, strict=True):
+    first, *others = record["samples"]
+    assert len(others) == 2 and first["completion"] == before["completion"]
+    assert record["id"] == before["id"] and record["tokens_read"] == len(tokenizer.encode(ask))
+    assert record["tokens_written"] == sum(each["length"] for each in record["samples"])
+    assert record["completion"] == record["samples"][record["trace"]["chosen"]]["completion"]
+  single = Verifiable(data(ROWS), strategy={"name": "plain"}, **settings)
+  found = single(model, variables, tokenizer)
+  for before, record in zip(plain.records, found.records, strict=True):
+    assert before == {key: record[key] for key in before}
+  assert {key: found.metrics[key] for key in plain.metrics} == plain.metrics
+  assert json.loads(json.dumps(result.records)) == result.records
+
+
+def test_prompting_changes_what_is_read_and_not_which_problem_it_is(scripted, tokenizer, data):
+  thought = {"name": "chain_of_thought", "instruction": "Think.", "begin": "So 1:"}
+  result = Verifiable(data(ROWS), prompting=thought)(None, {}, tokenizer)
+  asked = scripted["prompts"]
+  plain = Verifiable(data(ROWS))(None, {}, tokenizer)
+  assert asked[0] == "[user]2 + 3\n\nThink.<eos>[assistant]So 1:"
+  assert asked[1] == "Think.\n\n4 + 4 =So 1:"
+  assert scripted["prompts"] == PROMPTS
+  assert [r["id"] for r in result.records] == [r["id"] for r in plain.records]
+  assert [r["completion"] for r in result.records] == [f"So 1:{text}" for text, _ in ANSWERS]
+  assert result.records[2]["value"] == "1"  # what an answer was made to begin with is of it
+
+
+def test_strategies_are_checked_when_they_are_built():
+  section = {"name": "verifiable", "data": {"name": "jsonl", "path": "x"}}
+  with pytest.raises(ValueError, match="which would be equal"):
+    build([{**section, "strategy": {"name": "best_of_n"}}])
+  with pytest.raises(ConfigError, match="did you mean 'chain_of_thought'"):
+    build([{**section, "prompting": {"name": "chain_of_thoughts"}}])
+
+
 @pytest.mark.parametrize(
   ("row", "message"),
   [
