@@ -70,7 +70,7 @@ def judge(
   groups: dict[tuple[int, tuple[int, ...]], list[int]] = {}
   for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
     _check(model, prompt, completion, i, before)
-    own = tuple(prompt) if _shares(model, prompt) else (-1, i)
+    own = tuple(prompt) if reads_once(model, prompt) else (-1, i)
     groups.setdefault((-1 if slots is None else int(slots[i]), own), []).append(i)
   prompts = [[*lead, *prompt] for prompt in prompts]
   parts = [
@@ -113,8 +113,8 @@ def _check(
     raise ValueError(f"prompt and completion {i} take {length} positions; the model has {limit}")
 
 
-def _shares(model: Decoder, prompt: Sequence[int]) -> bool:
-  """Whether this prompt may be read apart from what follows it, and is worth it."""
+def reads_once(model: Decoder, prompt: Sequence[int]) -> bool:
+  """Whether `judge` reads this prompt apart from what follows it, once for all its completions."""
   ropes = (model.config.rope, model.config.local_rope)
   return len(prompt) > 1 and not any(rope is not None and rope.by_length for rope in ropes)
 

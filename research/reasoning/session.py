@@ -11,6 +11,7 @@ from typing import Any
 
 from research import generation
 from research.generation import decode
+from research.generation.judge import reads_once
 from research.quant import CacheScheme
 from research.reasoning.outcome import Cost, Reader, Sample
 from research.reasoning.prompts import Ask
@@ -148,27 +149,31 @@ class Session:
   def choose(self, requests: Sequence[Request], choices: Sequence[str]) -> list[list[float]]:
     """The probability of each choice as what follows a request, given that it is one of them.
 
+    Equal requests of a problem are asked, and counted, once.
+
     Raises:
       ValueError: as `generation.choose`.
     """
     if not requests:
       return []
-    prompts = [request.ask.ids(self.tokenizer, request.written) for request in requests]
     ids = [self.tokenizer.encode(choice, add_special=False) for choice in choices]
+    keys = [(r.problem, tuple(r.ask.ids(self.tokenizer, r.written))) for r in requests]
+    asked = list(dict.fromkeys(keys))
     found = generation.choose(
       self.model,
       self.variables,
-      prompts,
-      [ids] * len(prompts),
+      [prompt for _, prompt in asked],
+      [ids] * len(asked),
       batch_size=self.batch_size,
     )
-    passes = math.ceil(len(ids) / self.batch_size)
-    for request, prompt in zip(requests, prompts, strict=True):
-      # The prompt but for its last token once, and that with all but the last of each choice.
-      read = passes * (self._lead + len(prompt) - 1) + sum(map(len, ids))
-      self.costs[request.problem].read += read
-    self._called(request.problem for request in requests)
-    return [_shares(choice.scores) for choice in found]
+    for problem, prompt in asked:
+      once = reads_once(self.model, prompt)
+      passes = math.ceil(len(ids) / self.batch_size) if once else len(ids)
+      # The prompt but for its last token, and that with all but the last of each choice.
+      self.costs[problem].read += passes * (self._lead + len(prompt) - 1) + sum(map(len, ids))
+    self._called(problem for problem, _ in asked)
+    shares = dict(zip(asked, [_shares(choice.scores) for choice in found], strict=True))
+    return [shares[key] for key in keys]
 
   def charge(self, problems: Sequence[int], read: Sequence[int]) -> None:
     """Counts a call in which so many tokens were read about these problems, by another model."""

@@ -154,6 +154,22 @@ def test_verdict_is_the_share_of_its_word(answer, asks, toy, byte_tokenizer):
     assert outcome.answer == outcome.samples[int(np.argmax(outcome.trace["values"]))]
 
 
+def test_equal_questions_of_a_problem_are_one(session, asks, byte_tokenizer):
+  bound = session()
+  requests = [
+    Request(0, asks[0]),
+    Request(2, asks[2]),
+    Request(0, asks[0], "x"),
+    Request(0, asks[0]),
+  ]
+  first, other, third, again = bound.choose(requests, ["a", "bc"])
+  assert first == again != third
+  assert [sum(shares) for shares in (first, other, third)] == pytest.approx([1, 1, 1])
+  length = len(asks[0].ids(byte_tokenizer))
+  assert bound.costs[0].read == (length - 1 + 3) + (length + 1 - 1 + 3)
+  assert bound.costs[0].calls == 1
+
+
 @pytest.mark.parametrize("name", ["breadth", "depth"])
 def test_a_tree_hangs_together(answer, name):
   section, turns = SECTIONS[name], 0

@@ -1,0 +1,1 @@
+"""What strategies of reasoning give a small model, beside votes of as many tokens."""
