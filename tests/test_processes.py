@@ -99,6 +99,12 @@ def get_config():
       "data": {**rows, "path": "problems.jsonl"},
       "max_new_tokens": 8,
       "batch_size": 4,
+      "sampler": {"name": "sample"},
+      "strategy": {
+        "name": "best_of_n",
+        "samples": 2,
+        "judge": {"name": "verdict", "question": "?", "marks": {"a": 1.0, "b": 0.0}},
+      },
     },
     {"name": "written"},
   )
@@ -304,7 +310,14 @@ def test_evaluations_are_those_of_one_process(world, monkeypatch):
   for name, result in found.items():
     for metric, figure in result["metrics"].items():
       np.testing.assert_allclose(figure, expected[name]["metrics"][metric], rtol=1e-4)
-  assert found["verifiable"]["records"] == expected["verifiable"]["records"]
+  pairs = (each["verifiable"]["records"] for each in (found, expected))
+  for ours, theirs in zip(*pairs, strict=True):
+    rounded = [
+      [*each["trace"].pop("values"), *(sample.pop("log_prob") for sample in each["samples"])]
+      for each in (ours, theirs)
+    ]
+    assert ours == theirs
+    np.testing.assert_allclose(*rounded, rtol=1e-3)
   for ours, theirs in zip(found["written"]["records"], expected["written"]["records"], strict=True):
     assert ours["said"] == theirs["said"]
     np.testing.assert_allclose(ours["logs"], theirs["logs"], rtol=1e-3, atol=1e-3)

@@ -9,8 +9,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from research import generation
-from research.generation import decode
+from research import generation, models
+from research.generation import checks, decode
 from research.generation.judge import reads_once
 from research.quant import CacheScheme
 from research.reasoning.outcome import Cost, Reader, Sample
@@ -30,6 +30,11 @@ class Request:
   ask: Ask
   written: str | None = None
   number: int | None = None
+
+  @property
+  def begun(self) -> str:
+    """What there is of the answer."""
+    return self.ask.begin if self.written is None else self.written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +86,13 @@ class Session:
       stop: strings that end a completion. max_new_tokens: by default an answer's.
 
     Raises:
-      ValueError: as `generation.generate`.
+      ValueError: as `generation.generate`; or an answer is begun, and the model is an
+        encoder-decoder, to which a prompt is the source.
     """
     if not requests:
       return []
+    if isinstance(self.model, models.EncoderDecoder) and any(each.begun for each in requests):
+      checks.decoder(self.model, "going on with a begun answer")
     ends = generation.StopStrings(self.tokenizer, tuple(stop))
     prompts = [request.ask.ids(self.tokenizer, request.written) for request in requests]
     found = generation.generate(
@@ -131,7 +139,7 @@ class Session:
     rows = self.write(requests, samples=samples, stage=stage)
     found = []
     for request, row in zip(requests, rows, strict=True):
-      before = request.ask.begin if request.written is None else request.written
+      before = request.begun
       found.append(
         [
           Sample(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from research import generation, reasoning
+from research import generation, models, reasoning
 from research.core.config import ConfigError
 from research.reasoning.session import Request
 
@@ -258,6 +258,14 @@ def test_rounds_of_critique(monkeypatch, byte_tokenizer, reader):
 def test_mistakes(section, error, message):
   with pytest.raises(error, match=message):
     reasoning.build(section, SAMPLER)
+
+
+def test_an_encoder_decoder_does_not_go_on_with_an_answer(byte_tokenizer):
+  shape = {"model_type": "t5", "vocab_size": 258, "d_model": 8, "d_kv": 4, "d_ff": 8}
+  model = models.build({**shape, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0})
+  session = reasoning.Session(model, {}, byte_tokenizer, SAMPLER, max_new_tokens=2)
+  with pytest.raises(ValueError, match="going on with a begun answer is for decoders"):
+    session.write([Request(0, reasoning.Ask("1", "1", begin="So"))])
 
 
 def test_equal_draws_are_refused():
