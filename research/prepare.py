@@ -71,7 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prepare(args: argparse.Namespace) -> int:
   if args.chains:
-    kept = chains.right(json.loads(Path(args.path).read_text()), args.per_problem)
+    try:
+      report = json.loads(Path(args.path).read_text())
+    except json.JSONDecodeError as error:
+      raise ValueError(f"{args.path} is not the file of an evaluation: {error}") from error
+    kept = chains.right(report, args.per_problem)
     args.chains.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept.rows]
     args.chains.write_text("".join(lines), encoding="utf-8")

@@ -65,6 +65,11 @@ def test_right_answers_of_an_evaluation(tmp_path, capsys):
   assert source[0] == {"messages": [*prompt, {"role": "assistant", "content": "2."}]}
   assert prepare.main([*args, "--chains", str(target), "--per-problem", "0"]) == 1
   assert capsys.readouterr().err == "error: 0 answers a problem are none; keep at least 1\n"
+  assert prepare.main(["--path", str(target), "--chains", str(tmp_path / "x.jsonl")]) == 1
+  assert "has no 'results'" in capsys.readouterr().err
+  target.write_text(GOOD)
+  assert prepare.main(["--path", str(target), "--chains", str(tmp_path / "x.jsonl")]) == 1
+  assert "right.jsonl is not the file of an evaluation: Extra data" in capsys.readouterr().err
 
 
 def test_racing_processes_leave_one_good_directory(tmp_path):

@@ -22,7 +22,7 @@ class Reader(Protocol):
 class Cost:
   """What one problem took.
 
-  written: tokens that were drawn, the last of each completion included.
+  written: tokens of all completions, the one that ends each included.
   read: tokens that were read before, or to judge: prompts, once for all of their samples that share
     a batch, virtual tokens, and given completions. Those written are not counted again.
   calls: how often the model was asked in turn; what is asked at once is one call.

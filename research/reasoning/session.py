@@ -117,9 +117,10 @@ class Session:
     rows: list[list[Written]] = [[] for _ in requests]
     for each in found:
       self.costs[requests[each.prompt].problem].written += len(each.tokens)
+      text = self._continued(requests[each.prompt].begun, each.tokens)
       rows[each.prompt].append(
         Written(
-          ends.text(each.tokens),
+          text[: ends.find(text)],
           len(each.tokens),
           tuple(each.log_probs),
           each.finished,
@@ -188,6 +189,15 @@ class Session:
     for problem, tokens in zip(problems, read, strict=True):
       self.costs[problem].read += tokens
     self._called(problems)
+
+  def _continued(self, begun: str, tokens: Sequence[int]) -> str:
+    """What `tokens` add to `begun`: some tokenizers drop a space where a text begins."""
+    if begun:
+      before = self.tokenizer.encode(begun, add_special=False)
+      start, whole = map(self.tokenizer.decode, (before, [*before, *tokens]))
+      if whole.startswith(start):
+        return whole[len(start) :]
+    return self.tokenizer.decode(tokens)
 
   @property
   def _lead(self) -> int:

@@ -7,9 +7,11 @@ import math
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 from research import generation, models, reasoning
 from research.core.config import ConfigError
+from research.data.tokenizer import Tokenizer
 from research.reasoning.session import Request
 
 SAMPLER = generation.Sampler(temperature=1.0)
@@ -258,6 +260,30 @@ def test_rounds_of_critique(monkeypatch, byte_tokenizer, reader):
 def test_mistakes(section, error, message):
   with pytest.raises(error, match=message):
     reasoning.build(section, SAMPLER)
+
+
+def test_a_begun_answer_keeps_its_spaces(monkeypatch, asks):
+  """Also where a tokenizer's decoder drops the one that a text begins with."""
+  words = ["\u2581one", "\u2581So", "\u2581it", "\u2581is.", "\u2581Then", "<eos>"]
+  backend = tokenizers.Tokenizer(
+    tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<eos>")
+  )
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+  backend.decoder = tokenizers.decoders.Metaspace()
+  backend.add_special_tokens(["<eos>"])
+  metaspace = Tokenizer(backend, {"eos_token": "<eos>"}, (), None)
+  assert metaspace.decode([2, 3]) == "it is."
+  wrote = generation.Completion(0, 0, [2, 3, 4, 5], [0.0] * 4, True)
+  monkeypatch.setattr(generation, "generate", lambda *args, **settings: [wrote])
+  session = reasoning.Session(None, {}, metaspace, SAMPLER, max_new_tokens=4)
+  begun = Request(0, reasoning.Ask("one", "one", begin="So"))
+  for request, stop, text in (
+    (begun, (), " it is. Then"),
+    (begun, ("is.",), " it "),
+    (Request(0, asks[0]), (), "it is. Then"),
+  ):
+    ((found,),) = session.write([request], stop=stop)
+    assert (found.text, found.ended) == (text, True)
 
 
 def test_an_encoder_decoder_does_not_go_on_with_an_answer(byte_tokenizer):
