@@ -111,6 +111,33 @@ def test_costs_of_samples(answer, asks, byte_tokenizer):
     assert [e.cost.written for e in found] == [sum(s.tokens for s in e.samples) for e in found]
 
 
+@pytest.mark.parametrize("name", SECTIONS)
+def test_costs_add_up_to_what_the_model_did(monkeypatch, session, asks, reader, name):
+  """Over all problems: what generation was given and gave, and no more."""
+  told = {"read": 0, "written": 0, "turns": 0}
+  generate, choose = generation.generate, generation.choose
+
+  def generating(model, variables, prompts, *args, **settings):
+    found = generate(model, variables, prompts, *args, **settings)
+    told["read"] += sum(map(len, prompts))
+    told["written"] += sum(len(each.tokens) for each in found)
+    told["turns"] += 1
+    return found
+
+  def choosing(model, variables, prompts, choices, **settings):
+    told["read"] += sum(len(prompt) - 1 for prompt in prompts)
+    told["read"] += sum(len(choice) for some in choices for choice in some)
+    told["turns"] += 1
+    return choose(model, variables, prompts, choices, **settings)
+
+  monkeypatch.setattr(generation, "generate", generating)
+  monkeypatch.setattr(generation, "choose", choosing)
+  costs = [each.cost for each in reasoning.build(SECTIONS[name], SAMPLER)(session(), asks, reader)]
+  assert sum(cost.read for cost in costs) == told["read"]
+  assert sum(cost.written for cost in costs) == told["written"]
+  assert max(cost.calls for cost in costs) == told["turns"]
+
+
 def test_votes_by_hand(answer):
   for outcome in answer({"name": "self_consistency", "samples": 6}):
     values = [each.value for each in outcome.samples]
