@@ -9,18 +9,15 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from research import generation
 from research.core import config as config_lib
-from research.core import sharding, tree
-from research.data import chat, packing, prompts
-from research.data.examples import Example
+from research.core import tree
+from research.data import chat, prompts
 from research.evals.scorers import SCORERS
 from research.loop import subject as subjects
 from research.models import scored
@@ -154,24 +151,9 @@ class Scored:
 
   def __call__(self, answers: Sequence[Answer]) -> np.ndarray:
     """See the class."""
-    subject, size = self._subject, self._batch_size
-    ids = [chat.encode_joined(subject.tokenizer, *a.joined())[0][: self._length] for a in answers]
-    found = np.zeros(len(ids))
-    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-    for at in range(0, len(order), size):
-      some = order[at : at + size]
-      width = min(self._length, 1 << max(6, (len(ids[some[0]]) - 1).bit_length()))
-      rows = [[Example(np.array(ids[i], np.int32), np.zeros(len(ids[i]), bool))] for i in some]
-      rows += [[] for _ in range(size - len(rows))]
-      batch = packing.assemble(rows, width, subject.tokenizer.pad_id or 0)
-      scores = sharding.fetched(_scores(subject.model, subject.variables, batch))
-      found[some] = scores[: len(some)]
-    return found
-
-
-@partial(jax.jit, static_argnums=0)
-def _scores(model, variables, batch):
-  return scored.scores(model, variables, batch)
+    subject = self._subject
+    rows = [chat.encode_joined(subject.tokenizer, *a.joined())[0][: self._length] for a in answers]
+    return scored.of_rows(subject.model, subject.variables, rows, batch_size=self._batch_size)
 
 
 class Judge:

@@ -4,23 +4,27 @@
 it at the last token that is no padding token; ours is read at the last token of each document. The
 two differ where a text ends with the token that pads.
 
-B rows, S sequence, D model.
+N, B rows, S sequence, D model.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from research.core import sharding
 from research.models import families
 from research.models.config import DecoderConfig, StackConfig
 from research.models.families.weights import Weight
 
 KERNEL = "score/kernel"
+_NARROWEST = 6  # the power of two that a batch of rows is at least as wide as
 _CAUSAL, _SCORED = "ForCausalLM", "ForSequenceClassification"
 _MODULE = ("score", (0, 1, 1))  # as `families.*.modules` have them
 
@@ -86,6 +90,33 @@ def scores(
   last = jnp.maximum(jnp.sum(batch["segments"] > 0, axis=1) - 1, 0)
   at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)  # [B, 1, D]
   return model.apply(variables, at_last, method="head", rngs=rngs)[:, 0, 0]
+
+
+def of_rows(
+  model: Any, variables: Any, rows: Sequence[Sequence[int]], *, batch_size: int
+) -> np.ndarray:
+  """The score of each row of tokens, one document, float64 `[N]`.
+
+  Rows of like length share a batch, whose width is a power of two.
+  """
+  found = np.zeros(len(rows))
+  order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+  for at in range(0, len(order), batch_size):
+    some = order[at : at + batch_size]
+    shape = (batch_size, 1 << max(_NARROWEST, (len(rows[some[0]]) - 1).bit_length()))
+    batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segments")}
+    for place, i in enumerate(some):
+      length = len(rows[i])
+      batch["tokens"][place, :length] = rows[i]
+      batch["positions"][place, :length] = np.arange(length)
+      batch["segments"][place, :length] = 1
+    found[some] = sharding.fetched(_of_batch(model, variables, batch))[: len(some)]
+  return found
+
+
+@partial(jax.jit, static_argnums=0)
+def _of_batch(model, variables, batch):
+  return scores(model, variables, batch)
 
 
 def _has_score(config: StackConfig) -> bool:

@@ -15,9 +15,7 @@ import jax
 import numpy as np
 
 from research import models
-from research.core import sharding
 from research.data import chat
-from research.generation import layout
 from research.models import scored
 from research.reasoning.prompts import Ask
 from research.reasoning.session import Request, Session
@@ -102,12 +100,7 @@ class Reward:
     if (longest := max(map(len, rows), default=0)) > limit:
       raise ValueError(f"{self.model} has {limit} positions, and an answer takes {longest}")
     session.charge([each.problem for each in candidates], [len(row) for row in rows])
-    scores = np.zeros(len(rows))
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    for start in range(0, len(order), self.batch_size):
-      some = order[start : start + self.batch_size]
-      batch = _batch([rows[i] for i in some], self.batch_size)
-      scores[some] = sharding.fetched(_scores(model, {"params": params}, batch))[: len(some)]
+    scores = scored.of_rows(model, {"params": params}, rows, batch_size=self.batch_size)
     return (1 / (1 + np.exp(-scores))).tolist()
 
 
@@ -126,22 +119,6 @@ def _ids(tokenizer: Any, candidate: Candidate) -> list[int]:
   asked, text = candidate.ask.problem, candidate.text
   told = text if isinstance(asked, str) else [{"role": "assistant", "content": text}]
   return chat.encode_joined(tokenizer, asked, told)[0]
-
-
-def _batch(rows: Sequence[Sequence[int]], count: int) -> dict[str, np.ndarray]:
-  """`[count, S]`, S a power of two, padded on the right."""
-  shape = (count, layout.bucket(max(map(len, rows))))
-  batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segments")}
-  for at, row in enumerate(rows):
-    batch["tokens"][at, : len(row)] = row
-    batch["positions"][at, : len(row)] = np.arange(len(row))
-    batch["segments"][at, : len(row)] = 1
-  return batch
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _scores(model, variables, batch):
-  return scored.scores(model, variables, batch)
 
 
 JUDGES: dict[str, Callable[..., Any]] = {

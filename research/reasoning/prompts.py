@@ -99,7 +99,11 @@ class ChainOfThought:
         if row.get(column) is None:
           where = f"{source.name}: row {source.origin(index)}"
           raise ValueError(f"{where}, an exemplar, has no {column!r}{tree.nearest(column, row)}")
-      found.append((str(row["question"]), self.shown.format_map(row)))
+      try:
+        told = self.shown.format_map(row)
+      except (KeyError, IndexError) as error:
+        raise ValueError(f"shown {self.shown!r} asks for {error}, which no row has") from error
+      found.append((str(row["question"]), told))
     return found
 
   def _prompt(self, problem: Any, shots: Sequence[tuple[str, str]]) -> Any:
@@ -107,7 +111,7 @@ class ChainOfThought:
       asked = "".join(f"{question}\n{answer}\n\n" for question, answer in shots)
       return (f"{self.instruction}\n\n" if self.instruction else "") + asked + problem
     behind = f"\n\n{self.instruction}" if self.instruction else ""
-    first = 1 if problem[0]["role"] == "system" else 0
+    first = 1 if problem[0].get("role") == "system" else 0
     turns = [
       message
       for question, answer in shots

@@ -41,7 +41,7 @@ def elect(samples: Sequence[Sample], weights: Sequence[float] | None = None) -> 
 def agreement(samples: Sequence[Sample], chosen: int) -> float:
   """The share of all samples, read or not, whose value is that of the chosen one; 0 if it has none.
 
-  Which is how sure the vote is (Wang et al., section 3.5).
+  Which is how sure the vote is: accuracy goes with it (Wang et al.).
   """
   value = samples[chosen].value
   return 0.0 if value is None else sum(each.value == value for each in samples) / len(samples)

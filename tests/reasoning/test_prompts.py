@@ -80,3 +80,5 @@ def test_mistakes(shots):
   rows = [SHOTS[0], {"question": "1?", "reason": "", "answer": 1}]
   with pytest.raises(ValueError, match="row 1, an exemplar, has no 'reasoning'"):
     ChainOfThought(shots=shots(rows))([CHAT])
+  with pytest.raises(ValueError, match="asks for 'resoning', which no row has"):
+    ChainOfThought(shots=shots(SHOTS), shown="{resoning}")([CHAT])
