@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from research.generate.writer import Writer
+from research.io import lines
 
 _PART = 64  # rows of a file that are written at a time
 _QUEUE = 1024  # and with --continuous, which must not wait for the last rows of each part
@@ -28,7 +29,7 @@ def fill(writer: Writer, source: Path, target: Path) -> None:
   prompts = [_row_prompt(row, index) for index, row in enumerate(rows)]
   texts = [_row_completion(row, index) for index, row in enumerate(rows)] if args.score else []
   adapters = _row_adapters(rows, writer)
-  done = _rows_done(target, len(rows))
+  done = lines.complete(target, most=len(rows))
   target.parent.mkdir(parents=True, exist_ok=True)
   total = len(rows) * args.samples
   with target.open("a") as file, tqdm.tqdm(total=total, unit="completion") as bar:
@@ -73,20 +74,6 @@ def _row_completion(row: Mapping[str, Any], index: int) -> str:
   if not isinstance(row.get("completion"), str):
     raise ValueError(f"row {index} has no `completion`, a text to score: {', '.join(row)}")
   return row["completion"]
-
-
-def _rows_done(target: Path, total: int) -> int:
-  """The rows that `target` holds; half a line, as a killed process leaves it, is cut off."""
-  if not target.exists():
-    return 0
-  data = target.read_bytes()
-  whole = data[: data.rfind(b"\n") + 1]
-  if len(whole) != len(data):
-    target.write_bytes(whole)
-  done = whole.count(b"\n")
-  if done > total:
-    raise ValueError(f"{target} holds {done} rows, more than the input's {total}; name another")
-  return done
 
 
 def _filled(row: Mapping[str, Any], samples: list[dict[str, Any]], args: Any) -> dict[str, Any]:
