@@ -137,7 +137,10 @@ def get_config():
     "reference": "copy",
   }
   config.train.rollout = {
-    "rewards": ({"name": "pattern", "regex": "[a-m]"},),
+    "rewards": (
+      {"name": "pattern", "regex": "[a-m]"},
+      {"name": "judge", "question": "{answer}?", "source": "teacher"},
+    ),
     "samples": 2,
     "max_new_tokens": 6,
     "advantage": {"name": "gae"},
@@ -326,7 +329,7 @@ def test_evaluations_are_those_of_one_process(world, monkeypatch):
 def test_a_policy_writes_and_learns_what_it_does_in_one_process(world, monkeypatch):
   monkeypatch.syspath_prepend(str(world))
   assert _one(world, monkeypatch, "policy", config="policy.py") == 0
-  started = _start(world, "policies", 2, 1, ["data=2"], config="policy.py")
+  started = _start(world, "policies", 2, 1, ["fsdp=2"], config="policy.py")
   codes = [process.wait(240) for process in started]
   assert codes == [0, 0], _said(world, "policies", started)
   alone, joined = (

@@ -36,7 +36,7 @@ def prompt_of(row: Mapping[str, Any]) -> str | list[dict[str, Any]]:
     return text_of(row, column)
   messages = messages_of(row, column)
   if messages[-1]["role"] == "assistant":
-    raise BadRow("that end with an answer", f"column {column!r}; leave the last message out")
+    raise BadRow("of messages that end with an answer", f"leave the last one of {column!r} out")
   return messages
 
 

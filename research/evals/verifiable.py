@@ -12,7 +12,8 @@ from typing import Any
 from research import generation, quant, reasoning
 from research.core import config as config_lib
 from research.core import distributed, tree
-from research.data import sources
+from research.data import prompts, sources
+from research.data.examples import BadRow
 from research.evals import bootstrap, progress
 from research.evals.result import Result, item_id
 from research.evals.scorers import SCORERS, Scorer
@@ -169,13 +170,12 @@ def _problem(source: Any, index: int) -> dict[str, Any]:
   """The row with its `prompt`, a string or messages, and its `answer`, a string."""
   row = source[index]
   where = f"{source.name}: row {source.origin(index)}"
-  prompt = row.get("prompt", row.get("messages"))
-  if prompt is None:
-    raise ValueError(f"{where} has neither 'prompt' nor 'messages'{tree.nearest('prompt', row)}")
+  try:
+    prompt = prompts.prompt_of(row)
+  except BadRow as error:
+    raise ValueError(f"{where} is {error}") from error
   if row.get("answer") is None:
     raise ValueError(f"{where} has no 'answer'{tree.nearest('answer', row)}")
-  if not isinstance(prompt, str) and (not prompt or prompt[-1].get("role") == "assistant"):
-    raise ValueError(f"{where}: its messages end with an answer, or there are none")
   return {**row, "prompt": prompt, "answer": str(row["answer"])}
 
 

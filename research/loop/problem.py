@@ -110,7 +110,7 @@ def assemble(config: config_lib.Config) -> Problem:
   with config_lib.blaming("objective"):
     batches = bound.reference.of_batches(stream, config.data.train)
   rewrite: Any = on_policy.build(config, model, learner.tokenizer, bound.teacher is not None, mesh)
-  written = rollouts.build(config, bound.objective, model, learner.tokenizer, batches, share)
+  written = rollouts.build(config, bound.objective, model, learner.tokenizer, batches, mesh)
   if written:
     batches, rewrite = written, written.rewrite
   with config_lib.blaming("adapters"):

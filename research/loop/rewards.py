@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from research import generation
 from research.core import config as config_lib
-from research.core import tree
+from research.core import sharding, tree
 from research.data import chat, prompts
 from research.evals.scorers import SCORERS
 from research.loop import subject as subjects
@@ -120,7 +121,22 @@ class Length:
     return -np.clip(over / self.buffer, 0.0, 1.0)
 
 
-class Scored:
+class _OfModel:
+  """A reward by a model of its own, a checkpoint (`source`) or the result of a `run`."""
+
+  def __init__(self, source: str, run: str, dtype: str):
+    if bool(source) == bool(run):
+      raise ValueError("give one of source, a checkpoint, and run, a run's directory")
+    found = subjects.load_run(Path(run), dtype) if run else subjects.load_model(source, dtype)
+    self._subject = subjects.require_one(found)
+
+  def spread(self, mesh: jax.sharding.Mesh) -> None:
+    """Puts the model on the run's devices, split as a base is that does not train."""
+    places = sharding.shardings(mesh, self._subject.variables)
+    self._subject.variables = jax.device_put(self._subject.variables, places)
+
+
+class Scored(_OfModel):
   """The score of a reward model (the objective "reward"), laid out as it was trained.
 
   Args:
@@ -142,7 +158,7 @@ class Scored:
     batch_size: int = 8,
     dtype: str = "bfloat16",
   ):
-    self._subject = _subject(source, run, dtype)
+    super().__init__(source, run, dtype)
     if getattr(self._subject.model.config, "head", None) != "score":
       raise ValueError(
         f"{self._subject.name} has no head for scores; the objective 'reward' makes one"
@@ -156,7 +172,7 @@ class Scored:
     return scored.of_rows(subject.model, subject.variables, rows, batch_size=self._batch_size)
 
 
-class Judge:
+class Judge(_OfModel):
   """How sure a model is that an answer is good: the chance of its yes against its no.
 
   Feedback of a model in place of people's (Bai et al. 2022, arXiv:2212.08073, section 4.1): the two
@@ -184,7 +200,7 @@ class Judge:
   ):
     if "{answer}" not in question:
       raise ValueError("the judge's question lacks {answer}, which it is about")
-    self._subject = _subject(source, run, dtype)
+    super().__init__(source, run, dtype)
     self._question, self._batch_size = question, batch_size
     self._words = [self._subject.tokenizer.encode(w, add_special=False) for w in (yes, no)]
     if not all(self._words):
@@ -251,8 +267,11 @@ class Rewards:
     return np.stack(parts).sum(axis=0, dtype=np.float32)
 
 
-def build(sections: Sequence[Mapping[str, Any]]) -> Rewards:
+def build(sections: Sequence[Mapping[str, Any]], mesh: jax.sharding.Mesh | None = None) -> Rewards:
   """The rewards that sections name, each with a `weight` (1) and a `label` (its name).
+
+  Args:
+    mesh: of the run, where models among them are to lie; None: on JAX's own device.
 
   Raises:
     ConfigError: there is none, one is unknown or takes no such setting, or two have one label.
@@ -263,16 +282,12 @@ def build(sections: Sequence[Mapping[str, Any]]) -> Rewards:
     label = str(section.get("label", section.get("name")))
     if label in each:
       raise config_lib.ConfigError(f"two rewards are {label!r}; give one another 'label'")
-    each[label] = (float(section.get("weight", 1.0)), config_lib.call(REWARDS, own))
+    reward = config_lib.call(REWARDS, own)
+    if mesh is not None and isinstance(reward, _OfModel):
+      reward.spread(mesh)
+    each[label] = (float(section.get("weight", 1.0)), reward)
   if not each:
     raise config_lib.ConfigError(
       f"rollout.rewards is empty; a reward is one of {', '.join(REWARDS)}"
     )
   return Rewards(each)
-
-
-def _subject(source: str, run: str, dtype: str) -> subjects.Subject:
-  if bool(source) == bool(run):
-    raise ValueError("give one of source, a checkpoint, and run, a run's directory")
-  found = subjects.load_run(Path(run), dtype) if run else subjects.load_model(source, dtype)
-  return subjects.require_one(found)

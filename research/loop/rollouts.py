@@ -14,10 +14,11 @@ import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from research.core import config as config_lib
-from research.core import distributed
+from research.core import distributed, sharding
 from research.data import settings as data_settings
 from research.data import sources
 from research.data.answers import KINDS
@@ -112,7 +113,7 @@ def build(
   model: Any,
   tokenizer: Any,
   batches: Any,
-  share: tuple[int, int],
+  mesh: jax.sharding.Mesh,
 ) -> Rollouts | None:
   """What `config.train.rollout` describes, of batches of prompts; None for other objectives.
 
@@ -152,12 +153,12 @@ def build(
       model,
       tokenizer,
       sources.build(data.source),
-      rewards_lib.build(settings.rewards),
+      rewards_lib.build(settings.rewards, mesh),
       data.length,
       tuple(sorted(data.buckets)),
       config.seed,
     )
-  return Rollouts(settings, batches, writer, share)
+  return Rollouts(settings, batches, writer, sharding.share_of_process(mesh))
 
 
 def rows_per_example(config: config_lib.Config, kind: str | None) -> int:

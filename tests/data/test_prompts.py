@@ -22,7 +22,10 @@ def test_a_prompt_is_all_of_the_example_and_nothing_is_learnt(byte_tokenizer):
   ("row", "told"),
   [
     ({"question": "why?"}, "no 'prompt' and no 'messages'"),
-    ({"prompt": [*ASKED, {"role": "assistant", "content": "so"}]}, "leave the last message out"),
+    (
+      {"prompt": [*ASKED, {"role": "assistant", "content": "so"}]},
+      "leave the last one of 'prompt' out",
+    ),
     ({"prompt": 3}, "is not a list of messages"),
     ({"prompt": ""}, "has no tokens"),
   ],

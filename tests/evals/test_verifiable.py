@@ -158,9 +158,12 @@ def test_strategies_are_checked_when_they_are_built():
 @pytest.mark.parametrize(
   ("row", "message"),
   [
-    ({"promt": "1", "answer": "1"}, "row 1 has neither 'prompt' nor 'messages'; .* 'promt'"),
+    ({"promt": "1", "answer": "1"}, "row 1 is without its columns: no 'prompt' and .* 'promt'"),
     ({"prompt": "1", "answers": "1"}, "row 1 has no 'answer'; did you mean 'answers'"),
-    ({"messages": [{"role": "assistant", "content": "1"}], "answer": "1"}, "row 1: its messages"),
+    (
+      {"messages": [{"role": "assistant", "content": "1"}], "answer": "1"},
+      "row 1 is of messages that end with an answer",
+    ),
     ({"prompt": "1", "answer": "one"}, "'one' is not one number"),
   ],
 )
