@@ -9,7 +9,17 @@ ROOT = Path(__file__).parent.parent / "research"
 
 # From the top down; packages on one line do not import each other, except as ALLOWED says.
 LAYERS = [
-  {"train", "evaluate", "generate", "export", "inspect", "prepare", "constitution", "curate", "plan"},
+  {
+    "train",
+    "evaluate",
+    "generate",
+    "export",
+    "inspect",
+    "prepare",
+    "constitution",
+    "curate",
+    "plan",
+  },
   {"planning"},
   {"loop"},
   {"objectives", "evals", "curation"},
