@@ -91,10 +91,10 @@ class Rollouts:
   def description(self) -> str:
     """See `Batches`."""
     one = self._settings
-    return (
-      f"{self._batches.description()}; each prompt is answered {one.samples} times, and "
-      f"{one.batches} batches of them are learnt from {one.epochs} times"
-    )
+    told = f"{self._batches.description()}; answers to a prompt: {one.samples}"
+    if one.steps > 1:
+      told += f", batches of a rollout: {one.batches}, steps that learn from each: {one.epochs}"
+    return told
 
   def _whole(self, batch: Mapping[str, np.ndarray]) -> list[tuple[int, list[int]]]:
     """The row number and the tokens of each prompt of the batch, those of all processes."""
