@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research import peft
-from research.evals.perplexity import Perplexity, windows
+from research.evals.perplexity import Perplexity
+from research.evals.rolling import windows
 from research.generation import score
 
 TEXTS = ["Short.", "", "Naïve: " + "the quick brown fox jumps over the lazy dog. " * 4, "x" * 50]
