@@ -20,6 +20,7 @@ from research.evals.result import (
   table,
 )
 from research.evals.reward import Reward
+from research.evals.token_calibration import TokenCalibration
 from research.evals.verifiable import Verifiable
 
 EVALUATORS: dict[str, Callable[..., Evaluator]] = {
@@ -29,6 +30,7 @@ EVALUATORS: dict[str, Callable[..., Evaluator]] = {
   "perplexity": Perplexity,
   "reference_kl": ReferenceKL,
   "reward": Reward,
+  "token_calibration": TokenCalibration,
   "verifiable": Verifiable,
 }
 

@@ -57,9 +57,7 @@ class Perplexity:
         context is longer than it; a row has no `text`, or there is no token to score.
     """
     length = rolling.length_of(model, variables, self.length, self.label)
-    context = max(1, length // 2) if self.context is None else self.context
-    if not 1 <= context <= length:
-      raise ValueError(f"{self.label}: context {context} is not within 1 and the length, {length}")
+    context = rolling.context_of(self.context, length, self.label)
     documents = rolling.read(self.data, tokenizer, bos=self.bos, label=self.label)
     jobs = rolling.jobs_of(documents, length, context, self.label)
     if self.cache:

@@ -31,6 +31,7 @@ class Result:
       records' fields `(value, weight)`; no weight stands for 1.
     intervals: `metric -> (low, high)`, 95 %.
     samples: items in words, to be shown to a person.
+    tables: figures of more than one dimension, `name -> rows`, ready for JSON; plots are of them.
   """
 
   name: str
@@ -39,6 +40,7 @@ class Result:
   means: Mapping[str, tuple[str, str | None]]
   intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
   samples: list[str] = dataclasses.field(default_factory=list)
+  tables: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
 
   def to_json(self) -> dict[str, Any]:
     """All of it, as `from_json` reads it."""
@@ -52,7 +54,7 @@ class Result:
       ValueError: it is something else.
     """
     fields = {field.name for field in dataclasses.fields(cls)}
-    if set(saved) != fields:
+    if set(saved) not in (fields, fields - {"tables"}):  # which older files lack
       raise ValueError(f"a saved result has {', '.join(sorted(fields))}, not {sorted(saved)}")
     pairs = {key: {n: tuple(p) for n, p in saved[key].items()} for key in ("means", "intervals")}
     return cls(**{**saved, **pairs})

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from research.core import sharding
-from research.evals import answers, bootstrap, progress
+from research.evals import answers, bootstrap, progress, reliability
 from research.evals.result import Result
 from research.models import scored
 
@@ -32,10 +32,9 @@ def calibration_error(margins: np.ndarray) -> float:
     margins: `[N]`, the score of the text that is better less the other's.
   """
   confidence = 1 / (1 + np.exp(-np.abs(margins)))
-  right = margins > 0
-  bins = np.minimum((2 * (confidence - 0.5) * _BINS).astype(int), _BINS - 1)
-  apart = np.bincount(bins, right - confidence, minlength=_BINS)
-  return float(np.abs(apart).sum() / len(margins))
+  return reliability.calibration_error(
+    reliability.table(confidence, margins > 0, bins=_BINS, low=0.5)
+  )
 
 
 @dataclasses.dataclass(frozen=True)

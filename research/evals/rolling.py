@@ -100,6 +100,18 @@ def length_of(model: Any, variables: Any, length: int | None, label: str) -> int
   return length
 
 
+def context_of(context: int | None, length: int, label: str) -> int:
+  """Tokens before each scored one, at least: `context`, by default half of `length`.
+
+  Raises:
+    ValueError: it is longer than the window, or none.
+  """
+  found = max(1, length // 2) if context is None else context
+  if not 1 <= found <= length:
+    raise ValueError(f"{label}: context {found} is not within 1 and the length, {length}")
+  return found
+
+
 def require_decoder(model: Any, label: str) -> None:
   """Raises ValueError unless the model is one."""
   if not isinstance(model.config, DecoderConfig):

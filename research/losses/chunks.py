@@ -71,6 +71,33 @@ def weighted_sum(
   return total, told.reshape(-1, batch, parts * length)
 
 
+def told(
+  of_chunk: Callable[[jax.Array, jax.Array], Tree],
+  hidden: jax.Array,
+  targets: jax.Array,
+  *,
+  chunk_tokens: int,
+) -> Tree:
+  """What a function tells of each token, a chunk at a time; for figures, not for gradients.
+
+  Args:
+    of_chunk: `(hidden [s, D], targets [s]) -> a tree of [s]`.
+    hidden: `[B, S, D]`.
+    targets: int32 `[B, S]`.
+    chunk_tokens: tokens at a time, over all rows.
+
+  Returns:
+    The tree, of `[B, S]`.
+  """
+  size = targets.size
+  chunk = min(size, chunk_tokens)
+  padding = -size % chunk
+  x = jnp.pad(hidden.reshape(size, -1), ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
+  y = jnp.pad(targets.reshape(size), (0, padding)).reshape(-1, chunk)
+  found = jax.lax.map(lambda pair: of_chunk(*pair), (x, y))
+  return jax.tree.map(lambda told: told.reshape(-1)[:size].reshape(targets.shape), found)
+
+
 def _chunk_sums(losses, variables, hidden, others, weights):
   found = losses(variables, hidden, *others)
   return jnp.sum(found[0] * weights), jnp.stack([each * weights for each in found])

@@ -75,17 +75,11 @@ def judge_tokens(
   Returns:
     float32 `[B, S]` in nats, and bool `[B, S]`: whether the target has the largest logit.
   """
-  size = targets.size
-  chunk = min(size, chunk_tokens)
-  padding = -size % chunk
 
-  def of_chunk(pair):
-    return token_losses(head(variables, pair[0]), pair[1])
+  def of_chunk(hidden, targets):
+    return token_losses(head(variables, hidden), targets)
 
-  x = jnp.pad(hidden.reshape(size, -1), ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
-  y = jnp.pad(targets.reshape(size), (0, padding)).reshape(-1, chunk)
-  losses, best = (found.reshape(-1)[:size] for found in jax.lax.map(of_chunk, (x, y)))
-  return losses.reshape(targets.shape), best.reshape(targets.shape)
+  return chunks.told(of_chunk, hidden, targets, chunk_tokens=chunk_tokens)
 
 
 def chunked(
