@@ -88,12 +88,9 @@ class TokenCalibration:
     lead = decode.ahead(variables)[0]
 
     def judge(which: Sequence[int], inverse: float) -> list[Judged]:
-      scale = np.float32(inverse)
       found: dict[int, Judged] = {}
       for i, told in rolling.each(
-        lambda tokens, targets, segments: _judge(
-          model, variables, tokens, targets, segments, scale
-        ),
+        partial(_judge, model, variables, np.float32(inverse)),
         documents.tokens,
         [jobs[i] for i in which],
         batch_size=self.batch_size,
@@ -190,7 +187,7 @@ def _sum(values: np.ndarray) -> float:
 
 
 @partial(jax.jit, static_argnums=0)
-def _judge(model, variables, tokens, targets, segments, scale):
+def _judge(model, variables, scale, tokens, targets, segments):
   """`Judged` of `targets [B, S]` at the inverse temperature `scale`, as float32 `[6, B, S]`."""
   hidden = model.apply(variables, tokens, segments=segments, method="hidden")  # [B, S, D]
 

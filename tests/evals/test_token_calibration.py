@@ -1,5 +1,7 @@
 """Calibration of tokens against one whole softmax, and a temperature against a plain search."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -28,11 +30,8 @@ def data(tmp_path_factory):
 
 
 def test_against_whole_logits(model, variables, tokenizer, data):
-  (evaluator,) = build(
-    [{"name": "token_calibration", "data": data, "length": 32, "context": 32, "bins": 10}]
-  )
-  # A window a token would be too many; every window is one of 32 tokens, and one token is scored.
-  evaluator = type(evaluator)(data, length=32, context=8, batch_size=8, bins=10)
+  section = {"name": "token_calibration", "data": data, "length": 32, "context": 8, "bins": 10}
+  (evaluator,) = build([{**section, "batch_size": 8}])
   result = evaluator(model, variables, tokenizer)
 
   text = "The quick brown fox jumps over the lazy dog. " * 5
@@ -92,5 +91,8 @@ def test_against_whole_logits(model, variables, tokenizer, data):
 def test_errors(model, variables, tokenizer, data):
   with pytest.raises(ValueError, match="bins is 0"):
     build([{"name": "token_calibration", "data": data, "bins": 0}])
-  (evaluator,) = build([{"name": "token_calibration", "data": {**data, "split_by": "paragraph"}}])
-  del evaluator
+  short = {**data, "path": data["path"].replace("text.txt", "short.txt")}
+  Path(short["path"]).write_text("One window.")
+  (evaluator,) = build([{"name": "token_calibration", "data": short}])
+  with pytest.raises(ValueError, match="takes two windows"):
+    evaluator(model, variables, tokenizer)
