@@ -9,6 +9,8 @@ from research.core import config as config_lib
 from research.evals.bleu import Bleu
 from research.evals.classification import Classification
 from research.evals.harness import Harness
+from research.evals.lengths import Lengths
+from research.evals.needle import Needle
 from research.evals.perplexity import Perplexity
 from research.evals.reference_kl import ReferenceKL
 from research.evals.result import (
@@ -27,6 +29,8 @@ EVALUATORS: dict[str, Callable[..., Evaluator]] = {
   "bleu": Bleu,
   "classification": Classification,
   "harness": Harness,
+  "lengths": Lengths,
+  "needle": Needle,
   "perplexity": Perplexity,
   "reference_kl": ReferenceKL,
   "reward": Reward,
