@@ -1,6 +1,7 @@
 """Installs `research`, `configs` and `launch`.
 
-Extras: quickstart, curation, harness, translation, sweeps, slurm, ray, gke, plan, test, lint.
+Extras: quickstart, curation, harness, translation, summaries, diagnostics, sweeps, slurm, ray, gke,
+plan, test, lint.
 """
 
 from setuptools import find_packages, setup
@@ -28,6 +29,8 @@ QUICKSTART = ["reasoning-gym>=0.1.20"]
 CURATION = ["datasketch>=1.6", "py3langid>=0.3"]
 HARNESS = ["lm_eval>=0.4.13"]
 TRANSLATION = ["matplotlib>=3.9", "sacrebleu>=2.4"]
+SUMMARIES = ["rouge-score>=0.1.2"]
+DIAGNOSTICS = ["matplotlib>=3.9"]
 SWEEPS = ["matplotlib>=3.9", "optuna>=4"]
 SLURM = ["submitit>=1.5"]
 RAY = ["ray>=2.40"]
@@ -47,6 +50,8 @@ setup(
     "curation": CURATION,
     "harness": HARNESS,
     "translation": TRANSLATION,
+    "summaries": SUMMARIES,
+    "diagnostics": DIAGNOSTICS,
     "sweeps": SWEEPS,
     "slurm": SLURM,
     "ray": RAY,
@@ -58,6 +63,8 @@ setup(
       *CURATION,
       *HARNESS,
       *TRANSLATION,
+      *SUMMARIES,
+      *DIAGNOSTICS,
       *SWEEPS,
       *SLURM,
       *GKE,

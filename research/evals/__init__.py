@@ -13,6 +13,7 @@ from research.evals.lengths import Lengths
 from research.evals.needle import Needle
 from research.evals.perplexity import Perplexity
 from research.evals.reference_kl import ReferenceKL
+from research.evals.repetition import Repetition
 from research.evals.result import (
   Difference,
   Evaluator,
@@ -22,6 +23,7 @@ from research.evals.result import (
   table,
 )
 from research.evals.reward import Reward
+from research.evals.rouge import Rouge
 from research.evals.token_calibration import TokenCalibration
 from research.evals.verifiable import Verifiable
 
@@ -33,7 +35,9 @@ EVALUATORS: dict[str, Callable[..., Evaluator]] = {
   "needle": Needle,
   "perplexity": Perplexity,
   "reference_kl": ReferenceKL,
+  "repetition": Repetition,
   "reward": Reward,
+  "rouge": Rouge,
   "token_calibration": TokenCalibration,
   "verifiable": Verifiable,
 }

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from research import generation
-from research.core import distributed, tree
-from research.data import sources
-from research.evals import progress
-from research.evals.result import Result, item_id
+from research.evals import pairs
+from research.evals.result import Result
 
 _RESAMPLES = 1000
 
@@ -55,39 +50,29 @@ class Bleu:
       raise ValueError(
         f"{self.label} needs sacrebleu ({error}); pip install 'research[translation]'"
       ) from error
-    with distributed.alike(f"what {self.label} reads") as told:
-      rows = _rows(sources.build(self.data))
-      told["pairs"] = [[row["prompt"], row["completion"]] for row in rows]
-    prompts = [tokenizer.encode(row["prompt"]) for row in rows]
-    with progress.bar(len(rows), self.label, "pair") as bar:
-      # One beam needs none of the copies that a search makes.
-      search: Callable[..., Any] = generation.generate
-      if self.num_beams > 1:
-        search = partial(generation.beam_search, num_beams=self.num_beams)
-      written = search(
-        model,
-        variables,
-        prompts,
-        max_new_tokens=self.max_new_tokens,
-        eos_ids=tokenizer.eos_ids,
-        batch_size=self.batch_size,
-        progress=bar.update,
-      )
-    records = []
-    for index, (row, completion) in enumerate(zip(rows, written, strict=True)):
-      text = tokenizer.decode(completion.tokens)
-      score = sacrebleu.sentence_bleu(text, [row["completion"]])
-      asked = json.dumps([row["prompt"], row["completion"]])
+    written = pairs.write(
+      model,
+      variables,
+      tokenizer,
+      self.data,
+      max_new_tokens=self.max_new_tokens,
+      num_beams=self.num_beams,
+      batch_size=self.batch_size,
+      label=self.label,
+    )
+    records: list[dict[str, Any]] = []
+    for pair in written:
+      score = sacrebleu.sentence_bleu(pair.text, [pair.reference])
       records.append(
         {
-          "id": item_id(index, asked),
-          "completion": text,
-          "reference": row["completion"],
+          "id": pair.id,
+          "completion": pair.text,
+          "reference": pair.reference,
           "matches": score.counts,
           "ngrams": score.totals,
           "words": score.sys_len,
           "reference_words": score.ref_len,
-          "unfinished": int(not completion.finished),
+          "unfinished": int(not pair.finished),
         }
       )
     # A column a figure: what of n-grams of 1 to 4 words matches, how many there are, lengths.
@@ -101,7 +86,8 @@ class Bleu:
       return float(sacrebleu.BLEU.compute_bleu(match, total, *lengths, smooth_method="exp").score)
 
     rng = np.random.default_rng(0)
-    draws = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), _RESAMPLES) @ counts
+    size = len(records)
+    draws = rng.multinomial(size, np.full(size, 1 / size), _RESAMPLES) @ counts
     low, high = np.percentile([bleu(sums) for sums in draws], [2.5, 97.5])
     sums = counts.sum(axis=0)
     metrics = {
@@ -111,21 +97,5 @@ class Bleu:
       "pairs": len(records),
     }
     means = {"length_ratio": ("words", "reference_words"), "unfinished": ("unfinished", None)}
-    samples = [
-      f"> {row['prompt']}\n{record['completion']}\n[reference: {row['completion']}]"
-      for row, record in zip(rows[: self.shown], records, strict=False)
-    ]
+    samples = [pair.shown() for pair in written[: self.shown]]
     return Result(self.label, metrics, records, means, {"bleu": (float(low), float(high))}, samples)
-
-
-def _rows(source: Any) -> list[dict[str, str]]:
-  rows = [source[index] for index in range(len(source))]
-  for index, row in enumerate(rows):
-    for name in ("prompt", "completion"):
-      if not isinstance(row.get(name), str):
-        raise ValueError(
-          f"{source.name}: row {source.origin(index)} has no text {name!r}{tree.nearest(name, row)}"
-        )
-  if not rows:
-    raise ValueError(f"{source.name} has no rows")
-  return rows

@@ -12,7 +12,7 @@ import numpy as np
 
 from research import generation
 from research.core import distributed
-from research.data import chat
+from research.data import prompts
 from research.evals import bootstrap, progress, rolling
 from research.evals.result import Result, item_id
 
@@ -165,9 +165,7 @@ class Needle:
       yield _Problem(length, depth, prompt, answers)
 
   def _encode(self, tokenizer: Any, text: str) -> list[int]:
-    if self.chat:
-      return chat.encode_prompt(tokenizer, [{"role": "user", "content": text}])
-    return tokenizer.encode(text)
+    return prompts.encode(tokenizer, [{"role": "user", "content": text}] if self.chat else text)
 
   def _result(self, records: list[dict[str, Any]]) -> Result:
     outcomes = {"accuracy": [record["correct"] for record in records]}

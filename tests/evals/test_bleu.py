@@ -5,7 +5,7 @@ import json
 import pytest
 
 from research import evals, generation
-from research.evals import bleu
+from research.evals import pairs
 
 sacrebleu = pytest.importorskip("sacrebleu")
 
@@ -45,7 +45,7 @@ def test_corpus_bleu(rows, monkeypatch):
       for i, prompt in enumerate(prompts)
     ]
 
-  monkeypatch.setattr(bleu.generation, "generate", write)
+  monkeypatch.setattr(pairs.generation, "generate", write)
   (evaluator,) = evals.build([{"name": "bleu", "data": rows, "shown": 1}])
   result = evaluator(None, None, Words())
   expected = sacrebleu.corpus_bleu(WRITTEN, [REFERENCES])

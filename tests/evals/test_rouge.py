@@ -1,0 +1,43 @@
+"""ROUGE of a corpus against the package's own scores."""
+
+import json
+
+import pytest
+
+from research import evals, generation
+from research.evals import bootstrap, pairs
+
+rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
+
+WRITTEN = ["the cats sat on the mat", "a dog runs in the park", "", "nothing alike"]
+REFERENCES = ["the cat is sitting on the mat", "dogs run in parks", "rain", "quite other words"]
+
+
+@pytest.mark.parametrize("stemmer", [True, False])
+def test_corpus(tmp_path, monkeypatch, tokenizer, stemmer):
+  file = tmp_path / "rows.jsonl"
+  rows = [{"prompt": text, "completion": text} for text in REFERENCES]
+  file.write_text("\n".join(map(json.dumps, rows)))
+
+  def write(model, variables, prompts, *, eos_ids, **_):
+    return [
+      generation.Completion(i, 0, tokenizer.encode(text) + [*eos_ids][:i], [], i > 0)
+      for i, text in enumerate(WRITTEN)
+    ]
+
+  monkeypatch.setattr(pairs.generation, "generate", write)
+  data = {"name": "jsonl", "path": str(file), "cache": str(tmp_path / "cache")}
+  section = {"name": "rouge", "data": data, "stemmer": stemmer, "shown": 1}
+  (evaluator,) = evals.build([section])
+  result = evaluator(None, None, tokenizer)
+  scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=stemmer)
+  for ours, theirs in (("rouge_1", "rouge1"), ("rouge_2", "rouge2"), ("rouge_l", "rougeL")):
+    scores = [
+      scorer.score(reference, text)[theirs].fmeasure
+      for text, reference in zip(WRITTEN, REFERENCES, strict=True)
+    ]
+    assert 0 < sum(scores) < 4
+    assert result.metrics[ours] == pytest.approx(sum(scores) / 4, abs=1e-12)
+    assert result.intervals[ours] == pytest.approx(bootstrap.interval(scores))
+  assert result.metrics["unfinished"] == 0.25 and result.metrics["pairs"] == 4
+  assert len(result.samples) == 1 and REFERENCES[0] in result.samples[0]
