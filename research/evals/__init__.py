@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from research.core import config as config_lib
+from research.evals.attention import Attention
 from research.evals.bleu import Bleu
 from research.evals.classification import Classification
 from research.evals.harness import Harness
@@ -28,6 +29,7 @@ from research.evals.token_calibration import TokenCalibration
 from research.evals.verifiable import Verifiable
 
 EVALUATORS: dict[str, Callable[..., Evaluator]] = {
+  "attention": Attention,
   "bleu": Bleu,
   "classification": Classification,
   "harness": Harness,
