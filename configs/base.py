@@ -248,6 +248,8 @@ def _log() -> ConfigDict:
   # Steps between points in TensorBoard, and between lines where there is no terminal.
   log.every_steps = 10
   log.tensorboard = True
+  # Whether the gradient norm of each layer is told, and of what is outside of layers.
+  log.gradients = False
   # FLOP/s of all devices that utilisation is a share of; 0: from a table, or measured.
   log.peak_flops = 0.0
   return log

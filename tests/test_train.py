@@ -281,9 +281,14 @@ def test_everything_can_train_and_is_saved_whole(world, command):
     "--config.train.steps=2",
     "--config.data.eval={}",
     "--config.log.tensorboard=false",
+    "--config.log.gradients=true",
   )
   assert code == 0, err
   assert "(100.00%) are trained" in err
+  for line in _lines(world / "all"):
+    parts = [line[name] for name in line if name.startswith("gradients/")]
+    assert len(parts) == LLAMA["num_hidden_layers"] + 1 and "gradients/layers/0" in line
+    assert np.linalg.norm(parts) == pytest.approx(line["gradient_norm"], rel=1e-5)
   before = load_file(world / "model" / "model.safetensors")
   after = load_file(world / "all" / "model" / "model.safetensors")
   assert before.keys() == after.keys()

@@ -78,6 +78,7 @@ def program(
     meta=meta.build(config.train.meta),
     rows_per_example=task.rows_per_example,
     free=free,
+    layer_gradients=config.log.gradients,
   )
   mesh = arranged.mesh
   # Metrics are whole on every device, so that each process can read them.

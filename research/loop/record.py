@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import jax
 
 from research.io import metrics as metrics_lib
+from research.loop import flow
 from research.loop.falling import Falling
 
 # Steps whose mean duration the terminal shows.
@@ -53,10 +54,11 @@ class Recorder:
       out: where lines go; None: stderr.
     """
     self._json = metrics_lib.JsonLines(directory / "metrics.jsonl", resume_step)
-    self._falling = Falling()
+    self._watches = (Falling(), flow.Uneven())
     if resume_step:
       for line in metrics_lib.read_json_lines(directory / "metrics.jsonl"):
-        self._falling(line)  # what it says of these was said
+        for watch in self._watches:
+          watch(line)  # what it says of these was said
     self._board = None
     if tensorboard:
       self._board = metrics_lib.TensorBoard(directory / "tensorboard", resume_step)
@@ -124,6 +126,8 @@ class Recorder:
     sums["padding"] = (counts["tokens"] - counts["useful_tokens"], counts["tokens"])
     sums["gradient_norm"] = (float(metrics["gradient_norm"]), 1.0)
     sums["learning_rate"] = (float(metrics["learning_rate"]), 1.0)
+    told = flow.named(metrics.get("gradients", {}))
+    sums |= {name: (value, 1.0) for name, value in told.items()}
     # `step` counts the steps that are done, this one among them.
     sums |= {name: (value, 1.0) for name, value in self._figures(step - 1).items()}
     # The first step of a process takes as long as its compilation: no rate.
@@ -135,8 +139,9 @@ class Recorder:
     self._compiled = True
     means = _means(sums)
     self._json.write(step, {**means, **counts, "seconds": seconds})
-    if note := self._falling(means):
-      self.say(f"step {step}: {note}")
+    for watch in self._watches:
+      if note := watch(means):
+        self.say(f"step {step}: {note}")
     for name, (a, b) in sums.items():
       total, weight = self._window.get(name, (0.0, 0.0))
       self._window[name] = (total + a, weight + b)

@@ -17,6 +17,7 @@ from research import peft, quant
 from research.core import compile as compile_lib
 from research.core import rng as rng_lib
 from research.core import tree
+from research.loop import flow
 from research.loop.meta import Meta, by_tasks
 from research.loop.slices import cut, summed
 from research.loop.state import TrainState
@@ -95,6 +96,7 @@ def make_step(
   meta: Meta | None = None,
   rows_per_example: int = 1,
   free: bool = False,
+  layer_gradients: bool = False,
 ) -> Step:
   """`step(state, frozen, batch) -> (state, metrics)`, pure and ready for `jax.jit`.
 
@@ -110,7 +112,8 @@ def make_step(
   `metrics` holds `sums` (name -> (sum, weight): the loss, the objective's metrics), `counts`
   (`tokens`, of them `useful_tokens` that are no padding, and `context`, the sum over those of the
   tokens each one sees), `gradient_norm` (before the clip), `learning_rate`, `skipped_in_row` and
-  `nonfinite`, a bool for each trainable leaf in tree order.
+  `nonfinite`, a bool for each trainable leaf in tree order; with `layer_gradients` also
+  `gradients`, the norms of `flow.norms` before the clip.
   """
   key = rng_lib.root(seed, "step")
 
@@ -160,6 +163,8 @@ def make_step(
       "skipped_in_row": skipped_in_row,
       "nonfinite": nonfinite,
     }
+    if layer_gradients:
+      metrics["gradients"] = flow.norms(gradients)
     state = TrainState(
       step=state.step + 1,
       trainable=keep(trainable, state.trainable),

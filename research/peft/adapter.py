@@ -69,6 +69,11 @@ class Adapter:
     return self
 
   @property
+  def by_layer(self) -> bool:
+    """Whether all that trains of it, in a stack of layers, has their axis in front."""
+    return True
+
+  @property
   def virtual_tokens(self) -> int:
     """How many tokens, with ids -1, -2, ..., it needs in front of every document."""
     return 0

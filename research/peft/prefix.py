@@ -75,6 +75,11 @@ class ProjectedPrefix(Adapter):
   bias_out: jax.Array  # [L*2*N*K]
   layers: int = struct.field(pytree_node=False)
 
+  @property
+  def by_layer(self) -> bool:
+    """See `Adapter.by_layer`."""
+    return False
+
   def materialize(self) -> Prefix:
     """`W_out tanh(W_in e + b_in) + b_out`, in float32."""
     hidden = jnp.tanh(matmul(self.embedding, self.kernel_in, (1, 0)) + self.bias_in)

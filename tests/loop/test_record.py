@@ -97,6 +97,19 @@ def test_the_terminal_shows_the_window_s_mean_by_weight(recorder, capsys):
   ]
 
 
+def test_gradients_of_layers_are_metrics_and_an_uneven_one_is_told(tmp_path, recorder, capsys):
+  recorder = recorder()
+  norms = {"layers": np.array([1.0, 2.0, 500.0]), "outside": np.array(3.0)}
+  for step in range(1, 25):
+    recorder.push(step, _metrics(1.0, 1.0) | {"gradients": norms})
+  recorder.drain()
+  for line in _lines(tmp_path):
+    assert [line[f"gradients/layers/{i}"] for i in range(3)] == [1, 2, 500]
+    assert line["gradients/outside"] == 3
+  (note,) = [line for line in capsys.readouterr().err.splitlines() if "explodes" in line]
+  assert note.startswith("step 20: the gradient of layers/2 explodes: its norm is 5e+02")
+
+
 def test_an_evaluation_has_its_own_line(tmp_path, recorder, capsys):
   recorder = recorder()
   recorder.evaluation(2, {"eval/accuracy": 0.5})
