@@ -89,6 +89,13 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
   parser.add_argument(
     "--output", type=Path, metavar="FILE", help="the JSON file (evaluation.json of --run)"
   )
+  parser.add_argument(
+    "--plots",
+    type=Path,
+    metavar="DIR",
+    help="writes a PNG there of each table that results have: reliability, heads of attention, "
+    "needles, lengths",
+  )
   parser.add_argument("--traceback", action="store_true", help="on an error, where it was found")
   args, rest = parser.parse_known_args(argv)
   for argument in rest:
@@ -116,6 +123,8 @@ def _evaluate(args: argparse.Namespace) -> int:
       "nothing to measure: give --perplexity, --problems, --reasoning-gym, --tasks, or a --config "
       "with eval.evaluators"
     )
+  if args.plots:
+    evals.plots.pyplot()  # Before anything is measured, what is missing is told.
   subject = _subject(args, config)
   report: dict[str, Any] = {"name": subject.name}
   results = _measure(evaluators, subject)
@@ -124,6 +133,9 @@ def _evaluate(args: argparse.Namespace) -> int:
   for result in results:
     for sample in result.samples:
       print(f"{sample}\n")
+  if args.plots:
+    files = evals.plots.draw(results, args.plots)
+    print("".join(f"saved {file}\n" for file in files) or "no result has anything to plot\n")
   if args.compare:
     other, others = _other(args.compare, subject, evaluators, args.dtype)
     differences = _differences(results, others)

@@ -123,6 +123,21 @@ def test_run_against_its_base_and_against_what_was_saved(run, world):
   assert f"{expected.difference:+.4f}" in out
 
 
+def test_plots_of_what_has_tables(run, world):
+  section = {"name": "token_calibration", "data": TEXT, "length": 32}
+  config = (world / "config.py").read_text().replace('{"name": "verifiable"', f"{section}, #")
+  (world / "tables.py").write_text(config)
+  code, out, err = run("--config=tables.py", "--plots=plots", "--output=tables.json")
+  assert code == 0, err
+  assert [file.name for file in (world / "plots").iterdir()] == [
+    "token_calibration-reliability.png"
+  ]
+  assert "saved plots/token_calibration-reliability.png" in out
+  _, (_, result) = saved(world / "tables.json")
+  counts = [row["count"] for row in result.tables["reliability"]]
+  assert sum(counts) == result.metrics["tokens"]
+
+
 def test_adapter_is_the_run(run, world):
   run("--run=run", "--output=run.json")
   arguments = ("--config=config.py", "--adapter=adapter", "--compare=whole")

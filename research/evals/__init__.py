@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from research.core import config as config_lib
+from research.evals import plots
 from research.evals.attention import Attention
 from research.evals.bleu import Bleu
 from research.evals.classification import Classification
@@ -68,5 +69,6 @@ __all__ = [
   "build",
   "compare",
   "comparison_table",
+  "plots",
   "table",
 ]

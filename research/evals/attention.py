@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -121,7 +122,8 @@ class Attention:
     return Result(self.label, metrics, records, means, intervals, samples, {"heads": rows})
 
 
-def _spread(model: Any, variables: Any, tokens: Any, targets: Any, segments: Any) -> Any:
+@partial(jax.jit, static_argnums=0)
+def _spread(model, variables, tokens, targets, segments):
   """Figures of queries, and whether they count, `[figures + 1, L, H, B, S]`."""
   del targets
   found = attended.spread(model, variables, tokens, segments)

@@ -5,7 +5,6 @@ L layers, B batch, S sequence, T keys, N kv heads, G queries' heads of each, H =
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -59,7 +58,6 @@ class Spread:
     )
 
 
-@partial(jax.jit, static_argnums=0)
 def spread(model: Any, variables: Any, tokens: jax.Array, segments: jax.Array) -> Spread:
   """A decoder's forward pass over rows `[B, S]`, one document each.
 
