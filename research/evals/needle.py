@@ -178,7 +178,9 @@ class Needle:
     intervals = {name: bootstrap.wilson(sum(own), len(own)) for name, own in outcomes.items()}
     found = [record["found"] for record in records]
     metrics["found"] = sum(found) / (len(records) * self.needles)
-    if len(records) > 1:
+    if self.needles == 1:
+      intervals["found"] = bootstrap.wilson(sum(found), len(found))
+    elif len(records) > 1:
       intervals["found"] = bootstrap.interval(found, [self.needles] * len(records))
     metrics["problems"] = len(records)
     samples = [
