@@ -5,7 +5,7 @@
   python -m research.evaluate --model=smollm2-135m-instruct --tasks=hellaswag,arc_easy --limit=200
   python -m research.evaluate --run=runs/quickstart --compare=base
   python -m research.evaluate --model=MODEL --config=configs/quickstart.py --compare=saved.json
-  python -m research.evaluate --model=MODEL --config=my_diagnostics.py --plots=plots
+  python -m research.evaluate --config=configs/diagnostics.py --plots=plots
 
 What is measured is the `eval.evaluators` of a config, or what the flags name; a run without
 either is measured by its own config's. Figures go to the terminal with 95 % intervals, and with

@@ -125,8 +125,9 @@ def test_run_against_its_base_and_against_what_was_saved(run, world):
 
 def test_plots_of_what_has_tables(run, world):
   section = {"name": "token_calibration", "data": TEXT, "length": 32}
-  config = (world / "config.py").read_text().replace('{"name": "verifiable"', f"{section}, #")
-  (world / "tables.py").write_text(config)
+  config = (world / "config.py").read_text()
+  more = f"  config.eval.evaluators = (config.eval.evaluators[0], {section})\n  return config"
+  (world / "tables.py").write_text(config.replace("  return config", more))
   code, out, err = run("--config=tables.py", "--plots=plots", "--output=tables.json")
   assert code == 0, err
   assert [file.name for file in (world / "plots").iterdir()] == [
