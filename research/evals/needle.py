@@ -23,6 +23,7 @@ _NAMES = """
   Toronto Vienna Warsaw Zurich
 """
 _CITIES = tuple(_NAMES.split())
+_WORDS = 20  # of a piece of the text; what has no end after so many is cut
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _GROUPED = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 
@@ -41,7 +42,8 @@ class _Problem:
 class Needle:
   """Facts hidden in a text of a length, at a depth, and asked for behind it (Kamradt 2023).
 
-  A fact is "The special number of CITY is NUMBER.", five digits, between two sentences of the text.
+  A fact is "The special number of CITY is NUMBER.", five digits, between two sentences of the text,
+  or within one of more than 20 words.
   Of several, the first is at the depth and the others evenly over what follows; they are asked for
   in the order in which they stand. An answer is right if the first numbers in it are those, all of
   them and in that order. Each prompt has facts of its own, and a part of the text that begins at a
@@ -54,7 +56,7 @@ class Needle:
   data: the config of a source whose rows have `text` (`research.data.sources`), the haystack; a
     text that is too short goes round.
   lengths: tokens that prompts have at most, the facts and the question included; about a sentence
-    may be missing.
+    is missing.
   depths: where the first fact is, from 0, the beginning, to 1, the end.
   needles: facts in a prompt.
   size: prompts of a cell.
@@ -78,8 +80,11 @@ class Needle:
   label: str = "needle"
 
   def __post_init__(self):
-    if not self.lengths or not self.depths or not all(0 <= depth <= 1 for depth in self.depths):
-      raise ValueError(f"{self.label}: there are lengths, and depths from 0 to 1")
+    for cells in (self.lengths, self.depths):
+      if not cells or len({*cells}) < len(cells):
+        raise ValueError(f"{self.label}: lengths and depths are one or more, each once")
+    if not all(0 <= depth <= 1 for depth in self.depths):
+      raise ValueError(f"{self.label}: depths are from 0 to 1, not {list(self.depths)}")
     if self.size < 1 or not 1 <= self.needles <= len(_CITIES):
       raise ValueError(
         f"{self.label}: a cell has 1 prompt or more, and a prompt 1 to {len(_CITIES)} needles"
@@ -126,12 +131,7 @@ class Needle:
 
   def _problems(self, tokenizer: Any) -> Iterator[_Problem]:
     """All prompts, cell by cell."""
-    sentences = [
-      sentence
-      for text in rolling.texts(self.data)
-      for sentence in _SENTENCE.split(" ".join(text.split()))
-      if sentence
-    ]
+    sentences = [piece for text in rolling.texts(self.data) for piece in _pieces(text)]
     if not sentences:
       raise ValueError(f"{self.label}: there is no text to hide anything in")
     # By itself a sentence may have a token more or less than within the text.
@@ -162,6 +162,11 @@ class Needle:
             f" than the length {length}"
           )
         own.pop()
+      if len(prompt) < length / 2:
+        raise ValueError(
+          f"{self.label}: a prompt of length {length} has only {len(prompt)} tokens, since the text"
+          f" goes on with {following} that have no space between them"
+        )
       yield _Problem(length, depth, prompt, answers)
 
   def _encode(self, tokenizer: Any, text: str) -> list[int]:
@@ -190,6 +195,14 @@ class Needle:
     ]
     means = {"accuracy": ("correct", None), "found": ("found", "needles")}
     return Result(self.label, metrics, records, means, intervals, samples, {"cells": cells})
+
+
+def _pieces(text: str) -> Iterator[str]:
+  """The sentences of a text, long ones (tables, code) in parts of a few words."""
+  for sentence in _SENTENCE.split(text):
+    words = sentence.split()
+    for start in range(0, len(words), _WORDS):
+      yield " ".join(words[start : start + _WORDS])
 
 
 def numbers(text: str) -> list[str]:

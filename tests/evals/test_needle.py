@@ -93,6 +93,17 @@ def test_numbers():
   assert needle.numbers("12,345, 67890; 1,23 and 7") == ["12345", "67890", "1", "23", "7"]
 
 
+def test_a_text_without_sentences(section, asked, tmp_path):
+  """A table has no end; its words are as good a haystack, but not a single word."""
+  (tmp_path / "table.txt").write_text("| cell of it " * 300)
+  data = {**section["data"], "path": str(tmp_path / "table.txt")}
+  prompts, _ = asked({**section, "data": data, "size": 1}, lambda prompt: "")
+  assert all(length - 80 < len(p) for p, length in zip(prompts, [400] * 3 + [800] * 3, strict=True))
+  (tmp_path / "table.txt").write_text("x" * 900)
+  with pytest.raises(ValueError, match="since the text goes on with 901 that have no space"):
+    asked({**section, "data": {**data, "cache": str(tmp_path / "new")}}, lambda prompt: "")
+
+
 def test_with_a_model(section, model, variables, tokenizer):
   with pytest.raises(ValueError, match="more than the length 50"):
     build([{**section, "lengths": (50,)}])[0](model, variables, tokenizer)
@@ -100,6 +111,12 @@ def test_with_a_model(section, model, variables, tokenizer):
     build([section])[0](model, variables, tokenizer)
   (evaluator,) = build([{**section, "lengths": (88,), "size": 1, "max_new_tokens": 4}])
   assert evaluator(model, variables, tokenizer).metrics["problems"] == 3
-  for wrong in ({"depths": (1.5,)}, {"lengths": ()}, {"size": 0}, {"needles": 99}):
+  for wrong in (
+    {"depths": (1.5,)},
+    {"lengths": ()},
+    {"depths": (0.5, 0.5)},
+    {"size": 0},
+    {"needles": 99},
+  ):
     with pytest.raises(ValueError, match="needle: "):
       build([{**section, **wrong}])
