@@ -66,14 +66,17 @@ class Uneven:
     self._last: collections.deque[dict[str, float]] = collections.deque(maxlen=_STEPS)
     self._said = False
 
-  def __call__(self, means: Mapping[str, float]) -> str | None:
+  def __call__(self, means: Mapping[str, float | None]) -> str | None:
     """The note, after the step with these metrics from which on it is due; once.
 
     Args:
       means: of a step; read is `gradients/STACK/LAYER`.
     """
-    layers = {name: value for name, value in means.items() if _LAYER.fullmatch(name)}
-    if self._said or not layers or not all(map(math.isfinite, layers.values())):
+    told = {name: value for name, value in means.items() if _LAYER.fullmatch(name)}
+    layers = {name: value for name, value in told.items() if value is not None}
+    # What was not finite is None in the lines of a run that goes on.
+    whole = len(layers) == len(told) and all(map(math.isfinite, layers.values()))
+    if self._said or not layers or not whole:
       return None
     self._last.append(layers)
     if len(self._last) < _STEPS:

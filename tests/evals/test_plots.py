@@ -1,5 +1,7 @@
 """Plots show the numbers of their tables."""
 
+import sys
+
 import pytest
 
 from research.evals import Result, plots
@@ -41,6 +43,12 @@ def test_a_file_a_table(tmp_path):
   files = plots.draw(results, tmp_path / "new")
   assert [file.name for file in files] == [f"a%2Fb.txt-{name}.png" for name in TABLES]
   assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
+
+
+def test_without_matplotlib(monkeypatch):
+  monkeypatch.setitem(sys.modules, "matplotlib", None)
+  with pytest.raises(ValueError, match=r"a plot needs matplotlib .*research\[diagnostics\]"):
+    plots.pyplot()
 
 
 def test_numbers():

@@ -1,6 +1,7 @@
 """ROUGE of a corpus against the package's own scores."""
 
 import json
+import sys
 
 import pytest
 
@@ -41,3 +42,10 @@ def test_corpus(tmp_path, monkeypatch, tokenizer, stemmer):
     assert result.intervals[ours] == pytest.approx(bootstrap.interval(scores))
   assert result.metrics["unfinished"] == 0.25 and result.metrics["pairs"] == 4
   assert len(result.samples) == 1 and REFERENCES[0] in result.samples[0]
+
+
+def test_without_the_package(monkeypatch, tokenizer):
+  monkeypatch.setitem(sys.modules, "rouge_score", None)
+  (evaluator,) = evals.build([{"name": "rouge", "data": {}}])
+  with pytest.raises(ValueError, match=r"rouge needs rouge-score .*research\[summaries\]"):
+    evaluator(None, None, tokenizer)

@@ -118,3 +118,10 @@ def test_layers_that_are_alike_are_not_told():
   assert _notes(np.array([0.1, 1.0, 5.0, 1.0])) == []
   assert _notes(np.zeros(4)) == []
   assert flow.Uneven()({"loss": 1.0}) is None
+
+
+@pytest.mark.parametrize("bad", [None, float("nan")])  # as a file has it, and as a step
+def test_steps_that_are_not_finite_do_not_count(bad):
+  uneven = flow.Uneven()
+  for _ in range(60):
+    assert uneven({"gradients/layers/0": 1.0, "gradients/layers/1": bad}) is None
