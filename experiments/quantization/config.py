@@ -46,7 +46,7 @@ def _grouped(bits: int, **how: Any) -> tuple[dict[str, Any], ...]:
 
 
 COMMANDS = {
-  "int4_gptq": "python -m research.export --config=experiments/quantization/int4.py",
+  "int4_gptq": "python -m research.export --config=experiments/quantization/rounded.py:int4",
   **{
     f"{kind}_by_layer": "python -m research.export"
     f" --config=experiments/quantization/by_layer.py:{kind}"
@@ -54,7 +54,7 @@ COMMANDS = {
   },
   **{
     run: f"python -m research.train --config=experiments/quantization/training.py:{run}"
-    for run in ("int3_training", "int4_scales")
+    for run in ("int3_training", "int4_scales", "nf4_scales")
   },
 }
 
@@ -111,6 +111,7 @@ VARIANTS: dict[str, Variant] = {
     calibration.GPTQ(act_order=True, static_groups=True),
     "nf4",
   ),
+  "nf4 gptq scales": Variant(_projections("nf4", group=64), than="nf4", written="nf4_scales/model"),
 }
 
 # A cache in few bits, by the tokens that a window shows; what is scored has seen a quarter of them.

@@ -2,17 +2,18 @@
 
   python -m research.train --config=experiments/quantization/training.py:int3_training
   python -m research.train --config=experiments/quantization/training.py:int4_scales
+  python -m research.train --config=experiments/quantization/training.py:nf4_scales
 
 The student learns the teacher's distribution of the calibration texts' tokens (`texts.py` writes
 them), and no other text. The table, which is the head, too, stays as it is. In the first run the
-student is the teacher, rounded to the nearest of 3 bits in every step; in the second it is what
-`int4.py` wrote, of which the scales alone train.
+student is the teacher, rounded to the nearest of 3 bits in every step; in the others it is what
+`rounded.py` wrote, of which the scales alone train.
 """
 
 from configs import base
 from experiments.quantization.config import MODEL, RUNS, VARIANTS
 
-INT4 = f"{RUNS}/int4_gptq"
+ROUNDED = {kind: f"{RUNS}/{kind}_gptq" for kind in ("int4", "nf4")}
 TEXTS = ("speeches", "europarl", "gsm8k", "t0")
 SOURCE = {
   "name": "mixture",
@@ -39,11 +40,13 @@ def get_config(name: str):
     config.trainable = ("layers/.*", "final_norm/.*")
     config.optimizer.learning_rate = 2e-4
     config.train.steps = 180
-  elif name == "int4_scales":
-    config.model.source = INT4
+  elif name in ("int4_scales", "nf4_scales"):
+    config.model.source = ROUNDED[name.removesuffix("_scales")]
     config.trainable = ("layers/.*/kernel/scale",)
     config.optimizer.learning_rate = 5e-5
-    config.train.steps = 60
+    config.train.steps = 180
   else:
-    raise ValueError(f"there is no run {name!r}; there are int3_training and int4_scales")
+    raise ValueError(
+      f"there is no run {name!r}; there are int3_training, int4_scales and nf4_scales"
+    )
   return config

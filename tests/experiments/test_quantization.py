@@ -55,7 +55,9 @@ def test_a_run_that_is_not_complete_is_left_out(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   told = experiment.obstacle("int3 g64 trained")
   assert "config=experiments/quantization/training.py:int3_training" in told
-  assert "config=experiments/quantization/int4.py" in experiment.obstacle("int4 g64 gptq passes")
+  assert "config=experiments/quantization/rounded.py:int4" in experiment.obstacle(
+    "int4 g64 gptq passes"
+  )
   (tmp_path / RUNS / VARIANTS["int3 g64 trained"].written).mkdir(parents=True)
   assert not experiment.obstacle("int3 g64 trained") and not experiment.obstacle(experiment.BASE)
 
