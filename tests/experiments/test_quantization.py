@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.quantization import __main__ as experiment
-from experiments.quantization import by_layer, int4, training
+from experiments.quantization import by_layer, rounded, training
 from experiments.quantization.config import RUNS, VARIANTS
 from research import quant
 
@@ -16,13 +16,12 @@ def test_what_is_written_is_that_of_its_row():
   config = training.get_config("int3_training")
   assert f"{config.directory}/model" == f"{RUNS}/{row.written}"
   assert tuple(config.quantize) == row.rules == VARIANTS[row.than].rules
-  row = VARIANTS["int4 g64 gptq passes"]
-  config = int4.get_config()
-  assert config.output == f"{RUNS}/{row.written}"
-  assert tuple(config.quantize) == row.rules
-  trained = training.get_config("int4_scales")
-  assert trained.model.source == config.output
-  assert f"{trained.directory}/model" == f"{RUNS}/{VARIANTS['int4 g64 gptq scales'].written}"
+  assert rounded.get_config("int4").output == f"{RUNS}/{VARIANTS['int4 g64 gptq passes'].written}"
+  for kind, name in (("int4", "int4 g64 gptq"), ("nf4", "nf4 gptq")):
+    config, trained = rounded.get_config(kind), training.get_config(f"{kind}_scales")
+    assert tuple(config.quantize) == VARIANTS[rounded.KINDS[kind][0]].rules
+    assert trained.model.source == config.output
+    assert f"{trained.directory}/model" == f"{RUNS}/{VARIANTS[f'{name} scales'].written}"
   for kind in by_layer.KINDS:
     row, config = VARIANTS[f"{kind} bytes by layer"], by_layer.get_config(kind)
     assert config.output == f"{RUNS}/{row.written}"
@@ -30,8 +29,8 @@ def test_what_is_written_is_that_of_its_row():
     kernel = {"layers": {"mlp": {"up_proj": {"kernel": jnp.ones((2, 64, 8))}}}}
     held = quant.quantize(kernel, [{**rule, "target": ".*"}])
     assert quant.size(held).held == 2 * 64 * 8 * config.bits / 8
-  for module in (training, by_layer):
-    with pytest.raises(ValueError, match="no (run|search beside) 'int5'"):
+  for module in (training, by_layer, rounded):
+    with pytest.raises(ValueError, match="no (run |search beside )?'int5'"):
       module.get_config("int5")
 
 
