@@ -1,0 +1,1 @@
+"""How rank, alpha and targets of LoRA matter together."""
