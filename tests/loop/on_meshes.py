@@ -154,7 +154,7 @@ def judges(mesh):
   rows = [np.zeros((8, 32), np.int32)] * 3
 
   def work(variables):
-    lowered = perplexity._token_losses.lower(model, variables, *rows)
+    lowered = perplexity.token_losses.lower(model, variables, *rows)
     return lowered.compile().cost_analysis()["flops"]
 
   alone = work({"params": params})
