@@ -225,8 +225,9 @@ def test_draws_go_by_the_seed_and_the_step(written, byte_tokenizer):
     (GRPO, WRITES | {"rewards": (LETTERS, LETTERS)}, "two rewards are 'letters'"),
     (GRPO, WRITES | {"rewards": ({"name": "pattern", "regex": "("},)}, "cannot be read"),
     (GRPO, WRITES | {"rewards": ({"name": "scorer", "scorer": "last"},)}, "no scorer 'last'"),
-    ({**GRPO, "kl": 0.0, "reference": "base"}, WRITES, "a policy with or without a kl has no"),
+    ({**GRPO, "kl": 0.0, "reference": "base"}, WRITES, "a policy without kl has no reference"),
     ({**PPO, "average": "answers"}, WRITES, "average is 'tokens'"),
+    ({**GRPO, "loss": {"name": "reinforce"}}, WRITES | {"epochs": 2}, "or take 'clipped'"),
   ],
 )
 def test_what_cannot_be(section, writes, told):

@@ -133,6 +133,11 @@ def build(
     gae_of(settings.advantage) if gae else advantages.build(settings.advantage)
     if gae != bool(objective.width):
       raise ValueError("the advantage 'gae' and objective.critic are given together")
+    if settings.steps > 1 and config.objective.loss.get("name") == "reinforce":
+      raise ValueError(
+        "the loss 'reinforce' is for answers of the model as it is: batches and epochs are 1, or"
+        " take 'clipped'"
+      )
     data = config.data.train
     if config.data.eval:
       raise ValueError(

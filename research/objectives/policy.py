@@ -108,7 +108,8 @@ def policy(
     )
   possible = ("base", "copy") if kl or reward_kl else ("none",)
   reference = possible[0] if reference is None else reference
-  answers.require_reference("a policy with or without a kl", reference, possible)
+  told = "a policy's kl" if kl or reward_kl else "a policy without kl"
+  answers.require_reference(told, reference, possible)
   judge = None
   if critic is not None:
     judge = config_lib.call({"critic": Critic}, {"name": "critic", **critic})
