@@ -43,7 +43,7 @@ def get_config(name: str):
   elif name in ("int4_scales", "nf4_scales"):
     config.model.source = ROUNDED[name.removesuffix("_scales")]
     config.trainable = ("layers/.*/kernel/scale",)
-    config.optimizer.learning_rate = 5e-5
+    config.optimizer.learning_rate = {"int4_scales": 5e-5, "nf4_scales": 1e-4}[name]
     config.train.steps = 180
   else:
     raise ValueError(
