@@ -65,8 +65,8 @@ def _write(args: argparse.Namespace) -> int:
 
   principles = constitution.Constitution(constitution.PRINCIPLES, args.seed)
   if args.principles:
-    principles = constitution.read(_rows(args.principles), args.seed)
-  rows = _rows(args.input)
+    principles = constitution.read(lines.read(args.principles), args.seed)
+  rows = lines.read(args.input)
   asks = [_ask(row, index, args.input) for index, row in enumerate(rows)]
   done = lines.complete(args.output, most=len(rows))
   cache.keep_compiled()
@@ -82,33 +82,18 @@ def _write(args: argparse.Namespace) -> int:
         revised = constitution.revise(
           session, asks[some], principles, rounds=args.rounds, first=start
         )
-        told = [_revised(row, one) for row, one in zip(rows[some], revised, strict=True)]
+        told = [_revised(ask.problem, one) for ask, one in zip(asks[some], revised, strict=True)]
       else:
         compared = constitution.compare(session, asks[some], principles, judge=judge, first=start)
-        told = [_compared(row, one) for row, one in zip(rows[some], compared, strict=True)]
+        told = [_compared(ask.problem, one) for ask, one in zip(asks[some], compared, strict=True)]
       file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in told)
       file.flush()
       bar.update(len(told))
   print(f"{len(rows) - done:,} rows written; {len(rows):,} are in {args.output}")
   if args.what == "compare":
-    without = sum("chosen" not in row for row in _rows(args.output))
+    without = sum("chosen" not in row for row in lines.read(args.output))
     print(f"{without:,} of them have two equal answers or an empty one; training leaves them out")
   return 0
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-  """The objects of a JSONL file; ValueError names the line that is none."""
-  rows = []
-  for number, line in enumerate(path.read_text().splitlines(), start=1):
-    if line.strip():
-      try:
-        row = json.loads(line)
-      except json.JSONDecodeError as error:
-        raise ValueError(f"{path} line {number} is not JSON: {error}") from error
-      if not isinstance(row, dict):
-        raise ValueError(f"{path} line {number} is {type(row).__name__}, and not an object")
-      rows.append(row)
-  return rows
 
 
 def _ask(row: Mapping[str, Any], index: int, path: Path) -> Any:
@@ -137,28 +122,23 @@ def _session(args: argparse.Namespace, subject: subject_lib.Subject) -> Any:
   )
 
 
-def _revised(row: Mapping[str, Any], one: Any) -> dict[str, Any]:
-  prompt, completion = _joined(row, one.text)
+def _revised(prompt: Any, one: Any) -> dict[str, Any]:
+  from research.data import prompts
+
   revisions = [{"answer": one.first}, *one.rounds]
+  completion = prompts.completion(prompt, one.text)
   return {"prompt": prompt, "completion": completion, "revisions": revisions}
 
 
-def _compared(row: Mapping[str, Any], one: Any) -> dict[str, Any]:
+def _compared(prompt: Any, one: Any) -> dict[str, Any]:
   """A pair; of equal answers none, so that a line is there for each row of the input."""
-  prompt, chosen = _joined(row, "" if one is None else one.chosen)
+  from research.data import prompts
+
   if one is None:
     return {"prompt": prompt, "dropped": "two equal answers, or an empty one"}
-  rejected = _joined(row, one.rejected)[1]
+  chosen, rejected = (prompts.completion(prompt, text) for text in (one.chosen, one.rejected))
   told = {"preference": one.preference, "principle": one.principle}
   return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **told}
-
-
-def _joined(row: Mapping[str, Any], text: str) -> tuple[Any, Any]:
-  """The prompt, and an answer of its kind: a string, or messages."""
-  prompt = row.get("prompt") if row.get("prompt") is not None else row["messages"]
-  if isinstance(prompt, str):
-    return prompt, text
-  return prompt, [{"role": "assistant", "content": text}]
 
 
 if __name__ == "__main__":

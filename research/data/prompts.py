@@ -51,6 +51,11 @@ def encode(tokenizer: Tokenizer, prompt: str | list[dict[str, Any]]) -> list[int
   return chat.encode_prompt(tokenizer, prompt)
 
 
+def completion(prompt: str | list[dict[str, Any]], text: str) -> str | list[dict[str, str]]:
+  """An answer as a completion of the prompt's kind: a string, or an assistant's message."""
+  return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
 def tokenize(row: Mapping[str, Any], tokenizer: Tokenizer) -> Example:
   """The prompt alone, of which nothing is learnt.
 

@@ -25,7 +25,7 @@ def fill(writer: Writer, source: Path, target: Path) -> None:
   import tqdm
 
   args = writer.args
-  rows = [json.loads(line) for line in source.read_text().splitlines() if line.strip()]
+  rows = lines.read(source)
   prompts = [_row_prompt(row, index) for index, row in enumerate(rows)]
   texts = [_row_completion(row, index) for index, row in enumerate(rows)] if args.score else []
   adapters = _row_adapters(rows, writer)

@@ -1,8 +1,30 @@
-"""JSON lines that a command writes and, when it was killed, goes on with."""
+"""JSON lines that a command reads, writes and, when it was killed, goes on with."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+  """The objects of a file, blank lines left out.
+
+  Raises:
+    FileNotFoundError: there is no file.
+    ValueError: a line, which the message names, is no JSON object.
+  """
+  rows = []
+  for number, line in enumerate(path.read_text().splitlines(), start=1):
+    if line.strip():
+      try:
+        row = json.loads(line)
+      except json.JSONDecodeError as error:
+        raise ValueError(f"{path} line {number} is not JSON: {error}") from error
+      if not isinstance(row, dict):
+        raise ValueError(f"{path} line {number} is {type(row).__name__}, and not an object")
+      rows.append(row)
+  return rows
 
 
 def complete(path: Path, *, most: int) -> int:

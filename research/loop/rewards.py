@@ -40,12 +40,6 @@ class Answer:
   length: int
   finished: bool
 
-  def joined(self) -> tuple[Text, Text]:
-    """Prompt and answer, both strings or both messages."""
-    if isinstance(self.prompt, str):
-      return self.prompt, self.text
-    return self.prompt, [{"role": "assistant", "content": self.text}]
-
 
 # Answers to float `[N]`.
 Reward = Callable[[Sequence[Answer]], np.ndarray]
@@ -168,7 +162,11 @@ class Scored(_OfModel):
   def __call__(self, answers: Sequence[Answer]) -> np.ndarray:
     """See the class."""
     subject = self._subject
-    rows = [chat.encode_joined(subject.tokenizer, *a.joined())[0][: self._length] for a in answers]
+    rows = [
+      chat.encode_joined(subject.tokenizer, a.prompt, prompts.completion(a.prompt, a.text))[0]
+      for a in answers
+    ]
+    rows = [row[: self._length] for row in rows]
     return scored.of_rows(subject.model, subject.variables, rows, batch_size=self._batch_size)
 
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from research import models
-from research.data import chat
+from research.data import chat, prompts
 from research.models import scored
 from research.reasoning.prompts import Ask
 from research.reasoning.session import Request, Session
@@ -116,9 +116,8 @@ def _load(source: str) -> tuple[Any, Any, Any]:
 
 def _ids(tokenizer: Any, candidate: Candidate) -> list[int]:
   """Problem and text as rows of training have them."""
-  asked, text = candidate.ask.problem, candidate.text
-  told = text if isinstance(asked, str) else [{"role": "assistant", "content": text}]
-  return chat.encode_joined(tokenizer, asked, told)[0]
+  asked = candidate.ask.problem
+  return chat.encode_joined(tokenizer, asked, prompts.completion(asked, candidate.text))[0]
 
 
 JUDGES: dict[str, Callable[..., Any]] = {
