@@ -197,6 +197,26 @@ def test_rows_are_answers_of_their_prompts_and_what_was_said_of_them(written, by
     np.testing.assert_allclose(batch[ADVANTAGES][row], expected, atol=1e-5)
 
 
+def test_a_kl_is_taken_from_the_rewards_that_groups_compare(world):
+  section = {**GRPO, "kl": 0.0, "reward_kl": 0.5}
+  task = problem.assemble(_config("costs", section, writes=WRITES | {"epochs": 2}))
+  moved = jax.tree.map(lambda x: x + 0.3, task.variables["adapters"])
+  batch = task.rewrite(0, lambda: task.variables | {"adapters": moved}, next(task.batches))
+  apart = batch[f"{TOLD}objective/kl"]
+  assert np.abs(apart).max() > 0.01
+  net = (batch[f"{TOLD}reward"] - 0.5 * apart).reshape(-1, 4)
+  better = (net - net.mean(1, keepdims=True)) / (net.std(1, ddof=1, keepdims=True) + 1e-4)
+  expected = better.reshape(-1, 1) * batch["weights"]
+  np.testing.assert_allclose(batch[ADVANTAGES], expected, rtol=1e-3, atol=1e-4)
+  # It is the log-probability less that of the model without its adapter.
+  variables = {"params": task.variables["params"]}
+  rows = [batch[name] for name in ("tokens", "positions", "segments")]
+  said = jax.nn.log_softmax(task.model.apply(variables, *rows))
+  theirs = np.take_along_axis(np.asarray(said), batch["targets"][..., None], -1)[..., 0]
+  gaps = (batch[OLD] - theirs) * batch["weights"]
+  np.testing.assert_allclose(apart, gaps.sum(1), rtol=1e-3, atol=1e-4)
+
+
 def test_draws_go_by_the_seed_and_the_step(written, byte_tokenizer):
   task, batch = written
   # A prompt is all "q", of which the tokenizer has one token.
