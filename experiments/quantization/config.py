@@ -48,9 +48,10 @@ def _grouped(bits: int, **how: Any) -> tuple[dict[str, Any], ...]:
 COMMANDS = {
   "int4_gptq": "python -m research.export --config=experiments/quantization/rounded.py:int4",
   **{
-    f"{kind}_by_layer": "python -m research.export"
-    f" --config=experiments/quantization/by_layer.py:{kind}"
+    f"{kind}_{items}": "python -m research.export"
+    f" --config=experiments/quantization/mixed.py:{kind}_{items}"
     for kind in ("int3", "int4")
+    for items in ("by_layer", "by_projection")
   },
   **{
     run: f"python -m research.train --config=experiments/quantization/training.py:{run}"
@@ -90,8 +91,11 @@ VARIANTS: dict[str, Variant] = {
   ),
   "int3 g64 awq": Variant(_grouped(3), calibration.AWQ(), "int3 g64 nearest"),
   **{
-    f"{kind} bytes by layer": Variant((), than=f"{kind} g64 nearest", written=f"{kind}_by_layer")
+    f"{kind} bytes {items}": Variant(
+      (), than=f"{kind} g64 nearest", written=f"{kind}_{items.replace(' ', '_')}"
+    )
     for kind in ("int4", "int3")
+    for items in ("by layer", "by projection")
   },
   "int3 g64 trained": Variant(_grouped(3), than="int3 g64 nearest", written="int3_training/model"),
   "w8a8": Variant(_projections("int8", activations="int8")),

@@ -1,12 +1,13 @@
 """The table of what few bits cost, and the run that one of its rows is of."""
 
+import itertools
 import math
 
 import jax.numpy as jnp
 import pytest
 
 from experiments.quantization import __main__ as experiment
-from experiments.quantization import by_layer, rounded, training
+from experiments.quantization import mixed, rounded, training
 from experiments.quantization.config import RUNS, VARIANTS
 from research import quant
 
@@ -22,15 +23,16 @@ def test_what_is_written_is_that_of_its_row():
     assert tuple(config.quantize) == VARIANTS[rounded.KINDS[kind][0]].rules
     assert trained.model.source == config.output
     assert f"{trained.directory}/model" == f"{RUNS}/{VARIANTS[f'{name} scales'].written}"
-  for kind in by_layer.KINDS:
-    row, config = VARIANTS[f"{kind} bytes by layer"], by_layer.get_config(kind)
+  for kind, items in itertools.product(mixed.KINDS, mixed.ITEMS):
+    row = VARIANTS[f"{kind} bytes {items.replace('_', ' ')}"]
+    config = mixed.get_config(f"{kind}_{items}")
     assert config.output == f"{RUNS}/{row.written}"
     (rule,) = VARIANTS[row.than].rules
     kernel = {"layers": {"mlp": {"up_proj": {"kernel": jnp.ones((2, 64, 8))}}}}
     held = quant.quantize(kernel, [{**rule, "target": ".*"}])
     assert quant.size(held).held == 2 * 64 * 8 * config.bits / 8
-  for module in (training, by_layer, rounded):
-    with pytest.raises(ValueError, match="no (run |search beside )?'int5'"):
+  for module in (training, mixed, rounded):
+    with pytest.raises(ValueError, match="no (run |search )?'int5'"):
       module.get_config("int5")
 
 
