@@ -20,19 +20,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tqdm
 
-from research.data import denoising, packing, settings, sources
+from research.data import denoising, settings, sources
 from research.data import rows as rows_lib
-from research.data.answers import KINDS, Kind
 from research.data.curriculum import Phase
 from research.data.examples import Example, Report
 from research.data.kept import Kept
+from research.data.layout import Batch, Layout, Rows
 from research.data.stream import Stream
 
 if TYPE_CHECKING:
   from research.data.tokenizer import Tokenizer
-
-Batch = dict[str, np.ndarray]
-
 
 _CORRUPTION = zlib.crc32(b"corruption")  # apart from the seeds of other draws
 
@@ -51,7 +48,7 @@ class Window:
 
   start: Place
   end: Place
-  rows: list[list[Example]]
+  rows: Rows
 
 
 class Planner:
@@ -74,27 +71,8 @@ class Planner:
     settings.require(config, start_id is not None, virtual_tokens, answers)
     if answers:
       settings.require_answers(config, answers, batch_size, start_id, rows_per_task)
-    self._answers = answers
-    self._packed = config.packing == "best_fit"
-    self._buckets = sorted(config.buckets)
-    self._pairs = None
-    # The most tokens of a row, of sources and of what a decoder reads.
-    self._capacity = (0, config.length)
-    if start_id is not None:
-      self._pairs = rows_lib.Pairs(start_id, config.target_length or config.length)
-      self._capacity = (config.length, self._pairs.target_length)
-    self._virtual_tokens = virtual_tokens
-    self._pad_id = tokenizer.pad_id or 0
-    # In rows; of answers the batch is told in examples, each of which takes several.
-    self.batch_size = batch_size * (KINDS[answers].rows if answers else 1)
-    self._rows_per_task = rows_per_task
-    unit = KINDS[answers].rows if answers else rows_per_task
-    self._shard = settings.share(self.batch_size, shard, unit)
-    # Rows of one document are whole batches of like length, so a window is whole batches.
-    self._unit = 1 if self._packed else batch_size
-    self._target = math.ceil(config.window / self._unit) * self._unit
-    self._seed = seed
-    self._shuffle = config.shuffle
+    self._seed, self._shuffle = seed, config.shuffle
+    self._kept, self._virtual_tokens = kept, virtual_tokens
     source = sources.build(config.source)
     self._name = source.name
     self.report = Report()
@@ -104,33 +82,46 @@ class Planner:
     self.epoch_rows = len(source)
     if not self.epoch_rows:
       raise ValueError(f"{source.name} has no rows")
-    keep = self.epoch_rows <= config.window
-    self._denoiser = denoising.build(config.corruption, tokenizer, start_id)
-    self._numbers = ["prefix"] if self._denoiser and self._denoiser.bidirectional else []
     self.tasks: tuple[str, ...] = ()
-    parts, weights = [source], [1.0]
+    self.sources, weights = [source], [1.0]
     if isinstance(source, sources.Mixture):
-      parts, weights, self.tasks = source.parts, source.weights, source.tasks
-    if rows_per_task and len(parts) < 2:
+      self.sources, weights, self.tasks = source.parts, source.weights, source.tasks
+    self._weights = tuple(weights)
+    if rows_per_task and len(self.sources) < 2:
       raise ValueError(f"rows by task need a mixture of tasks; {source.name} is one")
-    if self.tasks:
-      self._numbers.append("task")
-    self.sources, self._weights = parts, tuple(weights)
+    self._denoiser = denoising.build(config.corruption, tokenizer, start_id)
+    pairs = None
+    if start_id is not None:
+      pairs = rows_lib.Pairs(start_id, config.target_length or config.length)
+    has_prefix = bool(self._denoiser and self._denoiser.bidirectional)
+    self._layout = Layout.of(
+      config,
+      batch_size=batch_size,
+      shard=shard,
+      in_order=seed is not None and not config.shuffle,
+      answers=answers,
+      rows_per_task=rows_per_task,
+      target_length=pairs.target_length if pairs else None,
+      numbers=["prefix"] * has_prefix + ["task"] * bool(self.tasks),
+      kept=kept.count if kept else 0,
+      pad_id=tokenizer.pad_id or 0,
+    )
+    self.batch_size = self._layout.batch_size
+    self._target = math.ceil(config.window / self._layout.unit) * self._layout.unit
     self.parts = [
       rows_lib.Rows(
         part,
         tokenizer,
         config,
         self.report,
-        keep,
+        self.epoch_rows <= config.window,
         self._denoiser,
-        self._pairs,
+        pairs,
         config.length - virtual_tokens,
         answers,
       )
-      for part in parts
+      for part in self.sources
     ]
-    self._kept = kept
     self._starts = np.cumsum([0, *map(len, self.parts)])
     # Of a phase of a curriculum: which rows it draws from, None for all, and the order's number.
     self._allowed: Sequence[np.ndarray] | None = None
@@ -152,8 +143,8 @@ class Planner:
     }
     if rows_per_task:
       self.settings["rows_per_task"] = rows_per_task
-    if self._pairs:
-      self.settings |= dataclasses.asdict(self._pairs)
+    if pairs:
+      self.settings |= dataclasses.asdict(pairs)
     if virtual_tokens:
       self.settings["virtual_tokens"] = virtual_tokens
     if answers:
@@ -177,15 +168,16 @@ class Planner:
         )
       planner._weights = phase.weights
     if phase.length is not None:
-      if self._pairs or self._answers or self._kept:
+      layout = self._layout
+      if layout.pairs or layout.answers or self._kept:
         raise ValueError(
           "lengths change for documents; rows of two sides, about answers and those that a teacher"
           " was asked of have one length"
         )
-      longest = self._capacity[1]
+      longest = layout.capacity[1]
       if not self._virtual_tokens + 1 < phase.length <= longest:
         raise ValueError(f"its length, {phase.length}, is not from 2 to data.length, {longest}")
-      planner._capacity = (0, phase.length)
+      planner._layout = dataclasses.replace(layout, capacity=(0, phase.length))
       planner.parts = [part.of_length(phase.length - self._virtual_tokens) for part in self.parts]
     return planner
 
@@ -248,7 +240,7 @@ class Planner:
 
   def _read(self, start: Place, limit: int, progress: bool) -> tuple[list[Example], Place]:
     examples: list[Example] = []
-    place, barren, stream = start, 0, self._stream
+    place, barren, stream, unit = start, 0, self._stream, self._layout.unit
     bar = tqdm.tqdm(
       total=min(limit, stream.epoch_rows),
       desc="tokenizing",
@@ -272,89 +264,21 @@ class Planner:
           raise ValueError(f"none of {stream.epoch_rows} rows can be used\n{self.report}")
         if (stream.before + place.position) % stream.epoch_rows == 0 and examples:
           # The epoch is over: fill the last batch and leave the rest to the next window.
-          limit = min(limit, math.ceil(len(examples) / self._unit) * self._unit)
+          limit = min(limit, math.ceil(len(examples) / unit) * unit)
     return examples, place
 
-  def _plan(self, examples: list[Example], start: Place) -> list[list[Example]]:
+  def _plan(self, examples: list[Example], start: Place) -> Rows:
     rng = None
     if self._seed is not None and self._shuffle:
       place = [self._seed, self._stream.before + start.position, start.piece]
       rng = np.random.default_rng(place + ([self.order] if self.order else []))
-    if not self._rows_per_task:
-      return self._rows(examples, self.batch_size, rng)
-    size = self._rows_per_task
-    groups: list[list[list[Example]]] = []
-    for task in sorted({example.task for example in examples}):
-      rows = self._rows([e for e in examples if e.task == task], size, rng)
-      rows += [[] for _ in range(-len(rows) % size)]
-      groups += [rows[at : at + size] for at in range(0, len(rows), size)]
-    order = range(len(groups)) if rng is None else rng.permutation(len(groups))
-    return [row for number in order for row in groups[number]]
+    return self._layout.rows(examples, rng)
 
-  def _rows(
-    self, examples: list[Example], together: int, rng: np.random.Generator | None
-  ) -> list[list[Example]]:
-    """Rows of all examples; if not packed, each `together` are of like length."""
-    if self._packed:
-      if any(example.parts for example in examples):
-        raise ValueError(
-          "rows of anchor and positive need data.packing='none': a row of the batch is an example"
-        )
-      return packing.packed_rows(examples, self._capacity, rng)
-    if self._answers:
-      return self._answer_rows(KINDS[self._answers], examples, rng)
-    if self._seed is not None and not self._shuffle:
-      return [[example] for example in examples]
-    return packing.rows_by_length(examples, together, rng)
-
-  def _answer_rows(
-    self, kind: Kind, examples: list[Example], rng: np.random.Generator | None
-  ) -> list[list[Example]]:
-    """The rows of each example, those of a batch of like length."""
-    in_order = self._seed is not None and not self._shuffle
-    size = self._unit
-    rows = [[e] for e in examples] if in_order else packing.rows_by_length(examples, size, rng)
-    ordered = [example for row in rows for example in row]
-    batches = [ordered[at : at + size] for at in range(0, len(ordered), size)]
-    return [row for batch in batches for row in kind.laid_out(batch, self._capacity[1])]
-
-  def _widths(self, rows: list[list[Example]]) -> tuple[int, int]:
-    """The lengths of a batch of these rows and of its sources, the same on every host."""
-    if self._packed:
-      return self._capacity
-    lengths = [np.reshape([packing.sides(e) for e in row], (-1, 2)).sum(axis=0) for row in rows]
-    longest = np.max(lengths, axis=0)
-    source, width = (
-      packing.bucket(length, [*(b for b in self._buckets if b < most), most])
-      for length, most in zip(longest, self._capacity, strict=True)
-    )
-    return source, width
-
-  def batch(self, rows: list[list[Example]]) -> Batch:
+  def batch(self, rows: Rows) -> Batch:
     """This host's share of the batch of `rows`, with empty rows to fill it up."""
-    padded = (rows + [[] for _ in range(self.batch_size - len(rows))])[self._shard]
-    source, width = self._widths(rows)
-    form = packing.form_of(rows)
-    count = self._kept.count if self._kept else 0
-    batch = packing.assemble(padded, width, self._pad_id, self._numbers, form, count)
-    if self._pairs:
-      batch |= packing.assemble_sources(padded, source, self._pad_id)
-    if self._answers:
-      batch |= packing.told(padded, KINDS[self._answers].told)
-    return batch
+    return self._layout.batch(rows)
 
   def description(self, start: Place) -> str:
     """A line on the window planned last, or if there is none on the one at `start`."""
     window = self._window or self.window(start, progress=True)
-    rows = window.rows
-    batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-    slots = sum(len(batch) * sum(self._widths(batch)) for batch in batches)
-    documents = sum(map(len, rows))
-    tokens = sum(sum(packing.sides(example)) for row in rows for example in row)
-    lengths = " and ".join(str(length) for length in self._capacity if length)
-    shorter = [f"{bucket}, " for bucket in self._buckets if bucket < max(self._capacity)]
-    how = f"packed to {lengths}" if self._packed else f"padded to {''.join(shorter)}{lengths}"
-    return (
-      f"{self._name}: {self.epoch_rows:,} rows; a window of {documents:,} has {tokens:,} tokens, "
-      f"{how} with {1 - tokens / slots:.1%} padding"
-    )
+    return f"{self._name}: {self.epoch_rows:,} rows; {self._layout.description(window.rows)}"
