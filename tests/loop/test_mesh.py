@@ -35,7 +35,7 @@ ASKED += [
   for method in ("lora", "qlora", "dpo", "distillation")
   for shape in ("8,1,1,1", "2,2,2,1", "1,2,2,2")
 ]
-ASKED.append("by_layer:2,2,2,1")
+ASKED += ["by_layer:2,2,2,1", "lora:1,8,1,1", "qlora:1,8,1,1"]
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,16 @@ def test_split_parameters_come_to_their_rows(found):
   parameters = {264 * 16, 16 * 16, 16 * 32}
   assert set(_sizes(found, asked, "all-gather")) == parameters
   assert set(_sizes(found, asked, "all-reduce")) <= {*parameters, 16}  # 16: a norm's scale
+
+
+def test_split_bases_come_to_their_rows_and_have_no_gradient(found):
+  """One in few bits as the numbers it stands for, which each device makes its part of."""
+  for method in ("lora", "qlora"):
+    asked = f"{method}:1,8,1,1"
+    assert _kinds(found, asked) == {"all-gather", "all-reduce"}
+    tables, kernels, factors = {264 * 16}, {16 * 16, 16 * 32}, {2 * 16}
+    assert set(_sizes(found, asked, "all-gather")) == tables | kernels | factors
+    assert set(_sizes(found, asked, "all-reduce")) <= {2 * 16, 2 * 32}
 
 
 def test_split_heads_exchange_sums_of_activations(found):
