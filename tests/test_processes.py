@@ -231,14 +231,19 @@ def _evaluations(directory, step):
   return {result["name"]: result for result in told}
 
 
-def test_a_signal_to_one_process_stops_all_and_one_device_goes_on(world, monkeypatch):
-  started = _start(world, "stopped", 2, 2, ["fsdp=2", "tensor=2"])
-  _wait_for(world / "stopped/checkpoints/5", world, "stopped", started)
-  started[1].send_signal(signal.SIGTERM)
-  codes = [process.wait(60) for process in started]
-  assert codes == [143, 143], _said(world, "stopped", started)
-  stopped = _saved(world / "stopped")
-  assert f"SIGTERM: saved step {stopped}" in _said(world, "stopped", started)[0]
+def test_a_signal_to_one_process_stops_all_and_fewer_devices_go_on(world, monkeypatch):
+  """Eight devices, then four, then one, with the losses of one."""
+  stopped = 0
+  for devices, mesh in ((4, ["fsdp=4", "tensor=2"]), (2, ["data=1", "fsdp=2", "tensor=2"])):
+    started = _start(world, "stopped", 2, devices, mesh)
+    _wait_for(world / f"stopped/checkpoints/{stopped // 5 * 5 + 5}", world, "stopped", started)
+    started[1].send_signal(signal.SIGTERM)
+    codes = [process.wait(60) for process in started]
+    said = _said(world, "stopped", started)[0]
+    assert codes == [143, 143], said
+    assert not stopped or f"going on from step {stopped} of {STEPS}" in said
+    stopped = _saved(world / "stopped")
+    assert f"SIGTERM: saved step {stopped}" in said
   assert f"SIGTERM: saved step {stopped}" in (world / "stopped/process_1/log.txt").read_text()
   until = stopped + 3
   assert _one(world, monkeypatch, "whole", f"--config.train.steps={until}") == 0

@@ -1,7 +1,13 @@
 """Checkpoints: what comes back, what stays, what a crash leaves."""
 
 import json
+import os
 import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +17,8 @@ from flax import struct
 
 from research.core import tree
 from research.io.checkpoint import Checkpoints, write_json
+
+ROOT = Path(__file__).parents[2]
 
 
 @struct.dataclass
@@ -92,6 +100,36 @@ def test_a_checkpoint_of_another_shape_is_told_apart(tmp_path):
   with pytest.raises(ValueError, match="has y as .* but the run as nothing"):
     checkpoints.restore(1, _abstract({"x": jnp.zeros(3)}))
   checkpoints.close()
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import jax
+from research.io.checkpoint import Checkpoints
+
+checkpoints = Checkpoints(Path(sys.argv[1]), keep_last=3)
+for step in (1, 2):
+  checkpoints.save(step, {"x": jax.random.normal(jax.random.key(step), (2**22,))}, {})
+  checkpoints.wait()
+"""
+
+
+def test_a_process_that_is_killed_while_it_writes_loses_what_it_writes_alone(tmp_path):
+  program = [sys.executable, "-c", KILLED, str(tmp_path)]
+  process = subprocess.Popen(program, env={**os.environ, "PYTHONPATH": str(ROOT)})
+  while process.poll() is None and not list(tmp_path.glob("2.orbax-checkpoint-tmp*/state/*")):
+    time.sleep(0.001)
+  process.kill()
+  assert process.wait(60) == -signal.SIGKILL
+  assert list(tmp_path.glob("2.orbax-checkpoint-tmp*")) and not (tmp_path / "2").exists()
+  again = Checkpoints(tmp_path, keep_last=3)
+  expected = {"x": jax.random.normal(jax.random.key(1), (2**22,))}
+  assert again.latest_step() == 1
+  np.testing.assert_array_equal(again.restore(1, _abstract(expected))[0]["x"], expected["x"])
+  again.save(2, expected, {})
+  again.close()
+  assert (tmp_path / "2").is_dir()
 
 
 def test_an_unfinished_checkpoint_does_not_count(tmp_path):

@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import threading
 
+import jax
 import numpy as np
 import pytest
 
@@ -153,6 +155,31 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
   _assert_same_end(uninterrupted[0], uninterrupted[2], tmp_path / "run", keep)
   starts = json.loads((tmp_path / "run" / "environment.json").read_text())
   assert [start["first_step"] for start in starts] == [0, number + 1]
+
+
+def test_a_signal_while_the_step_is_compiled_waits_for_it(
+  tiny, uninterrupted, tmp_path, monkeypatch, capsys
+):
+  compiled, sent = jax.stages.Lowered.compile, []
+
+  def compile_and_signal(lowered, *args):
+    if sent or len(jax.tree.leaves(lowered.out_info)) == 1:  # not the first step
+      return compiled(lowered, *args)
+    timer = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    found = compiled(lowered, *args)
+    sent.append(not timer.is_alive())
+    return found
+
+  monkeypatch.setattr(jax.stages.Lowered, "compile", compile_and_signal)
+  config = tiny.config(tmp_path / "run", eval__every_steps=4)
+  with pytest.raises(Interrupted) as caught:
+    _run(config, tiny.problem(evaluators=[_Evaluator()]))
+  assert caught.value.code == 143
+  assert sent == [True] and "saved step 1" in capsys.readouterr().err
+  _, keep = _run(config, tiny.problem(evaluators=[_Evaluator()]))
+  assert keep.told[0] == ("start", 1)
+  _assert_same_end(uninterrupted[0], uninterrupted[2], tmp_path / "run", keep)
 
 
 @pytest.mark.parametrize("call", [1, 2, 3])
