@@ -109,6 +109,15 @@ def test_what_cannot_be_planned(config_file, devices, capsys, flags, told):
   assert error.startswith("error: ") and told in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5p:2x2x1", "v6e:2x2", "7x:2x2x1"])
+def test_other_topologies(name, config_of, devices):
+  found = estimate.make(config_of(), name, devices(name))
+  assert found.fits and 0 < found.utilisation < 1
+  # Each of a model's four or, where a chip is two, eight devices has its share.
+  assert found.memory["batch"] == pytest.approx(5 * 4 * 8 * 256 / (8 if name[0] == "7" else 4))
+
+
 def test_program_is_no_longer_for_more_layers(config_of, devices, tmp_path, monkeypatch):
   # What the compiler's time goes by; the time itself is `benchmarks.run depth`.
   sizes, read = [], hlo.Program
