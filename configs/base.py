@@ -68,7 +68,9 @@ def get_config() -> ConfigDict:
 
   # Several runs, each from what the last one left (research.loop.stages): {"name": "student",
   # "model.student": {...}, "teacher.source": "stages/assistant", "train.steps": 500} tells its name
-  # and its differences from this config. Empty: one run.
+  # and its differences from this config. Where the last one left an adapter, that is merged first:
+  # {"name": "sft"}, {"name": "dpo", "objective": {...}, ...}. A reward's "run" may be
+  # "stages/NAME", too. Empty: one run.
   config.stages = ()
 
   config.eval = _eval()

@@ -145,20 +145,17 @@ def _require_no_method(config: config_lib.Config) -> None:
 
 def _merged(model: str, adapter: str, run: Path | None) -> tuple[Any, Any]:
   """The model, and its parameters with the adapter merged."""
-  from research import peft, quant
+  from research import quant
 
   if run:
-    subject = subject_lib.require_one(subject_lib.load_run(run, _MERGED_IN))
+    subject = subject_lib.load_run(run, _MERGED_IN)
   else:
     subject = subject_lib.load_model(model, _MERGED_IN)
     if adapter:
       subject = subject_lib.with_adapter(subject, Path(adapter))
-  params = subject.variables["params"]
-  if adapters := subject.variables.get("adapters"):
-    before = quant.size(params).held
-    params = peft.merge(params, adapters)
-    if quant.size(params).held != before:
-      print("kernels in few bits that have an adapter are merged as the numbers they stand for")
+  params = subject_lib.merged(subject)
+  if quant.size(params).held != quant.size(subject.variables["params"]).held:
+    print("kernels in few bits that have an adapter are merged as the numbers they stand for")
   return subject, params
 
 

@@ -153,6 +153,21 @@ def require_one(subject: Subject) -> Subject:
   return subject
 
 
+def merged(subject: Subject) -> Any:
+  """The parameters of `subject` with its adapters merged, of which it has one or none.
+
+  Kernels in few bits that have an adapter become the numbers they stand for.
+
+  Raises:
+    ValueError: adapters are several, or cannot be merged.
+  """
+  from research import peft
+
+  variables = require_one(subject).variables
+  adapters = variables.get("adapters")
+  return peft.merge(variables["params"], adapters) if adapters else variables["params"]
+
+
 def is_run_config(saved: Mapping[str, Any]) -> bool:
   """Whether this is what a run's `config.json` holds, and not a model's."""
   return isinstance(saved.get("model"), Mapping) and "source" in saved["model"]

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import models, train
+from research import models, peft, quant, train
 from research.core.config import ConfigError
 from research.loop import stages
+from research.models import scored
 
 LLAMA = {
   "model_type": "llama",
@@ -21,6 +22,7 @@ LLAMA = {
   "num_attention_heads": 2,
   "max_position_embeddings": 64,
 }
+NF4 = ({"target": "layers/.*_proj/kernel", "kind": "nf4", "group": 4},)
 CONFIG = """
 from configs import base
 
@@ -88,12 +90,57 @@ def test_stages_start_from_each_other_and_go_on(world, capsys):
   assert (run / "stages/teacher/results.json").stat().st_mtime_ns == first
 
 
+LORAS = """
+import config as whole
+
+def get_config():
+  config = whole.get_config()
+  config.directory = "loras"
+  config.trainable = ("adapters",)
+  config.adapters = ({"target": "layers/.*_proj/kernel", "name": "lora", "rank": 2},)
+  config.quantize = {NF4}
+  config.optimizer.learning_rate = 0.1
+  config.stages = ({"name": "first"}, {"name": "second", "train.steps": 1})
+  return config
+"""
+
+
+def test_a_stage_after_an_adapter_starts_from_it_merged(world, monkeypatch):
+  monkeypatch.syspath_prepend(str(world))
+  (world / "loras.py").write_text(LORAS.replace("{NF4}", repr(NF4)))
+  assert train.main(["--config=loras.py"]) == 0
+  run = world / "loras/stages"
+  # On the base as it was trained on, in few bits.
+  model, params, _ = models.load("model")
+  rounded = quant.dequantize(quant.quantize(params, NF4))
+  adapters = peft.load(run / "first/adapter", rounded, scored.modules(model.config))
+  merged = peft.merge(rounded, adapters)
+  found = models.load(run / "first/model")[1]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, merged)
+  told = json.loads((run / "second/config.json").read_text())
+  assert told["model"]["source"] == "loras/stages/first/model"
+  # The last one's adapter is what it leaves.
+  assert not (run / "second/model").exists() and (run / "second/adapter").is_dir()
+  before = (run / "first/model/model.safetensors").stat().st_mtime_ns
+  assert train.main(["--config=loras.py"]) == 0
+  assert (run / "first/model/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_stage_after_an_adapter_that_cannot_be_merged(world, capsys):
+  text = CONFIG.replace('("all",)', '("adapters",)\n  config.adapters = ({"name": "prompt"},)')
+  text = text.replace('"model.student": {"name": "sliced", "layers": 1},', "")
+  (world / "prompt.py").write_text(text)
+  assert train.main(["--config=prompt.py"]) == 2
+  assert "error: config.stages[0]: " in capsys.readouterr().err
+  assert (world / "run/stages/teacher/adapter").is_dir()
+
+
 VALUES = {
   "directory": "run",
   "trainable": ["all"],
   "model": {"source": "m", "shape": {}, "tokenizer": "", "student": {"name": "sliced"}},
   "teacher": {"source": "m"},
-  "train": {"steps": 5},
+  "train": {"steps": 5, "rollout": {}},
 }
 
 
@@ -110,9 +157,21 @@ def test_what_each_is_told():
   assert a == VALUES | {"directory": "run/stages/a"}
   assert b["model"] | b["train"] | b["teacher"] == {
     **{"source": "run/stages/a/model", "shape": {}, "tokenizer": "", "student": {}, "steps": 7},
+    "rollout": {},
   }
   assert c["model"]["source"] == "run/stages/a/model" and c["train"]["steps"] == 5
   assert c["model"]["student"] == {"name": "fresh"} and c["teacher"]["source"] == "m"
+
+
+def test_a_reward_is_of_an_earlier_stage():
+  rewards = [{"name": "model", "run": "stages/a"}, {"name": "judge", "source": "stages/a"}]
+  last = stages.configs(
+    VALUES, [{"name": "a"}, {"name": "b", "train.rollout": {"rewards": rewards}}]
+  )["b"].to_dict()
+  assert [each.get("run", each.get("source")) for each in last["train"]["rollout"]["rewards"]] == [
+    "run/stages/a",
+    "run/stages/a/model",
+  ]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +183,10 @@ def test_what_each_is_told():
     ([{"name": "a", "train.step": 1}], "no key 'train.step'; did you mean 'train.steps'"),
     ([{"name": "a", "model.source": "stages/a"}], "no stage before it; there are none"),
     ([{"name": "a1"}, {"name": "b", "teacher.source": "stages/a2"}], "did you mean 'a1'"),
-    ([{"name": "a", "trainable": ["adapters"]}, {"name": "b"}], "which leaves an adapter"),
+    (
+      [{"name": "a"}, {"name": "b", "train.rollout": {"rewards": [{"run": "stages/c"}]}}],
+      "'stages/c' is no stage before it",
+    ),
   ],
 )
 def test_mistakes(given, told):
