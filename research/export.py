@@ -3,6 +3,7 @@
   python -m research.export --run=runs/quickstart --format=gguf --output=quickstart.gguf
   python -m research.export --model=MODEL --adapter=DIR --format=hf --output=merged
   python -m research.export --model=MODEL --format=gguf --type=Q4_0 --output=model.gguf
+  python -m research.export --model=MODEL --stretch=yarn:4 --format=hf --output=long
   python -m research.export --config=configs/quantize.py [--config.KEY=VALUE ...]
 
 An adapter, or that of a run, is merged in float32. A config says more than flags: what is to be in
@@ -23,6 +24,7 @@ Exit codes: 0 done, 2 something asked for cannot be.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import sys
 import time
@@ -69,17 +71,29 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     "--type", help="of the matrices: float32 or bfloat16 of hf (float32); F32, F16, BF16, Q8_0, "
     "Q5_1, Q5_0, Q4_1 or Q4_0 of gguf (Q8_0); of what is not in few bits for the others",
   )  # fmt: skip
+  parser.add_argument(
+    "--stretch", type=_stretch, metavar="KIND:FACTOR", help="rotary positions for rows FACTOR times"
+    " as long, to be trained on with such rows: yarn:4 or linear:4",
+  )  # fmt: skip
   parser.add_argument("--output", type=Path, required=True, metavar="PATH", help="where to")
   parser.add_argument("--traceback", action="store_true", help="on an error, where it was found")
   return subject_lib.parse(parser, argv)
 
 
+def _stretch(text: str) -> tuple[str, float]:
+  kind, _, factor = text.partition(":")
+  return kind, float(factor)
+
+
 def _from_flags(args: argparse.Namespace) -> Path:
   # Imported when the command line is known to be good: JAX takes a second or two.
+  from research import models
   from research.models import formats
 
   formats.require_free(args.output, formats.require(args.format, args.type))
   subject, params = _merged(args.model, args.adapter, args.run)
+  if args.stretch:
+    subject = dataclasses.replace(subject, model=models.stretched(subject.model, *args.stretch))
   _write(subject, params, args.output, args.format, args.type)
   return args.output
 

@@ -180,3 +180,42 @@ def test_flags_that_do_not_go_together(run, tmp_path):
   for flags in (["--run=x"], ["--adapter=x", "--run=x"]):
     with pytest.raises(SystemExit):
       run("--format=hf", f"--output={tmp_path}", *flags)
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn"])
+def test_stretched_positions_are_those_that_transformers_has(world, run, tmp_path, kind):
+  out = tmp_path / "long"
+  code, _, _ = run(f"--stretch={kind}:4", "--format=hf", f"--output={out}")
+  assert code == 0
+  model, params, _ = models.load(out)
+  assert model.config.max_positions == 4 * 64
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+  assert theirs.config.max_position_embeddings == 4 * 64
+  tokens = np.random.default_rng(0).integers(0, 288, (1, 200))
+  ours = jax.jit(model.apply)({"params": params}, jnp.asarray(tokens))
+  with torch.no_grad():
+    expected = theirs(torch.asarray(tokens)).logits.numpy()
+  np.testing.assert_allclose(ours, expected, atol=1e-3 * np.abs(expected).max())
+  # Another model than the base on the same parameters.
+  base, _, _ = models.load(world[0] / "base")
+  plain = base.apply({"params": params}, jnp.asarray(tokens[:, :64]))
+  assert np.abs(ours[:, :64] - plain).max() > 0.05 * np.abs(expected).max()
+  code, _, told = run(
+    f"--model={out}", "--stretch=yarn:2", "--format=hf", f"--output={out}2", base=False
+  )
+  assert code == 2 and f"error: the model's positions are '{kind}' already, by 4" in told
+
+
+@pytest.mark.parametrize(
+  ("given", "told"),
+  [("ntk:2", "by linear or yarn, not 'ntk'"), ("yarn:1", "a factor of 1.0 does not stretch")],
+)
+def test_stretches_that_cannot_be(run, tmp_path, given, told):
+  code, _, err = run(f"--stretch={given}", "--format=hf", f"--output={tmp_path / 'x'}")
+  assert code == 2 and told in err
+
+
+@pytest.mark.parametrize("given", ["yarn", "yarn:x"])
+def test_a_stretch_without_a_factor(run, tmp_path, given):
+  with pytest.raises(SystemExit):
+    run(f"--stretch={given}", "--format=hf", f"--output={tmp_path / 'x'}")

@@ -12,6 +12,7 @@ from research.models.initialize import initialize
 from research.models.load import build, invent, load, save, save_quantized
 from research.models.observe import moments
 from research.models.save_gguf import save_gguf
+from research.models.stretch import stretched
 
 __all__ = [
   "Cache",
@@ -32,4 +33,5 @@ __all__ = [
   "save",
   "save_gguf",
   "save_quantized",
+  "stretched",
 ]
