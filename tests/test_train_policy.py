@@ -10,7 +10,7 @@ import pytest
 from configs import base
 from research import models
 from research.core.config import Config, ConfigError
-from research.loop import problem, run
+from research.loop import policy_answers, problem, rewards, run
 from research.loop.interrupt import Interrupted
 from research.objectives.policy import ADVANTAGES, OLD, TOLD
 
@@ -199,22 +199,50 @@ def test_rows_are_answers_of_their_prompts_and_what_was_said_of_them(written, by
 
 def test_a_kl_is_taken_from_the_rewards_that_groups_compare(world):
   section = {**GRPO, "kl": 0.0, "reward_kl": 0.5}
-  task = problem.assemble(_config("costs", section, writes=WRITES | {"epochs": 2}))
+  writes = WRITES | {"epochs": 2, "unfinished": "leave_out"}
+  task = problem.assemble(_config("costs", section, writes=writes))
   moved = jax.tree.map(lambda x: x + 0.3, task.variables["adapters"])
   batch = task.rewrite(0, lambda: task.variables | {"adapters": moved}, next(task.batches))
   apart = batch[f"{TOLD}objective/kl"]
   assert np.abs(apart).max() > 0.01
   net = (batch[f"{TOLD}reward"] - 0.5 * apart).reshape(-1, 4)
   better = (net - net.mean(1, keepdims=True)) / (net.std(1, ddof=1, keepdims=True) + 1e-4)
-  expected = better.reshape(-1, 1) * batch["weights"]
-  np.testing.assert_allclose(batch[ADVANTAGES], expected, rtol=1e-3, atol=1e-4)
+  # Rewards pay for answers that are cut off, too, of which nothing is learnt.
+  answers = (batch["positions"] >= batch["row"][:, None] % 5) & (batch["segments"] > 0)
+  mask = answers & np.roll(answers, -1, axis=1)
+  finished = batch[f"{TOLD}completions/clipped_ratio"] == 0
+  np.testing.assert_array_equal(batch["weights"], mask * finished[:, None])
+  assert (~finished).sum() > 1
+  np.testing.assert_allclose(batch[ADVANTAGES], better.reshape(-1, 1) * mask, rtol=1e-3, atol=1e-4)
   # It is the log-probability less that of the model without its adapter.
   variables = {"params": task.variables["params"]}
   rows = [batch[name] for name in ("tokens", "positions", "segments")]
   said = jax.nn.log_softmax(task.model.apply(variables, *rows))
   theirs = np.take_along_axis(np.asarray(said), batch["targets"][..., None], -1)[..., 0]
-  gaps = (batch[OLD] - theirs) * batch["weights"]
+  gaps = (batch[OLD] - theirs) * mask
   np.testing.assert_allclose(apart, gaps.sum(1), rtol=1e-3, atol=1e-4)
+  # The loss is a mean over them all, but for rows without a prompt.
+  batch["row"][-4:] = -1
+  weight = jax.jit(lambda batch: task.objective(task.model, task.variables, batch, None, 0)[1])
+  assert weight(batch) == 12
+
+
+def test_figures_of_rewards_are_those_of_trl(byte_tokenizer):
+  """The deviation is that of all rewards, divided by one less than there are (TRL's `nanstd`)."""
+  settings = policy_answers.Rollout(({**LETTERS, "weight": 0.9},), samples=6)
+  problems, judges = [{"prompt": "q"}] * 4, rewards.build(settings.rewards)
+  writer = policy_answers.Writer(settings, None, None, byte_tokenizer, problems, judges, 16, (), 0)
+  rows = [
+    policy_answers._Row(number, [0], byte_tokenizer.encode(text), True)
+    for number, texts in ((0, "aaaaaa"), (1, "zzzzzz"), (-1, " " * 6), (2, "aazzzz"), (3, "zaaaaa"))
+    for text in texts
+  ]
+  total, told = writer._judged(rows)
+  there = np.array([row.number >= 0 for row in rows])
+  deviation = np.std(total[there].astype(np.float64), ddof=1)
+  np.testing.assert_allclose(told["reward_std"], there * deviation, rtol=1e-5)
+  # Deviations of six times 0.9 are not 0 in float32.
+  assert told["frac_reward_zero_std"].reshape(5, 6).tolist() == [[x] * 6 for x in (1, 1, 0, 0, 0)]
 
 
 def test_draws_go_by_the_seed_and_the_step(written, byte_tokenizer):

@@ -176,11 +176,13 @@ class Writer:
     if self.settings.unfinished == "zero":
       total = np.where(finished, total, 0.0).astype(np.float32)
     samples = self.settings.samples
-    spread = total.reshape(-1, samples).std(axis=1, ddof=int(samples > 1))
+    # Not by a deviation of 0: that of equal numbers is one of rounding.
+    equal = np.ptp(total.reshape(-1, samples), axis=1) == 0
     each = {
       "reward": total,
-      "reward_std": np.repeat(spread, samples),
-      "frac_reward_zero_std": np.repeat(spread == 0, samples),
+      # Of all that were written at one time, whatever advantages go by, as TRL's.
+      "reward_std": np.full(len(total), total.std(ddof=int(len(total) > 1))),
+      "frac_reward_zero_std": np.repeat(equal, samples),
       **{f"rewards/{label}/mean": values for label, values in found.items()},
       "completions/mean_length": [answer.length for answer in judged],
       "completions/clipped_ratio": ~finished,
@@ -205,13 +207,13 @@ class Writer:
     batch |= self._advantages(batch, rewards, said)
     if self.settings.steps > 1:
       batch[OLD] = said["old"]
+    told = dict(told)
+    if "reference" in said:
+      # Of all answers, as their rewards have paid it: also of those that are left out next.
+      told["objective/kl"] = ((said["old"] - said["reference"]) * batch["weights"]).sum(axis=1)
     if self.settings.unfinished == "leave_out":
       finished = np.array([row.finished for row in rows])
       batch["weights"] = batch["weights"] * finished[:, None].astype(np.float32)
-    told = dict(told)
-    if "reference" in said:
-      apart = (said["old"] - said["reference"]) * (batch["weights"] > 0)
-      told["objective/kl"] = apart.sum(axis=1)
     return batch | {f"{TOLD}{name}": values for name, values in told.items()}
 
   @property

@@ -128,7 +128,9 @@ def value_loss(
   return 0.5 * jnp.maximum(plain, held), held > plain
 
 
-def weights(mask: jax.Array, average: str, length: int) -> tuple[jax.Array, jax.Array]:
+def weights(
+  mask: jax.Array, average: str, length: int, answered: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   """What each token counts in the sum of losses, `[N, S]`, and what that is divided by.
 
   Args:
@@ -136,13 +138,14 @@ def weights(mask: jax.Array, average: str, length: int) -> tuple[jax.Array, jax.
     average: over all "tokens" (DAPO), over "answers" of each one's mean (GRPO), or over answers of
       sums divided by `length` (Dr. GRPO; with 1 it is RLOO's).
     length: a constant number of tokens.
+    answered: `[N]`, 1 in rows with an answer. One of which nothing is learnt, as it was cut off, is
+      an answer like the others, as in TRL.
   """
   if average == "tokens":
     return mask, mask.sum()
-  there = jnp.any(mask > 0, axis=1).astype(mask.dtype).sum()
   if average == "answers":
-    return mask / jnp.maximum(mask.sum(axis=1, keepdims=True), 1), there
-  return mask / length, there
+    return mask / jnp.maximum(mask.sum(axis=1, keepdims=True), 1), answered.sum()
+  return mask / length, answered.sum()
 
 
 def _ratio(log_probs: jax.Array, old: jax.Array, mask: jax.Array, level: str) -> jax.Array:

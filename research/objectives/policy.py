@@ -139,7 +139,7 @@ def policy(
       found = found + judge.coefficient * errors
       metrics["loss/value_avg"] = (jnp.sum(errors * mask), mask.sum())
       metrics["val/clipfrac_avg"] = (jnp.sum(held * mask), mask.sum())
-    counted, weight = losses.weights(mask, average, length)
+    counted, weight = losses.weights(mask, average, length, _answered(batch))
     total = jnp.sum(jnp.where(counted > 0, counted * found, 0.0))
     return total, weight, jax.lax.stop_gradient(metrics) | _told(batch)
 
@@ -154,9 +154,14 @@ def values_of(variables: Tree, hidden: jax.Array) -> jax.Array:
   return found[..., 0] + head["bias"]
 
 
+def _answered(batch: Batch) -> jax.Array:
+  """1 in rows with an answer, `[N]`; the others fill the batch."""
+  return (batch["row"] >= 0).astype(jnp.float32)
+
+
 def _told(batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
   """Means over answers of what the batch tells of them."""
-  there = (batch["row"] >= 0).astype(jnp.float32)
+  there = _answered(batch)
   return {
     name.removeprefix(TOLD): (jnp.sum(there * batch[name]), there.sum())
     for name in batch

@@ -21,21 +21,21 @@ REFERENCE = NOW + 0.3 * RNG.normal(size=NOW.shape).astype(np.float32)
 BETTER = RNG.normal(size=ROWS).astype(np.float32)
 
 
-def ours(loss, average, kl=0.0, length=1):
+def ours(loss, average, kl=0.0, length=1, mask=MASK):
   """The mean loss, its gradient by log-probabilities, and metrics."""
   judged = policy.build(loss)
 
   def mean(log_probs):
-    found, metrics = judged(log_probs, OLD, jnp.asarray(BETTER)[:, None] * MASK, MASK)
+    found, metrics = judged(log_probs, OLD, jnp.asarray(BETTER)[:, None] * mask, mask)
     found = found + kl * policy.divergence(log_probs, REFERENCE)
-    counted, weight = policy.weights(jnp.asarray(MASK), average, length)
+    counted, weight = policy.weights(jnp.asarray(mask), average, length, jnp.ones(ROWS))
     return jnp.sum(counted * found) / weight, metrics
 
   (value, metrics), gradient = jax.value_and_grad(mean, has_aux=True)(jnp.asarray(NOW))
   return float(value), np.asarray(gradient), {k: float(s / w) for k, (s, w) in metrics.items()}
 
 
-def theirs(loss_type, level="token", kl=0.0, delta=None, high=0.2, **more):
+def theirs(loss_type, level="token", kl=0.0, delta=None, high=0.2, mask=MASK, **more):
   torch = pytest.importorskip("torch")
   grpo = pytest.importorskip("trl.trainer.grpo_trainer")
   now = torch.tensor(NOW, requires_grad=True)
@@ -72,7 +72,7 @@ def theirs(loss_type, level="token", kl=0.0, delta=None, high=0.2, **more):
     **more,
   )
   ids = torch.zeros(ROWS, LENGTH, dtype=torch.long)
-  mask = torch.tensor(MASK)
+  mask = torch.tensor(mask)
   inputs = {
     "prompt_ids": ids,
     "prompt_mask": torch.ones_like(ids),
@@ -113,6 +113,20 @@ def test_losses_and_gradients_are_those_of_trl(loss, average, settings):
   for name, found in metrics.items():
     if settings.get("level") != "sequence":  # of which TRL counts answers, and we tokens
       np.testing.assert_allclose(found, their_metrics[name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+  ("average", "loss_type"), [("answers", "grpo"), ("tokens", "dapo"), ("length", "dr_grpo")]
+)
+def test_answers_that_are_left_out_are_counted_as_trl_counts_them(average, loss_type):
+  mask = MASK * (np.arange(ROWS) % 2)[:, None].astype(np.float32)
+  value, gradient, metrics = ours(CLIPPED, average, length=LENGTH, mask=mask)
+  their_value, their_gradient, their_metrics = theirs(loss_type, mask=mask)
+  np.testing.assert_allclose(value, their_value, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(gradient, their_gradient, rtol=1e-5, atol=1e-6)
+  assert not gradient[::2].any() and np.abs(gradient[1::2]).max() > 0.01
+  for name, found in metrics.items():
+    np.testing.assert_allclose(found, their_metrics[name], rtol=1e-5, err_msg=name)
 
 
 def test_reinforce_is_the_gradient_of_ratios_where_nothing_has_changed():
