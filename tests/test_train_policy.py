@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from research import models
+from research import models, peft
 from research.core.config import Config, ConfigError
 from research.loop import policy_answers, problem, rewards, run
 from research.loop.interrupt import Interrupted
@@ -243,6 +243,36 @@ def test_figures_of_rewards_are_those_of_trl(byte_tokenizer):
   np.testing.assert_allclose(told["reward_std"], there * deviation, rtol=1e-5)
   # Deviations of six times 0.9 are not 0 in float32.
   assert told["frac_reward_zero_std"].reshape(5, 6).tolist() == [[x] * 6 for x in (1, 1, 0, 0, 0)]
+
+
+def test_rows_begin_with_virtual_tokens_and_fill_the_positions_of_the_model(world):
+  writes = WRITES | {"epochs": 2, "max_new_tokens": 62}
+  values = _config("virtual", {**GRPO, "kl": 0.0}, writes=writes).to_dict()
+  values["adapters"] = ({"name": "p_tuning", "tokens": 2},)
+  values["data"]["train"]["length"] = LLAMA["max_position_embeddings"]
+  task = problem.assemble(Config(values))
+  variables = peft.materialize(task.variables)
+  batch = task.rewrite(0, lambda: variables, next(task.batches))
+  assert (batch["tokens"][:, :2] == [-1, -2]).all() and (batch["tokens"][:, 2:] >= 0).all()
+  prompts = 3 + batch["row"] % 5
+  lengths = (batch["segments"] > 0).sum(1)
+  cut = batch[f"{TOLD}completions/clipped_ratio"] == 1
+  assert len(set(prompts.tolist())) > 1 and cut.any()
+  # No prompt leaves room for 62 tokens: answers that are not finished end where the model does.
+  assert (lengths[cut] == 64).all() and lengths.min() < 64
+  learnt = np.arange(64) >= prompts[:, None] - 1
+  np.testing.assert_array_equal(batch["weights"], learnt & (np.arange(64) < lengths[:, None] - 1))
+  rows = [batch[name] for name in ("tokens", "positions", "segments")]
+  said = jax.nn.log_softmax(jax.jit(task.model.apply)(variables, *rows))
+  found = np.take_along_axis(np.asarray(said), batch["targets"][..., None], -1)[..., 0]
+  np.testing.assert_allclose(batch[OLD], found * batch["weights"], atol=1e-5)
+
+
+def test_rows_have_no_more_positions_than_the_model(world):
+  values = _config("long").to_dict()
+  values["data"]["train"]["length"] = 65
+  with pytest.raises(ConfigError, match="rows of 65 tokens exceed the model's 64 positions"):
+    problem.assemble(Config(values))
 
 
 def test_draws_go_by_the_seed_and_the_step(written, byte_tokenizer):

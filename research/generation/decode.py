@@ -48,16 +48,20 @@ def prepare(model: Kind, variables: Any, unrolled: bool | None) -> tuple[Kind, A
 
 
 def led(
-  model: Model, variables: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int
+  model: Model, variables: Any, prompts: Sequence[Sequence[int]], room: Sequence[int] | int
 ) -> list[list[int]]:
   """Prompts as the model reads them: after the virtual tokens of its adapters.
+
+  Args:
+    room: new tokens, of each prompt or of all.
 
   Raises:
     ValueError: the model cannot take one of them and as many new tokens.
   """
   lead, before = ahead(variables)
-  for i, prompt in enumerate(prompts):
-    checks.prompt(model, prompt, max_new_tokens, f"prompt {i}", before=before)
+  each = [room] * len(prompts) if isinstance(room, int) else room
+  for i, (prompt, most) in enumerate(zip(prompts, each, strict=True)):
+    checks.prompt(model, prompt, most, f"prompt {i}", before=before)
   return [[*lead, *prompt] for prompt in prompts]
 
 

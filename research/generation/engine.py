@@ -50,6 +50,7 @@ def generate(
   sampler: Sampler | None = None,
   *,
   max_new_tokens: int,
+  room: Sequence[int] | None = None,
   eos_ids: Sequence[int],
   stop: StopStrings | None = None,
   pad_id: int = 0,
@@ -75,6 +76,8 @@ def generate(
     prompts: token ids; of any number and lengths.
     sampler: by default takes the most probable token.
     max_new_tokens: tokens a completion may have, EOS included.
+    room: as many of each prompt's, where that is fewer: a completion is cut off there, and others
+      go on.
     eos_ids: any of them ends a completion.
     stop: strings that end a completion, too.
     pad_id: what stands at padding; no result depends on it.
@@ -92,12 +95,17 @@ def generate(
 
   Raises:
     ValueError: a prompt is empty, is longer than the model's positions allow, or holds a token
-      that the model has not; or a number above is not positive, there are not as many `numbers`,
-      `which` is not of a bank, or an encoder-decoder's cache shall be in few bits.
+      that the model has not; or a number above is not positive, there are not as many of `room`
+      or `numbers`, `which` is not of a bank, or an encoder-decoder's cache shall be in few bits.
   """
   checks.writes(model, "generation")
   checks.positive(max_new_tokens=max_new_tokens, samples=samples, batch_size=batch_size)
-  prompts = decode.led(model, variables, prompts, max_new_tokens)
+  most = [max_new_tokens] * len(prompts)
+  if room is not None:
+    if len(room) != len(prompts) or min(room, default=1) < 1:
+      raise ValueError(f"room is of each of {len(prompts)} prompts, 1 or more, not {list(room)}")
+    most = [min(max_new_tokens, each) for each in room]
+  prompts = decode.led(model, variables, prompts, most)
   if cache is not None:
     checks.decoder(model, "a cache in few bits")
   if numbers is not None and len(numbers) != len(prompts):
@@ -121,6 +129,7 @@ def generate(
       first,
       samples=batch.samples,
       max_new_tokens=max_new_tokens,
+      room=None if room is None else np.asarray(most, np.int32)[batch.prompt],
       scheme=cache,
       **same,
     )
@@ -146,7 +155,7 @@ def _to_the_end(
     write_until: `go_on`.
   """
   step, state = 1, state._replace(written=stopped(state.written, readers))
-  while step < max_new_tokens and not (readers and np.all(state.written.finished)):
+  while step < max_new_tokens and not (readers and not np.any(state.written.going)):
     step = min(step + STRIDE, max_new_tokens) if readers else max_new_tokens
     state = write_until(state, step)
     state = state._replace(written=stopped(state.written, readers))
@@ -178,22 +187,29 @@ def in_batches(
 
 class Written(NamedTuple):
   """tokens, log_probs: `[B, M]`. length: int32 `[B]`, of what was written before the end.
-  finished: bool `[B]`."""
+  finished: bool `[B]`. room: int32 `[B]`, the most of each row, where rows differ."""
 
   tokens: jax.Array
   log_probs: jax.Array
   length: jax.Array
   finished: jax.Array
+  room: jax.Array | None = None
+
+  @property
+  def going(self):
+    """Rows that are to be gone on with, bool `[B]`."""
+    return ~self.finished if self.room is None else ~self.finished & (self.length < self.room)
 
   def put(self, step, token, log_prob, eos_ids):
-    """Writes the `step`-th token of each row that is not finished."""
-    going = ~self.finished
+    """Writes the `step`-th token of each row that is going."""
+    going = self.going
     eos = jnp.asarray(eos_ids, jnp.int32)[None]
     return Written(
       jax.lax.dynamic_update_slice_in_dim(self.tokens, token[:, None], step, axis=1),
       jax.lax.dynamic_update_slice_in_dim(self.log_probs, log_prob[:, None], step, axis=1),
       self.length + going,
-      self.finished | jnp.any(token[:, None] == eos, axis=-1),
+      self.finished | (going & jnp.any(token[:, None] == eos, axis=-1)),
+      self.room,
     )
 
 
@@ -223,16 +239,20 @@ def start(
   samples,
   max_new_tokens,
   eos_ids,
+  room=None,
   scheme=None,
 ) -> tuple[_State, jax.Array]:
-  """After the prompts and the first new token, their cache by `scheme`; and the rows' keys."""
+  """After the prompts and the first new token, their cache by `scheme`; and the rows' keys.
+
+  room: int32 `[R]`, new tokens of each prompt's rows at most, where they are not all alike.
+  """
   rows = tokens.shape[0]
   keys = decode.sample_keys(seed, prompt + first_prompt, first_sample, samples)
 
   cache, logits, start = decode.begin(model, variables, tokens, positions)
   # The last token drawn never goes into the cache.
-  room = layout.slots(cache.positions.shape[1] + max_new_tokens - 1)
-  cache = cache.compress(scheme, samples, room) if scheme else cache.expand(samples, room)
+  slots = layout.slots(cache.positions.shape[1] + max_new_tokens - 1)
+  cache = cache.compress(scheme, samples, slots) if scheme else cache.expand(samples, slots)
   logits = jnp.repeat(logits, samples, axis=0)
   seen = None
   if sampler.penalizes:
@@ -246,6 +266,7 @@ def start(
     jnp.zeros((batch, max_new_tokens), jnp.float32),
     jnp.zeros((batch,), jnp.int32),
     jnp.repeat(prompt < 0, samples),
+    None if room is None else jnp.repeat(room, samples),
   )
   token, log_prob, seen = decode.draw(sampler, logits, keys, 0, seen)
   written = written.put(0, token, log_prob, eos_ids)
@@ -254,10 +275,10 @@ def start(
 
 @partial(jax.jit, static_argnames=("model", "sampler", "eos_ids"), donate_argnames="state")
 def go_on(variables, state, keys, until, *, model, sampler, eos_ids) -> _State:
-  """Writes tokens up to the number `until`, or until all rows are finished."""
+  """Writes tokens up to the number `until`, or until no row is going."""
 
   def going(state):
-    return (state.step < until) & ~jnp.all(state.written.finished)
+    return (state.step < until) & jnp.any(state.written.going)
 
   def step(state):
     cache, logits = decode.advance(

@@ -82,7 +82,8 @@ class Writer:
       student,
       list(prompts.values()),
       generation.Sampler(self.settings.temperature),
-      max_new_tokens=min(self.settings.max_new_tokens, length - min(map(len, prompts.values()))),
+      max_new_tokens=min(self.settings.max_new_tokens, length - 1),
+      room=[length - len(prompt) for prompt in prompts.values()],
       eos_ids=self.tokenizer.eos_ids,
       pad_id=self.tokenizer.pad_id or 0,
       seed=seed,
@@ -90,7 +91,7 @@ class Writer:
     )
     rows: list[list[Example]] = [[] for _ in batch["tokens"]]
     for (row, prompt), completion in zip(prompts.items(), written, strict=True):
-      tokens = np.array((prompt + completion.tokens)[:length], np.int32)
+      tokens = np.array(prompt + completion.tokens, np.int32)
       rows[row] = [Example(tokens, np.arange(len(tokens)) >= len(prompt))]
     new = packing.assemble(rows, length, self.tokenizer.pad_id or 0)
     theirs = np.isin(np.arange(len(rows)), list(prompts))[:, None]

@@ -117,6 +117,7 @@ class Writer:
   ) -> list[Batch]:
     """A batch of N rows for each batch of P prompts: its row in the source, and its tokens.
 
+    Virtual tokens of the adapters are the first of a prompt's, and of its rows'.
     What is drawn depends on the seed, the step and the prompt's number alone.
     """
     every = [prompt for prompts_ in asked for prompt in prompts_]
@@ -127,18 +128,19 @@ class Writer:
     written = generation.generate(
       self.model,
       policy,
-      there,
+      [[token for token in tokens if token >= 0] for tokens in there],  # it leads them itself
       generation.Sampler(self.objective.temperature),
-      max_new_tokens=min(self.settings.max_new_tokens, self.length - min(map(len, there))),
+      max_new_tokens=self.settings.max_new_tokens,
+      room=[self.length - len(tokens) for tokens in there],
       eos_ids=self.tokenizer.eos_ids,
       pad_id=self.tokenizer.pad_id or 0,
       samples=self.settings.samples,
       seed=int(np.random.default_rng([self.seed, _STREAM, step]).integers(2**31)),
       batch_size=self.settings.batch_size,
     )
-    found = iter(written)
+    found = ((completion.tokens, completion.finished) for completion in written)
     rows = [
-      self._cut(row, tokens, next(found) if row >= 0 else None)
+      _Row(row, tokens, *(next(found) if row >= 0 else ([], False)))
       for row, tokens in every
       for _ in range(self.settings.samples)
     ]
@@ -153,12 +155,6 @@ class Writer:
       )
       for at in range(0, len(rows), size)
     ]
-
-  def _cut(self, row: int, prompt: list[int], completion: Any) -> _Row:
-    if completion is None:
-      return _Row(-1, [], [], False)
-    tokens = completion.tokens[: self.length - len(prompt)]
-    return _Row(row, prompt, tokens, completion.finished and len(tokens) == len(completion.tokens))
 
   def _judged(self, rows: Sequence[_Row]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The reward of each row, `[N]`, and what the metrics are told; 0 in rows without a prompt."""

@@ -168,7 +168,8 @@ def _batches(
 
   read, more: a function of `pipeline`, and what it takes beside.
   """
-  _check_positions(learner.model, learner.variables["adapters"], section.length)
+  writes = name == "train" and bool(config.train.on_policy or config.train.rollout)
+  _check_positions(learner.model, learner.variables["adapters"], section.length, writes)
   asked = kept.build(config, learner, section)
   with distributed.alike(f"config.data.{name}") as told:
     batches = read(
@@ -266,13 +267,17 @@ def _check_tasks(
     )
 
 
-def _check_positions(model: Any, adapters: Any, length: int) -> None:
-  """Raises ValueError if a prefix leaves a table of positions too few for rows of `length`."""
+def _check_positions(model: Any, adapters: Any, length: int, writes: bool) -> None:
+  """Raises ValueError if there are too few positions for rows of `length`.
+
+  They are too few of a table behind a prefix, and of any model that `writes` such rows.
+  """
   before = peft.offset(adapters)
-  if not before or model.config.rope is not None or model.config.positions != "learned":
+  table = model.config.rope is None and model.config.positions == "learned"
+  if not writes and not (before and table):
     return
   if before + length > model.config.max_positions:
+    prefix = f" and the prefix's {before} positions" if before else ""
     raise ValueError(
-      f"length {length} and the prefix's {before} positions exceed the model's"
-      f" {model.config.max_positions}"
+      f"rows of {length} tokens{prefix} exceed the model's {model.config.max_positions} positions"
     )

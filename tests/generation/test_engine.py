@@ -150,6 +150,19 @@ def test_any_eos_token_ends_a_completion(toy):
   assert last[0].tokens == found[0].tokens and last[0].finished
 
 
+def test_rows_end_at_their_own_length(toy):
+  plain = generate(*toy, PROMPTS, max_new_tokens=NEW, eos_ids=())
+  room = [99, 5, 3, 1, NEW]
+  eos = plain[1].tokens[4]  # the last that its row has room for
+  found = generate(*toy, PROMPTS, max_new_tokens=NEW, room=room, eos_ids=(eos,))
+  for whole, completion, most in zip(plain, found, room, strict=True):
+    ends = [i + 1 for i, token in enumerate(whole.tokens[:most]) if token == eos]
+    length = ends[0] if ends else min(most, NEW)
+    assert completion.tokens == whole.tokens[:length] and completion.finished == bool(ends)
+    np.testing.assert_allclose(completion.log_probs, whole.log_probs[:length], atol=1e-5)
+  assert found[1].finished and not found[2].finished and not found[3].finished
+
+
 def test_one_new_token(toy):
   found = generate(*toy, PROMPTS, max_new_tokens=1, eos_ids=())
   assert [c.tokens for c in found] == [_plain(*toy, prompt, 1)[0] for prompt in PROMPTS]
@@ -214,6 +227,9 @@ def test_no_prompts(toy):
     ([[1]], {"max_new_tokens": 0}, "max_new_tokens is 0"),
     ([[1]], {"samples": 0}, "samples is 0"),
     ([[1]], {"batch_size": 0}, "batch_size is 0"),
+    ([[1], [1] * 510], {"room": [3, 3]}, "prompt 1 has 510 tokens, which with max_new_tokens 3"),
+    ([[1]], {"room": [2, 2]}, "room is of each of 1 prompts"),
+    ([[1]], {"room": [0]}, "1 or more, not .0"),
   ],
 )
 def test_what_cannot_be_generated(toy, prompts, changes, told):

@@ -20,9 +20,9 @@ LLAMA = {
   "intermediate_size": 16,
   "num_hidden_layers": 1,
   "num_attention_heads": 2,
-  "max_position_embeddings": 64,
+  "max_position_embeddings": 12,
 }
-LENGTH = 12
+LENGTH = LLAMA["max_position_embeddings"]
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +52,13 @@ def test_rows_hold_what_is_written_after_their_prompts(student, batch, byte_toke
   prompts.append(batch["tokens"][4, :6].tolist())
   _, seed = settings.numbers(3, 7)
   same = {"max_new_tokens": 5, "eos_ids": byte_tokenizer.eos_ids, "seed": seed}
+  same["room"] = [LENGTH - len(prompt) for prompt in prompts]
   written = generation.generate(
     model, {"params": variables["params"]}, prompts, generation.Sampler(0.7), **same
   )
   for row, prompt, completion in zip((0, 3, 4), prompts, written, strict=True):
-    whole = (prompt + completion.tokens)[:LENGTH]
+    whole = prompt + completion.tokens
+    assert len(completion.tokens) == min(5, LENGTH - len(prompt))  # none has drawn EOS
     assert new["tokens"][row, : len(whole)].tolist() == whole
     assert new["targets"][row, : len(whole) - 1].tolist() == whole[1:]
     learnt = np.flatnonzero(new["weights"][row])
