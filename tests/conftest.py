@@ -91,6 +91,16 @@ def byte_tokenizer() -> Tokenizer:
   return Tokenizer(backend, {"bos_token": "<bos>", "eos_token": "<eos>"}, (), template)
 
 
+@pytest.fixture(scope="session")
+def framing_tokenizer(byte_tokenizer) -> Tokenizer:
+  """`byte_tokenizer`, which puts `<bos>` in front of text."""
+  backend = tokenizers.Tokenizer.from_str(byte_tokenizer.backend.to_str())
+  backend.post_processor = tokenizers.processors.TemplateProcessing(
+    single="<bos> $A", special_tokens=[("<bos>", 256)]
+  )
+  return Tokenizer(backend, {"bos_token": "<bos>", "eos_token": "<eos>"}, (), None)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
   """Forgets a module's compiled programs with it: those of all would take gigabytes."""

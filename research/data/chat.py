@@ -182,6 +182,12 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
   return _encode(tokenizer, _text(tokenizer, messages, add_generation_prompt=True))
 
 
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+  """The ids of a string, framed as the tokenizer frames text, unless it begins with BOS itself."""
+  bos = tokenizer.special_tokens.get("bos_token")
+  return tokenizer.encode(text, add_special=bos is None or not text.startswith(bos))
+
+
 def encode_messages(
   tokenizer: Tokenizer, messages: Sequence[Message]
 ) -> tuple[list[int], list[int]]:
@@ -256,12 +262,12 @@ def encode_joined(
     ValueError: as `encode_messages`; a string with a list; strings without an EOS token.
   """
   if isinstance(prompt, str) and isinstance(completion, str):
-    ids = _encode_framed(tokenizer, prompt + completion)
+    ids = encode_text(tokenizer, prompt + completion)
     if not tokenizer.eos_ids:
       raise ValueError("the tokenizer has no EOS token to end a completion with")
     if not ids or ids[-1] not in tokenizer.eos_ids:
       ids.append(tokenizer.eos_ids[0])
-    return ids, _common_prefix(_encode_framed(tokenizer, prompt), ids)
+    return ids, _common_prefix(encode_text(tokenizer, prompt), ids)
   if isinstance(prompt, str) or isinstance(completion, str):
     raise ValueError(
       "prompt and completion must both be strings or both lists of messages, not"
@@ -294,11 +300,6 @@ def _text(
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
   return tokenizer.encode(text, add_special=False)
-
-
-def _encode_framed(tokenizer: Tokenizer, text: str) -> list[int]:
-  bos = tokenizer.special_tokens.get("bos_token")
-  return tokenizer.encode(text, add_special=bos is None or not text.startswith(bos))
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

@@ -47,7 +47,7 @@ def encode(tokenizer: Tokenizer, prompt: str | list[dict[str, Any]]) -> list[int
     ValueError: it is of messages and the tokenizer has no chat template.
   """
   if isinstance(prompt, str):
-    return tokenizer.encode(prompt)
+    return chat.encode_text(tokenizer, prompt)
   return chat.encode_prompt(tokenizer, prompt)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from research import generation
 from research.core import distributed, tree
-from research.data import sources
+from research.data import chat, sources
 from research.evals import progress
 from research.evals.result import item_id
 
@@ -52,7 +52,7 @@ def write(
   with distributed.alike(f"what {label} reads") as told:
     rows = _rows(sources.build(data))
     told["pairs"] = [[row["prompt"], row["completion"]] for row in rows]
-  prompts = [tokenizer.encode(row["prompt"]) for row in rows]
+  prompts = [chat.encode_text(tokenizer, row["prompt"]) for row in rows]
   with progress.bar(len(rows), label, "pair") as bar:
     # One beam needs none of the copies that a search makes.
     search: Callable[..., Any] = generation.generate

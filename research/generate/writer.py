@@ -47,7 +47,7 @@ class Writer:
 
     if isinstance(prompt, str):
       if self.as_text:
-        return self.tokenizer.encode(prompt)
+        return chat.encode_text(self.tokenizer, prompt)
       prompt = [{"role": "user", "content": prompt}]
     if self.args.system and prompt and prompt[0].get("role") != "system":
       prompt = [{"role": "system", "content": self.args.system}, *prompt]

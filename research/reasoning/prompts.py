@@ -34,7 +34,7 @@ class Ask:
     """
     written = self.begin if written is None else written
     if isinstance(self.prompt, str):
-      return tokenizer.encode(self.prompt + written)
+      return chat.encode_text(tokenizer, self.prompt + written)
     ids = chat.encode_prompt(tokenizer, self.prompt)
     return ids + tokenizer.encode(written, add_special=False) if written else ids
 

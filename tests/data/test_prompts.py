@@ -18,6 +18,15 @@ def test_a_prompt_is_all_of_the_example_and_nothing_is_learnt(byte_tokenizer):
   assert byte_tokenizer.decode(text.tokens.tolist()) == "why?"
 
 
+def test_a_text_begins_with_bos_once(framing_tokenizer):
+  """As the prompt of supervised tuning, preferences and reward models does."""
+  for text in ("why?", "<bos>why?"):
+    found = prompts.encode(framing_tokenizer, text)
+    assert framing_tokenizer.decode(found, False) == "<bos>why?"
+    joined, start = chat.encode_joined(framing_tokenizer, text, "so")
+    assert joined[:start] == found
+
+
 @pytest.mark.parametrize(
   ("row", "told"),
   [

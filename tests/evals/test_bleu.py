@@ -22,8 +22,10 @@ class Words:
   """A token a text."""
 
   eos_ids = (0,)
+  special_tokens = {"bos_token": "a small"}  # with which one of the texts begins
 
-  def encode(self, text):
+  def encode(self, text, add_special=True):
+    assert add_special == (text != REFERENCES[1])
     return [REFERENCES.index(text) + 1]
 
   def decode(self, tokens):

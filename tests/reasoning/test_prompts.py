@@ -32,6 +32,12 @@ def test_plain_is_the_problem(byte_tokenizer):
   assert told == "system: Be brief.<eos>user: 3 + 4?<eos>7"
 
 
+def test_a_text_begins_with_bos_once(framing_tokenizer):
+  for text in ("3 + 4 =", "<bos>3 + 4 ="):
+    ids = Ask(text, text).ids(framing_tokenizer, " 7")
+    assert framing_tokenizer.decode(ids, False) == "<bos>3 + 4 = 7"
+
+
 def test_instruction_and_begin():
   (chat,) = ChainOfThought("Think.", begin="First,")([CHAT])
   assert chat.prompt == [CHAT[0], {"role": "user", "content": "3 + 4?\n\nThink."}]
