@@ -313,6 +313,12 @@ def test_what_cannot_be(section, writes, told):
     problem.assemble(_config("wrong", section, writes=writes))
 
 
+@pytest.mark.parametrize(("changes", "passes"), [({}, 1), ({"kl": 0.0, "reward_kl": 0.1}, 0)])
+def test_a_step_counts_the_passes_of_a_reference_that_it_asks(changes, passes):
+  """Where rewards pay the KL, those who write have asked it."""
+  assert problem.assemble(_config("passes", GRPO | changes)).forward_passes == passes
+
+
 def test_a_curriculum_goes_by_batches_of_prompts(world):
   values = _config("easy first").to_dict()
   phases = ({"until": 0.5, "share": 0.3}, {"until": 1})

@@ -36,8 +36,8 @@ class Bound:
   @property
   def forward_passes(self) -> int:
     """Passes of the learner's own base beside the loss's: a reference's, or a teacher's."""
-    compared = getattr(self.objective, "reference", "none") in ("base", "copy")
-    return int(compared or (self.teacher is not None and self.teacher.variables is None))
+    asked = getattr(self.objective, "asks_reference", False)
+    return int(asked or (self.teacher is not None and self.teacher.variables is None))
 
 
 def bind(

@@ -43,6 +43,11 @@ class AnswerLoss:
   def __call__(self, *args: Any) -> tuple[jax.Array, jax.Array, Sums]:
     return self.loss(*args)
 
+  @property
+  def asks_reference(self) -> bool:
+    """Whether the loss has the reference read the batch, and is not told what it says."""
+    return self.reference in ("base", "copy")
+
 
 def require_reference(name: str, reference: str, possible: Sequence[str]) -> None:
   """Raises ConfigError if `reference` is not among those that the loss `name` can be taken with."""

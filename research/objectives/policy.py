@@ -49,13 +49,20 @@ class PolicyLoss(AnswerLoss):
   """A loss of answers that the policy wrote, and what those who write and judge them go by.
 
   temperature: of the distribution that answers are drawn from, whose log-probabilities these are.
+  kl: what a nat of KL from the reference counts in the loss.
   reward_kl: what a nat of KL from the reference takes from the reward.
   width: D, of a model with a critic; else 0.
   """
 
   temperature: float = 1.0
+  kl: float = 0.0
   reward_kl: float = 0.0
   width: int = 0
+
+  @property
+  def asks_reference(self) -> bool:
+    """See `AnswerLoss`; what rewards pay is read before, where answers are written."""
+    return self.kl > 0
 
   def initial(self) -> Tree:
     """The critic before the first step, the collection `objective`."""
@@ -144,7 +151,9 @@ def policy(
     return total, weight, jax.lax.stop_gradient(metrics) | _told(batch)
 
   width = model.config.hidden_size if judge else 0
-  return PolicyLoss(of_batch, reference, temperature=temperature, reward_kl=reward_kl, width=width)
+  return PolicyLoss(
+    of_batch, reference, temperature=temperature, kl=kl, reward_kl=reward_kl, width=width
+  )
 
 
 def values_of(variables: Tree, hidden: jax.Array) -> jax.Array:
