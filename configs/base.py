@@ -210,7 +210,7 @@ def _train() -> ConfigDict:
   # What the objective "policy" learns from, {"samples": 8, "max_new_tokens": 256, "rewards":
   # ({"name": "scorer", "scorer": "last_number"},), "advantage": {"name": "group"}}: answers that
   # the model writes to the data's prompts (research.loop.policy_answers), and how good they are
-  # (research.loop.rewards: scorer, pattern, length, model, judge).
+  # (research.loop.rewards: scorer, pattern, length, consistency, model, judge).
   train.rollout = ConfigDict()
   # What trains on a grid (`quantize`) trains as it is for so many steps first.
   train.round_after_steps = 0

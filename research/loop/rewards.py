@@ -21,6 +21,7 @@ from research.core import sharding, tree
 from research.data import chat, prompts
 from research.evals.scorers import SCORERS
 from research.loop import subject as subjects
+from research.loop.consistency import Consistency
 from research.models import scored
 
 Text = str | list[dict[str, Any]]
@@ -235,6 +236,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
   "scorer": Scorer,
   "pattern": Pattern,
   "length": Length,
+  "consistency": Consistency,
   "model": Scored,
   "judge": Judge,
 }

@@ -46,6 +46,17 @@ def test_a_pattern_is_there_or_not():
   ]
 
 
+def test_consistency_is_the_share_of_a_prompts_answers_that_come_to_the_same():
+  chat = [{"role": "user", "content": "q"}]
+  read = [("a", "so 7"), ("a", "7.0"), ("a", "8"), ("a", "none"), (chat, "7"), (chat, "it is 7")]
+  told = [Answer({}, prompt, text, 1, True) for prompt, text in read]
+  (reward,) = (each for _, each in rewards.build(({"name": "consistency"},)).each.values())
+  assert reward(told).tolist() == [0.5, 0.5, 0.25, 0.0, 1.0, 1.0]
+  assert rewards.Consistency("exact")(told).tolist() == [0.25] * 4 + [0.5] * 2
+  with pytest.raises(ValueError, match="no scorer 'last'; did you mean 'last_number'"):
+    rewards.build(({"name": "consistency", "scorer": "last"},))
+
+
 def test_length_costs_in_a_line():
   found = rewards.Length(10, 4)([answer("", length) for length in (1, 6, 8, 10, 20)])
   np.testing.assert_allclose(found, [0, 0, -0.5, -1, -1])
