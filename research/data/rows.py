@@ -91,8 +91,8 @@ class Rows(grain.sources.RandomAccessDataSource):
     return Row(index, self._kept[index])
 
   def _read(self, index: int) -> tuple[Example, ...]:
-    row = self._source[index]
     try:
+      row = self._source[index]
       if self._answers:
         example = self._answers.read(row, self._tokenizer)
       elif self._pairs:

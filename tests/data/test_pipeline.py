@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from research.data import pipeline, sources
-from research.data.examples import Report
+from research.data.examples import BadRow, Report
 
 
 class NumberTokenizer:
@@ -31,12 +31,12 @@ class NumberTokenizer:
 class Memory:
   """`rows` documents; document `i` has 2 to `longest` tokens, all of which tell `i`."""
 
-  def __init__(self, rows=30, longest=12, bad=(), first=1):
+  def __init__(self, rows=30, longest=12, bad=(), first=1, broken=()):
     self.name = f"memory{first}"
-    self.fingerprint = f"{rows}/{longest}/{bad}/{first}"
+    self.fingerprint = f"{rows}/{longest}/{bad}/{first}/{broken}"
     self.report = Report()
     self.read = []
-    self._rows, self._bad, self._first = rows, bad, first
+    self._rows, self._bad, self._first, self._broken = rows, bad, first, broken
     self._lengths = np.random.default_rng(first).integers(1, longest, rows)
 
   def __len__(self):
@@ -47,6 +47,8 @@ class Memory:
 
   def __getitem__(self, index):
     self.read.append(index)
+    if index in self._broken:
+      raise BadRow("not UTF-8", "column 'text'")
     if index in self._bad:
       return {"txt": "1"}
     return {"text": " ".join([str(10 * (self._first + index))] * self._lengths[index])}
@@ -326,13 +328,15 @@ def test_corrupted_rows_fit_and_learn_their_solutions():
 
 
 def test_bad_and_long_rows_are_counted_once_with_their_index():
-  batches = train(source={"name": "memory", "bad": (3, 9), "longest": 30}, window=100)
+  source = {"name": "memory", "bad": (3, 9), "broken": (5,), "longest": 30}
+  batches = train(source=source, window=100)
   lengths = np.random.default_rng(1).integers(1, 30, 30)
-  long = [i for i in range(30) if lengths[i] + 1 > 16 and i not in (3, 9)]
+  long = [i for i in range(30) if lengths[i] + 1 > 16 and i not in (3, 5, 9)]
   stream_of(batches, 200)
   counted = {entry["reason"]: [i for i, _ in entry["rows"]] for entry in batches.report.to_json()}
   assert counted == {
     "dropped, without its columns": [103, 109],
+    "dropped, not UTF-8": [105],
     "dropped, longer than 16 tokens": [i + 100 for i in long],
   }
 
@@ -354,6 +358,10 @@ def test_truncated_rows_are_counted_and_kept():
     (
       {"source": {"name": "memory", "bad": (3,)}, "on_bad_row": "stop"},
       r"memory1 row 103 is without its columns: .*did you mean 'text'\? \(data.on_bad_row='drop'",
+    ),
+    (
+      {"source": {"name": "memory", "broken": (3,)}, "on_bad_row": "stop"},
+      r"memory1 row 103 is not UTF-8: column 'text' \(data.on_bad_row='drop'",
     ),
     (
       {"source": {"name": "memory", "longest": 40}, "on_long_row": "stop"},
