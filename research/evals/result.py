@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -68,7 +69,9 @@ Evaluator = Callable[[Any, Any, Any], Result]
 class Difference:
   """One metric of two results on the same items; `difference = first - second`.
 
+  first, second: over the items whose value both results have.
   interval: 95 %, None where there is but one item.
+  items: how many these are.
   """
 
   result: str
@@ -77,10 +80,13 @@ class Difference:
   second: float
   difference: float
   interval: tuple[float, float] | None
+  items: int
 
 
 def compare(first: Result, second: Result, seed: int = 0) -> list[Difference]:
   """Paired differences `first - second` of the metrics that both have as means over items.
+
+  An item without the value on either side (a text too short for it) counts on neither.
 
   Raises:
     ValueError: they did not judge the same items, or measured them with other weights (as two
@@ -97,17 +103,20 @@ def compare(first: Result, second: Result, seed: int = 0) -> list[Difference]:
   for metric, (value, weight) in first.means.items():
     if second.means.get(metric) != (value, weight):
       continue
-    keys = [key for key, record in ours.items() if value in record]
+    keys = [key for key, record in ours.items() if value in record and value in theirs[key]]
+    if not keys:
+      continue
     weights = [_weight(ours[key], weight) for key in keys]
     if weights != [_weight(theirs[key], weight) for key in keys]:
       raise ValueError(f"{first.name}: {metric} counts other {weight} in the two results")
-    figures = (first.metrics[metric], second.metrics[metric])
+    a, b = ([items[key][value] for key in keys] for items in (ours, theirs))
+    figures = (math.fsum(a) / math.fsum(weights), math.fsum(b) / math.fsum(weights))
     interval = None
     if len(keys) > 1:
-      a, b = ([items[key][value] for key in keys] for items in (ours, theirs))
       _, low, high = bootstrap.paired(a, b, seed=seed, weights=weights)
       interval = (low, high)
-    differences.append(Difference(first.name, metric, *figures, figures[0] - figures[1], interval))
+    difference = figures[0] - figures[1]
+    differences.append(Difference(first.name, metric, *figures, difference, interval, len(keys)))
   return differences
 
 

@@ -51,6 +51,28 @@ def test_compare_refuses_what_is_not_the_same():
     compare(result([1.0, 2.0], [1, 2]), result([1.0, 2.0], [1, 3]))
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_compare_is_over_items_where_both_have_the_value(turned):
+  rng = np.random.default_rng(0)
+  a, b, weights = rng.normal(5, 3, 9), rng.normal(4, 3, 9), rng.integers(1, 9, 9).tolist()
+  given = []
+  for values, lacks in ((a, (0, 4)), (b, (4, 7, 8))):
+    one = result(values.tolist(), weights)
+    for i in lacks:
+      del one.records[i]["nats"]
+    given.append(one)
+  (found,) = compare(*(given[::-1] if turned else given))
+  both, over = [1, 2, 3, 5, 6], np.array(weights)[[1, 2, 3, 5, 6]]
+  expected = [values[both].sum() / over.sum() for values in ((b, a) if turned else (a, b))]
+  assert [found.first, found.second] == pytest.approx(expected)
+  assert found.difference == found.first - found.second and found.items == 5
+  low, high = found.interval
+  assert low < found.difference < high
+  for i in both:
+    del given[0].records[i]["nats"]
+  assert compare(*given) == []
+
+
 def test_compare_leaves_out_what_only_one_has():
   other = dataclasses.replace(result([1.0, 2.0]), means={})
   assert compare(result([1.0, 2.0]), other) == []
