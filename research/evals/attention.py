@@ -32,8 +32,10 @@ class Attention:
   the most possible (the logarithm of how many tokens the query sees), and `first_token`, the weight
   on the row's first token, the sink (Xiao et al. 2023, arXiv:2309.17453); `uniform_heads` and
   `single_heads`, how many have collapsed: their relative entropy is `uniform` or more, or `single`
-  or less; `heads` and `tokens`. Queries that see one token are left out. Intervals are over
-  windows, and a record is one. The table `heads` has a row a head; `samples` name the collapsed.
+  or less; `heads` and `tokens`. Queries that see one token are left out, and a window's first also
+  where an adapter's virtual tokens come before it: so the same ones count with and without.
+  Intervals are over windows, and a record is one. The table `heads` has a row a head; `samples`
+  name the collapsed.
 
   data: the config of a source whose rows have `text` (`research.data.sources`).
   length: tokens that a window shows; by default 1024, or all the positions of a smaller model.
@@ -128,4 +130,5 @@ def _spread(model, variables, tokens, targets, segments):
   del targets
   found = attended.spread(model, variables, tokens, segments)
   of_queries = jnp.stack([found.entropy, found.share, found.first, found.counts])
-  return of_queries.swapaxes(2, 3)
+  later = jnp.cumsum(tokens >= 0, axis=1) > 1  # [B, S], the text's tokens but the first
+  return of_queries.swapaxes(2, 3) * later

@@ -16,7 +16,7 @@ import numpy as np
 from research.evals import bootstrap, rolling
 from research.evals.perplexity import token_losses
 from research.evals.result import Result
-from research.generation import decode
+from research.generation import checks, decode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +66,11 @@ class Lengths:
     """Scores all pieces after rows of each length.
 
     Raises:
-      ValueError: the model is no decoder, or its table of positions ends before the largest length;
+      ValueError: the model is no decoder that writes, or its table of positions ends before the largest length;
         a row has no `text`; or no document has as many tokens.
     """
     rolling.require_decoder(model, self.label)
+    checks.writes(model, self.label)
     lead, before = decode.ahead(variables)
     positions = model.config.max_positions - before
     beyond = [length for length in self.lengths if length > positions]

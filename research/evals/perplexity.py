@@ -16,7 +16,7 @@ import numpy as np
 
 from research.evals import bootstrap, few_bits, rolling
 from research.evals.result import Result
-from research.generation import decode
+from research.generation import checks, decode
 from research.losses import cross_entropy
 from research.quant import CacheScheme
 
@@ -53,10 +53,11 @@ class Perplexity:
     """Scores all documents.
 
     Raises:
-      ValueError: the model is no decoder; a window is longer than the model's positions, or the
+      ValueError: the model is no decoder that writes; a window is longer than the model's positions, or the
         context is longer than it; a row has no `text`, or there is no token to score.
     """
     length = rolling.length_of(model, variables, self.length, self.label)
+    checks.writes(model, self.label)
     context = rolling.context_of(self.context, length, self.label)
     documents = rolling.read(self.data, tokenizer, bos=self.bos, label=self.label)
     jobs = rolling.jobs_of(documents, length, context, self.label)

@@ -17,7 +17,7 @@ import numpy as np
 
 from research.evals import bootstrap, reliability, rolling
 from research.evals.result import Result
-from research.generation import decode
+from research.generation import checks, decode
 from research.losses import chunks
 
 _COLDEST, _HOTTEST = 0.05, 20.0  # temperatures
@@ -80,6 +80,7 @@ class TokenCalibration:
       ValueError: as `Perplexity`; or there are fewer than two windows, which cannot be halved.
     """
     length = rolling.length_of(model, variables, self.length, self.label)
+    checks.writes(model, self.label)
     context = rolling.context_of(self.context, length, self.label)
     documents = rolling.read(self.data, tokenizer, bos=self.bos, label=self.label)
     jobs = rolling.jobs_of(documents, length, context, self.label)

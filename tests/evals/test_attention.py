@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from research import peft
-from research.evals import build
+from research.evals import build, compare
 from research.models import watch
 from research.models.decoder import Decoder
 
@@ -90,6 +90,31 @@ def test_queries_of_zero_attend_by_distance_alone(section, model, variables, tok
     entropies.append(np.mean(of_place))
   found = [row["entropy"] for row in biased.tables["heads"]]
   assert found == pytest.approx(entropies * 2, rel=1e-4)
+
+
+def test_the_same_queries_count_behind_virtual_tokens(section, model, variables, tokenizer):
+  """Those of the plain model: with and without an adapter's tokens windows compare."""
+  plain = build([section])[0](model, variables, tokenizer)
+  rules = [{"name": "prompt", "tokens": 3}]
+  adapters = peft.attach(rules, variables["params"], jax.random.key(0))
+  led = build([section])[0](model, {**variables, "adapters": adapters}, tokenizer)
+  assert [r["tokens"] for r in led.records] == [r["tokens"] for r in plain.records]
+  assert {d.metric for d in compare(led, plain)} == set(plain.means)
+
+
+def test_of_a_model_that_gives_a_score(section, model, variables, tokenizer):
+  """Attention has no need of a next token; what judges one refuses such a model."""
+  scoring = Decoder(dataclasses.replace(model.config, head="score"))
+  found = build([section])[0](scoring, variables, tokenizer)  # whose parameters have no score
+  assert found.metrics == build([section])[0](model, variables, tokenizer).metrics
+  data = section["data"]
+  for other in (
+    {"name": "perplexity"},
+    {"name": "token_calibration"},
+    {"name": "lengths", "lengths": (16, 32), "last": 8},
+  ):
+    with pytest.raises(ValueError, match=f"{other['name']} is for models that write"):
+      build([{**other, "data": data}])[0](scoring, variables, tokenizer)
 
 
 def test_errors(section, model, variables, tokenizer):
