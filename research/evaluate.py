@@ -10,8 +10,8 @@
 What is measured is the `eval.evaluators` of a config, or what the flags name; a run without
 either is measured by its own config's. Figures go to the terminal with 95 % intervals, and with
 every item to a JSON file, which --compare reads. A difference is the first minus the second, with
-a paired bootstrap interval over the items. Keys of the config can be set as in training:
---config.KEY=VALUE.
+a paired bootstrap interval over the items whose value both have. What was measured is saved before
+it is drawn or compared. Keys of the config can be set as in training: --config.KEY=VALUE.
 
 Exit codes: 0 done, 2 something asked for cannot be.
 """
@@ -22,9 +22,9 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from research.core import cache, command
 from research.core import config as config_lib
@@ -127,28 +127,41 @@ def _evaluate(args: argparse.Namespace) -> int:
   if args.plots:
     evals.plots.pyplot()  # Before anything is measured, what is missing is told.
   subject = _subject(args, config)
-  report: dict[str, Any] = {"name": subject.name}
+  # Before anything is measured, so that what is wrong is told early, and before a report takes the
+  # place of the earlier one that it is compared with.
+  other = _other(args.compare, subject, args.dtype) if args.compare else None
+  output = args.output or (args.run / "evaluation.json" if args.run else None)
   results = _measure(evaluators, subject)
+  report: dict[str, Any] = {"name": subject.name}
   report["results"] = [result.to_json() for result in results]
+  if output:
+    _save(report, output)
   print(f"{subject.name}\n\n{evals.table(results)}\n")
   for result in results:
     for sample in result.samples:
       print(f"{sample}\n")
+  if output:
+    print(f"saved {output}\n")
   if args.plots:
     files = evals.plots.draw(results, args.plots)
     print("".join(f"saved {file}\n" for file in files) or "no result has anything to plot\n")
-  if args.compare:
-    other, others = _other(args.compare, subject, evaluators, args.dtype)
+  if other:
+    others = other.results if isinstance(other, _Saved) else _measure(evaluators, other)
+    report["compared"] = {"name": other.name, "results": [result.to_json() for result in others]}
+    if output:
+      _save(report, output)
     differences = _differences(results, others)
-    report["compared"] = {"name": other, "results": [result.to_json() for result in others]}
     report["differences"] = [dataclasses.asdict(difference) for difference in differences]
-    print(f"first: {subject.name}\nsecond: {other}\n\n{evals.comparison_table(differences)}\n")
-  output = args.output or (args.run / "evaluation.json" if args.run else None)
-  if output:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"saved {output}")
+    if output:
+      _save(report, output)
+    told = evals.comparison_table(differences)
+    print(f"first: {subject.name}\nsecond: {other.name}\n\n{told}\n")
   return 0
+
+
+def _save(report: Mapping[str, Any], output: Path) -> None:
+  output.parent.mkdir(parents=True, exist_ok=True)
+  output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _config(args: argparse.Namespace) -> config_lib.Config | None:
@@ -202,10 +215,17 @@ def _subject(args: argparse.Namespace, config: config_lib.Config | None) -> subj
   return subject_lib.require_one(subject_lib.with_adapters(subject, args.adapter))
 
 
+class _Saved(NamedTuple):
+  """An earlier evaluation."""
+
+  name: str
+  results: list[Any]
+
+
 def _other(
-  what: str, first: subject_lib.Subject, evaluators: Sequence[Any], dtype: str | None
-) -> tuple[str, list[Any]]:
-  """The name and the results of what `--compare` names."""
+  what: str, first: subject_lib.Subject, dtype: str | None
+) -> subject_lib.Subject | _Saved:
+  """What `--compare` names."""
   from research import evals
 
   path = Path(what)
@@ -214,21 +234,20 @@ def _other(
       raise ValueError(f"{first.name} is the base; compare it to something else")
     if not first.base:
       raise ValueError(f"{first.name} was trained from random weights and has no base")
-    second = subject_lib.load_model(first.base, first.model.dtype)
-  elif path.is_file() and path.suffix == ".json":
+    return subject_lib.load_model(first.base, first.model.dtype)
+  if path.is_file() and path.suffix == ".json":
     saved = json.loads(path.read_text())
     if "results" not in saved or "name" not in saved:
       raise ValueError(f"{path} is not the file of an evaluation")
-    return f"{saved['name']} ({path})", [evals.Result.from_json(r) for r in saved["results"]]
-  elif (path / "adapter_config.json").is_file():
-    second = subject_lib.with_adapter(first, path)
-  elif (path / "config.json").is_file() and subject_lib.is_run_config(
+    results = [evals.Result.from_json(result) for result in saved["results"]]
+    return _Saved(f"{saved['name']} ({path})", results)
+  if (path / "adapter_config.json").is_file():
+    return subject_lib.with_adapter(first, path)
+  if (path / "config.json").is_file() and subject_lib.is_run_config(
     json.loads((path / "config.json").read_text())
   ):
-    second = subject_lib.load_run(path, dtype)
-  else:
-    second = subject_lib.load_model(what, dtype or first.model.dtype)
-  return second.name, _measure(evaluators, second)
+    return subject_lib.load_run(path, dtype)
+  return subject_lib.load_model(what, dtype or first.model.dtype)
 
 
 def _measure(evaluators: Sequence[Any], subject: subject_lib.Subject) -> list[Any]:

@@ -123,6 +123,22 @@ def test_run_against_its_base_and_against_what_was_saved(run, world):
   assert f"{expected.difference:+.4f}" in out
 
 
+def test_what_was_measured_stays_where_it_cannot_be_compared(run, world):
+  text = ("--model=model", "--dtype=float32", "--perplexity=text.txt")
+  assert run("--run=run", "--output=twice.json")[0] == 0
+  code, out, err = run(*text, "--output=measured.json", "--compare=twice.json")
+  # Windows of 1024 tokens here, of 32 there.
+  assert code == 2 and "items are the same" in err and "saved measured.json" in out
+  report, (result,) = saved(world / "measured.json")
+  assert report.keys() == {"name", "results", "compared"} and result.metrics["tokens"] > 0
+  # An earlier file is read before it is written over.
+  code, _, err = run("--run=whole", "--compare=twice.json", "--output=twice.json")
+  assert code == 0, err
+  report, (ours,) = saved(world / "twice.json")
+  assert report["name"] == "whole" and report["compared"]["name"] == "run (twice.json)"
+  assert report["differences"][0]["difference"] != 0
+
+
 def test_plots_of_what_has_tables(run, world):
   section = {"name": "token_calibration", "data": TEXT, "length": 32}
   config = (world / "config.py").read_text()

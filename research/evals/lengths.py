@@ -66,8 +66,8 @@ class Lengths:
     """Scores all pieces after rows of each length.
 
     Raises:
-      ValueError: the model is no decoder that writes, or its table of positions ends before the largest length;
-        a row has no `text`; or no document has as many tokens.
+      ValueError: the model is no decoder that writes, or its table of positions ends before the
+        largest length; a row has no `text`; or no document has as many tokens.
     """
     rolling.require_decoder(model, self.label)
     checks.writes(model, self.label)

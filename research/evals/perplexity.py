@@ -53,8 +53,9 @@ class Perplexity:
     """Scores all documents.
 
     Raises:
-      ValueError: the model is no decoder that writes; a window is longer than the model's positions, or the
-        context is longer than it; a row has no `text`, or there is no token to score.
+      ValueError: the model is no decoder that writes; a window is longer than the model's
+        positions, or the context is longer than it; a row has no `text`, or there is no token to
+        score.
     """
     length = rolling.length_of(model, variables, self.length, self.label)
     checks.writes(model, self.label)
