@@ -13,8 +13,9 @@ def get_config() -> ConfigDict:
   # As in configs/base.py.
   config.compilation_cache = ""
 
-  # What research.data.sources reads: {"name": "jsonl", "path": ...} and the like; rows of any kind,
-  # of which all texts are looked at together.
+  # What research.data.sources reads: {"name": "jsonl", "path": ...} and the like; rows of any kind.
+  # A row's texts (text, prompt, messages and the other columns of research.data.texts) are looked
+  # at together; personal data are looked for in all that it holds.
   config.source = ConfigDict()
 
   # What is done, in this order: sections with the name of a step of research.curation.STEPS, which

@@ -20,13 +20,20 @@ _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]+@(?:[\w-]+\.)+[A-Za-z]{2,}(?![\w-])")
 _CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])")
 _PHONE = re.compile(
   r"(?<![\w.+-])(?:"
-  r"\+\d{1,3}(?:[ .-]?\(?\d{1,5}\)?){2,6}"  # a country's code, and groups
+  r"\+\d{1,3}(?:[ .-]?(?:\(\d{1,5}\)|\d{1,5})){2,6}"  # a country's code, and groups
   r"|\(\d{2,5}\)[ .-]?\d{3,5}(?:[ .-]?\d{2,5}){1,2}"  # an area in parentheses
   r"|\d{3}([ .-])\d{3}\1\d{4}"  # North American
   r")(?![\w-])"
 )
 _IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)")
-_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){3,7}[0-9A-Fa-f]{0,4}(?![\w:])")
+# Of two colons alone an address has a first group of four, with a digit: others look like slices
+# (x[1::2]) and names (A::B). That leaves out ::1, which is nobody's but one's own.
+_IPV6 = re.compile(
+  r"(?<![\w:.])(?:"
+  r"(?:[0-9A-Fa-f]{0,4}:){3,7}[0-9A-Fa-f]{0,4}"
+  r"|(?=[A-Fa-f]*\d)[0-9A-Fa-f]{4}::[0-9A-Fa-f]{1,4}"
+  r")(?![\w:])"
+)
 
 
 def luhn(number: str) -> bool:
@@ -62,6 +69,9 @@ KINDS: dict[str, tuple[re.Pattern[str], Callable[[str], bool]]] = {
 class PersonalData(Step):
   """E-mail addresses, card numbers (by Luhn's check digit), IP addresses and phone numbers.
 
+  They are looked for in every string of a row, in all columns: what another step does not read as a
+  text may be what a template or a chat template writes.
+
   kinds: of `KINDS`.
   action: "mask" writes `placeholder` in their place, "drop" takes the rows away.
   placeholder: {kind} in it is the kind.
@@ -84,7 +94,7 @@ class PersonalData(Step):
   def judge(self, rows: Rows, ledger: Ledger) -> None:
     act = ledger.drop if self.action == "drop" else ledger.told
     for position in rows.positions("personal data"):
-      text = rows.text(position)
+      text = "\n\n".join(texts.strings(rows[position]))
       for kind, found in self._found(text):
         act(position, f"{'has' if self.action == 'drop' else 'masked'} {kind}", found, text)
         if self.action == "drop":

@@ -18,7 +18,18 @@ ROWS = {
     {"prompt": [{"role": "user", "content": "a"}], "chosen": "b", "rejected": "c", "margin": 1.0},
     ["a", "b", "c"],
   ),
-  "none": ({"text": None, "tokens": ["a"], "messages": ["a", {"role": "user"}]}, []),
+  "words": ({"tokens": ["a", "b"], "labels": [0, 1]}, ["a b"]),
+  "none": ({"text": None, "tokens": [1], "messages": ["a", {"role": "user"}]}, []),
+  "beside": (
+    {
+      "answer": "c",
+      "messages": [
+        {"role": "assistant", "content": "a", "tool_calls": [{"arguments": "{}"}]},
+        {"role": "tool", "content": ["b", {"type": "text", "text": "d"}, {"type": "image"}]},
+      ],
+    },
+    ["a", "b", "d"],
+  ),
 }
 
 
@@ -28,9 +39,18 @@ def test_texts_are_found_and_changed(kind):
   assert texts.of(row) == expected
   assert texts.joined(row) == "\n\n".join(expected)
   assert texts.changed(row, lambda text: text) == row
-  upper = texts.changed(row, str.upper)
-  assert texts.of(upper) == [text.upper() for text in expected]
-  assert texts.of(row) == expected and upper.keys() == row.keys()
+  every = list(texts.strings(row))
+  changed = texts.changed(row, lambda text: f"<{text}>")
+  assert list(texts.strings(changed)) == [f"<{text}>" for text in every]
+  assert texts.changed(changed, lambda text: text[1:-1]) == row
+  assert texts.of(row) == expected and list(texts.strings(row)) == every  # as it was
+
+
+def test_strings_are_those_of_all_columns_however_deep():
+  row = {"id": 3, "a": "x", "b": {"c": ["y", None, {"d": "z"}], "e": 1.5}, "f": [("w",)]}
+  assert [*texts.strings(row)] == ["x", "y", "z", "w"]
+  expected = {"id": 3, "a": "X", "b": {"c": ["Y", None, {"d": "Z"}], "e": 1.5}, "f": [["W"]]}
+  assert texts.changed(row, str.upper) == expected
 
 
 def test_numbers():
