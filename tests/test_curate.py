@@ -1,6 +1,7 @@
 """The real command: a file curated step by step, stopped, gone on with, and told again."""
 
 import json
+import os
 import re
 
 import jax
@@ -138,6 +139,32 @@ def test_perplexities_go_on_behind_what_is_done(root, tmp_path, monkeypatch):
   step.judge(rows, again)
   np.testing.assert_allclose(again.columns["perplexity"], whole.columns["perplexity"], rtol=1e-5)
   assert file.read_bytes()[: 8 * 20] == content[: 8 * 20] and len(file.read_bytes()) == 8 * 37
+
+
+def test_a_model_is_known_by_its_files(tmp_path):
+  for name, content in (("config.json", "{}"), ("model.safetensors", "weights")):
+    (tmp_path / name).write_text(content)
+  step = Perplexity(str(tmp_path))
+  first = step.reads()
+  os.utime(tmp_path / "config.json", (0, 0))
+  assert step.reads() == first
+  (tmp_path / "model.safetensors").write_text("WEIGHTS")
+  assert step.reads() != first
+  (tmp_path / "model.gguf").write_text("weights")
+  assert Perplexity(str(tmp_path / "model.gguf")).reads()
+
+
+def test_a_report_of_what_takes_all(root, tmp_path, monkeypatch):
+  monkeypatch.setenv("RESEARCH_CACHE", str(root / "cache"))
+  source = sources.build({"name": "jsonl", "path": str(root / "rows.jsonl")})
+  steps = [
+    ("length", curation.STEPS["length"](minimum=10**6), {}),
+    ("perplexity", Perplexity(str(root / "model")), {}),
+    ("column", curation.STEPS["column"]("perplexity", percentiles=(0, 80)), {}),
+  ]
+  report = curation.curate(source, steps, tmp_path / "rows.jsonl")
+  assert report["steps"][1]["rules"]["too short"]["rows"] == 37
+  assert report["rows"] == {"in": 38, "out": 0} and (tmp_path / "rows.jsonl").read_text() == ""
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,11 @@ class NearDuplicates(Step):
   def judge(self, rows: Rows, ledger: Ledger) -> None:
     import datasketch
 
+    # There are two bands at least, which by so many permutations are for no higher threshold:
+    # (1 / bands) ** (1 / permutations of a band). Candidates are compared anyway.
+    highest = 0.5 ** (2 / self.permutations)
     index = datasketch.MinHashLSH(
-      threshold=self.threshold, num_perm=self.permutations, weights=_WEIGHTS
+      threshold=min(self.threshold, highest), num_perm=self.permutations, weights=_WEIGHTS
     )
     empty = datasketch.MinHash(num_perm=self.permutations, seed=self.seed)
     order = self._order(rows)

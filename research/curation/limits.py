@@ -34,8 +34,11 @@ class Length(Step):
       raise ValueError(f"length.unit is one of {', '.join(UNITS)}, not {self.unit!r}")
     if (self.unit == "tokens") != bool(self.tokenizer):
       raise ValueError("length needs a tokenizer for the unit 'tokens', and for no other")
-    if self.tokenizer and not Path(self.tokenizer).is_dir():
-      raise ValueError(f"length.tokenizer: there is no directory {self.tokenizer!r}")
+    if self.tokenizer and not self._file.is_file():
+      raise ValueError(f"length.tokenizer: there is no file {str(self._file)!r}")
+
+  def reads(self) -> Any:
+    return hashlib.sha256(self._file.read_bytes()).hexdigest() if self.tokenizer else None
 
   def judge(self, rows: Rows, ledger: Ledger) -> None:
     count = self._counter()
@@ -46,6 +49,10 @@ class Length(Step):
         ledger.drop(position, "too short", f"{length} {self.unit}", text)
       elif self.maximum is not None and length > self.maximum:
         ledger.drop(position, "too long", f"{length} {self.unit}", text)
+
+  @property
+  def _file(self) -> Path:
+    return Path(self.tokenizer) / "tokenizer.json"
 
   def _counter(self) -> Any:
     if self.unit == "tokens":
@@ -61,11 +68,12 @@ class WordList(Step):
   """Texts with too many of the words in a file, such as those that nobody should read.
 
   path: a file with a word or a phrase a line; case does not count, and only whole words do.
-  most: how many a text may have. most_share: the most that they may be of its words.
+  most: how many a text may have; None: none, or any number where there is a most_share.
+  most_share: the most that they may be of its words.
   """
 
   path: str
-  most: int | None = 0
+  most: int | None = None
   most_share: float | None = None
 
   def __post_init__(self) -> None:
@@ -81,12 +89,13 @@ class WordList(Step):
     # The longest first, so that a phrase is not taken for its first word.
     phrases = sorted(self._phrases(), key=len, reverse=True)
     form = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, phrases))})(?!\w)", re.IGNORECASE)
+    most = 0 if self.most is None and self.most_share is None else self.most
     for position in rows.positions("listed words"):
       text = rows.text(position)
       found = form.findall(text)
       share = len(found) / max(1, len(text.split()))
       detail = f"{len(found)}, {share:.1%} of words, such as {found[0]!r}" if found else ""
-      if self.most is not None and len(found) > self.most:
+      if most is not None and len(found) > most:
         ledger.drop(position, "too many listed words", detail, text)
       elif self.most_share is not None and share > self.most_share:
         ledger.drop(position, "too large a share of listed words", detail, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,20 @@ class Perplexity(Step):
         f" {self.batch_size}"
       )
 
+  def reads(self) -> Any:
+    from research.models import named  # JAX takes a second or two to import.
+
+    path = Path(self.model) if Path(self.model).exists() else named.fetch(self.model)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return [[str(file.relative_to(path)), _digest(file)] for file in files]
+
   def judge(self, rows: Rows, ledger: Ledger) -> None:
     file = ledger.directory / "perplexities.f64"
     done = np.fromfile(file, np.float64)[: len(rows)] if file.exists() else np.zeros(0)
     if len(done) < len(rows):
       self._judge(rows, len(done), file)
-    ledger.columns[self.column] = np.fromfile(file, np.float64)
+      done = np.fromfile(file, np.float64)
+    ledger.columns[self.column] = done
 
   def _judge(self, rows: Rows, done: int, file: Path) -> None:
     """Appends to `file` what the rows from `done` on take."""
@@ -87,3 +96,8 @@ class Perplexity(Step):
         " by the step 'length' first"
       )
     return tokens
+
+
+def _digest(file: Path) -> str:
+  with file.open("rb") as opened:
+    return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -55,6 +55,13 @@ def test_near_duplicates_are_those_of_true_similarity(dropped, texts, threshold)
   assert dropped(NearDuplicates(threshold=threshold, n=3), texts[:40]) == []
 
 
+@pytest.mark.parametrize("permutations", [2, 16, 128])
+def test_near_duplicates_may_have_to_be_the_same(dropped, texts, permutations):
+  """Sets that are equal are always found, by few permutations too, and others never."""
+  rows = [*texts[:40], texts[3].upper(), " ".join(texts[4].split()[:-1])]
+  assert dropped(NearDuplicates(threshold=1.0, n=3, permutations=permutations), rows) == [40]
+
+
 def test_the_best_stays(dropped, texts):
   rows = [{"text": text, "score": number % 40} for number, text in enumerate(texts)]
   rows[46]["score"] = 7  # the copy of row 6

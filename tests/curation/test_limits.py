@@ -19,7 +19,17 @@ def test_lengths(dropped, tmp_path):
   tokenizer.save(tmp_path)
   step = Length(maximum=4, unit="tokens", tokenizer=str(tmp_path))
   assert dropped(step, texts) == [1, 2]
-  for wrong in ({"unit": "bytes"}, {"unit": "tokens"}, {"tokenizer": str(tmp_path)}):
+  first = step.reads()
+  assert Length().reads() is None
+  vocabulary.train(["bb"] * 9, size=260, kind="bpe", sentinels=1).save(tmp_path)
+  assert step.reads() != first
+  (tmp_path / "tokenizer.json").unlink()
+  for wrong in (
+    {"unit": "bytes"},
+    {"unit": "tokens"},
+    {"tokenizer": str(tmp_path)},
+    {"unit": "tokens", "tokenizer": str(tmp_path)},
+  ):
     with pytest.raises(ValueError, match="length"):
       Length(**wrong)
 
@@ -30,7 +40,8 @@ def test_listed_words(dropped, judged, tmp_path):
   texts = ["badge", "A BAD thing", "very bad word, bad word", "fine"]
   assert dropped(WordList(str(file)), texts) == [1, 2]
   assert dropped(WordList(str(file), most=1), texts) == [2]  # a phrase, and a word
-  assert dropped(WordList(str(file), most=None, most_share=0.35), texts) == [2]
+  assert dropped(WordList(str(file), most_share=0.35), texts) == [2]  # any number, then
+  assert dropped(WordList(str(file), most=0, most_share=0.35), texts) == [1, 2]
   first = WordList(str(file)).reads()
   file.write_text("fine")
   assert WordList(str(file)).reads() != first
