@@ -148,7 +148,7 @@ def competence(
     updates: how many times the share is renewed until then; each holds for as many steps.
 
   Raises:
-    ValueError: a number is out of its range, or the pace unknown.
+    ValueError: a number is out of its range, the pace unknown, or the run a single step.
   """
   if pace not in PACES:
     raise ValueError(
@@ -166,7 +166,11 @@ def competence(
     stop = round(until * (update + 1) / updates * steps)
     if stop > (round(found[-1]["until"] * steps) if found else 0):  # a short run has fewer
       found.append({"until": stop / steps, "share": share})
-  if not found or round(found[-1]["until"] * steps) < steps:
+  if not found:
+    if steps < 2:
+      raise ValueError(f"a competence takes a run of 2 steps or more, not of {steps}")
+    found.append({"until": 1 / steps, "share": start})
+  if round(found[-1]["until"] * steps) < steps:
     found.append({"until": 1, "share": 1.0})
   return phases(found, by, descending, steps=steps)
 

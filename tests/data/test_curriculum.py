@@ -274,6 +274,10 @@ def test_competence_grows_by_the_pace():
   # A run that is shorter than the updates has fewer.
   short = curriculum.build({**plan, "updates": 40}, 10)
   assert [phase.stop for phase in short.phases] == [1, 2, 3, 4, 5, 10]
+  # Of a run that is too short for any the first step has the easiest rows.
+  for steps, until in ((2, 0.1), (100, 0.001)):
+    least = curriculum.build({**plan, "until": until}, steps)
+    assert [(phase.stop, phase.share) for phase in least.phases] == [(1, 0.1), (steps, 1)]
   assert curriculum.build({}, None) is None
   assert math.isclose(
     curriculum.build({**plan, "until": 1}, 80).phases[-1].share, 0.868, abs_tol=1e-3
@@ -320,6 +324,7 @@ WRONG = {
   "pace is one of linear, root, not 'roots'": {"curriculum": {**EASY, "pace": "roots"}},
   "a start above 0": {"curriculum": {**EASY, "start": 0}},
   "there are competence, phases": {"curriculum": {"name": "competences"}},
+  "a competence takes a run of 2 steps or more, not of 1": {"curriculum": EASY, "steps": 1},
   "here are none; leave it empty": {"curriculum": EASY, "steps": None},
 }
 
