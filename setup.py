@@ -27,7 +27,7 @@ CORE = [
 ]
 QUICKSTART = ["reasoning-gym>=0.1.20"]
 CURATION = ["datasketch>=1.6", "py3langid>=0.3"]
-HARNESS = ["lm_eval>=0.4.13"]
+HARNESS = ["lm_eval[ifeval]>=0.4.13"]
 TRANSLATION = ["matplotlib>=3.9", "sacrebleu>=2.4"]
 SUMMARIES = ["rouge-score>=0.1.2"]
 DIAGNOSTICS = ["matplotlib>=3.9"]

@@ -85,6 +85,12 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
   harness.add_argument("--fewshot", type=int, metavar="N", help="examples (what each task says)")
   harness.add_argument("--limit", type=int, metavar="N", help="documents a task (all)")
   harness.add_argument("--chat-template", action="store_true", help="prompts are messages")
+  harness.add_argument(
+    "--unsafe-code",
+    action="store_true",
+    help="executes code that the model writes, without a sandbox, where a task judges by that "
+    "(humaneval, mbpp)",
+  )
   harness.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows (32)")
   harness.add_argument("--answers", default="", metavar="FILE", help="keeps them between calls")
   parser.add_argument(
@@ -194,6 +200,7 @@ def _sections(args: argparse.Namespace, config: config_lib.Config | None) -> lis
         "chat_template": args.chat_template,
         "batch_size": args.batch_size,
         "cache": args.answers,
+        "unsafe_code": args.unsafe_code,
       }
     )
   if sections or config is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,11 @@ import jax
 
 from research.core import tree
 from research.evals.result import Result
+
+# What a task asks for before it executes code: the harness's argument, and the variable that
+# Hugging Face's metric `code_eval` reads.
+_CONFIRMED = "confirm_run_unsafe_code"
+_ALLOWED = "HF_ALLOW_CODE_EVAL"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +36,8 @@ class Harness:
   batch_size, max_length, seed: see `research.evals.harness_model.HarnessModel`.
   cache: a file in which answers are kept, and looked for before the model is asked; "" for none,
     as where a run has several processes, which have to ask for the same.
+  unsafe_code: code that the model writes is executed, in this user's name and without a sandbox,
+    where a task judges by that (humaneval, mbpp); otherwise such a task is an error.
   label: the result's name.
   """
 
@@ -40,6 +49,7 @@ class Harness:
   max_length: int | None = None
   cache: str = ""
   seed: int = 0
+  unsafe_code: bool = False
   label: str = "harness"
 
   def __post_init__(self):
@@ -50,8 +60,8 @@ class Harness:
     """Runs all tasks.
 
     Raises:
-      ValueError: lm_eval is not installed, there is no such task, or a task asks for what the
-        model does not do.
+      ValueError: lm_eval is not installed or a package that a task needs, there is no such task, a
+        task executes code and may not, or asks for what the model does not do.
     """
     names = _expand(self.tasks)
     try:
@@ -81,16 +91,43 @@ class Harness:
       seed=self.seed,
       name=self.label,
     )
-    found = evaluator.simple_evaluate(
-      wrapped,
-      tasks=names,
-      num_fewshot=self.num_fewshot,
-      limit=self.limit,
-      apply_chat_template=self.chat_template,
-      use_cache=self.cache or None,
-      task_manager=manager,
-    )
+    try:
+      with _allowing(self.unsafe_code):
+        found = evaluator.simple_evaluate(
+          wrapped,
+          tasks=names,
+          num_fewshot=self.num_fewshot,
+          limit=self.limit,
+          apply_chat_template=self.chat_template,
+          use_cache=self.cache or None,
+          task_manager=manager,
+          confirm_run_unsafe_code=self.unsafe_code,
+        )
+    except ImportError as error:
+      raise ValueError(f"{self.label}: a task needs a package: {error}") from error
+    except ValueError as error:
+      if not self.unsafe_code and any(gate in str(error) for gate in (_CONFIRMED, _ALLOWED)):
+        raise ValueError(
+          f"{self.label}: a task executes code that the model writes; allow that with"
+          " unsafe_code=True (--unsafe-code), where it can do no harm"
+        ) from error
+      raise
     return _result(self.label, found)
+
+
+@contextlib.contextmanager
+def _allowing(unsafe_code: bool) -> Iterator[None]:
+  """Within, metrics that execute code do so, if they may."""
+  before = os.environ.get(_ALLOWED)
+  if unsafe_code:
+    os.environ[_ALLOWED] = "1"
+  try:
+    yield
+  finally:
+    if unsafe_code:
+      os.environ.pop(_ALLOWED, None)
+      if before is not None:
+        os.environ[_ALLOWED] = before
 
 
 def _expand(tasks: Sequence[str]) -> list[str]:

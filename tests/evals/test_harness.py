@@ -1,6 +1,8 @@
 """lm-evaluation-harness's tasks on our model, against its own model of the same weights."""
 
 import json
+import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -192,6 +194,54 @@ def test_tasks_that_there_are_not(subject, tmp_path, monkeypatch):
   monkeypatch.setattr("lm_eval.tasks.TaskManager", Manager)
   with pytest.raises(ValueError, match="no task 'hellaswagg'.*hellaswag"):
     evals.Harness(["hellaswagg"])(*subject[1])
+
+
+@pytest.fixture
+def task_of(tasks, tmp_path):
+  """`task_of(code, **more) -> file`, a task of one question judged by `judged.right` of `code`."""
+
+  def write(code, **more):
+    (tmp_path / "judged.py").write_text(code)
+    task = json.loads((tasks / "tiny_writing.yaml").read_text())
+    file = tmp_path / "judged.yaml"
+    told = json.dumps({**task, "task": "judged", **more}).replace(
+      '"RIGHT"', "!function judged.right"
+    )
+    file.write_text(told)
+    return str(file)
+
+  return write
+
+
+def test_written_code_is_executed_only_where_that_is_allowed(
+  subject, task_of, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
+  judging = "def right(doc, results):\n  return {'exact_match': 1.0}\n"
+  # As the metric of HumanEval, which asks the environment where the task is read.
+  asking = """
+import os
+if os.environ.get("HF_ALLOW_CODE_EVAL") != "1":
+  raise ValueError("The metric executes code.\\nSet HF_ALLOW_CODE_EVAL=1.")
+"""
+  refused = r"^harness: a task executes code .* unsafe_code=True \(--unsafe-code\), .*harm$"
+  task = task_of(judging, process_results="RIGHT", unsafe_code=True)
+  with pytest.raises(ValueError, match=refused):
+    evals.Harness([task], limit=1)(*subject[1])
+  task = task_of(asking + judging, process_results="RIGHT", unsafe_code=True)
+  with pytest.raises(ValueError, match=refused):
+    evals.Harness([task], limit=1)(*subject[1])
+  monkeypatch.setenv("RESEARCH_CACHE", str(tmp_path / "cache"))
+  arguments = [f"--model={subject[0]}", "--dtype=float32", f"--tasks={task}", "--limit=1"]
+  assert evaluate.main([*arguments, "--unsafe-code"]) == 0
+  assert re.search("judged/exact_match +1.0000", capsys.readouterr().out)
+  assert "HF_ALLOW_CODE_EVAL" not in os.environ
+
+
+def test_a_package_that_a_task_lacks(subject, task_of):
+  task = task_of("import no_such_package\n", process_results="RIGHT")
+  with pytest.raises(ValueError, match="^harness: a task needs a package: .*'no_such_package'"):
+    evals.Harness([task], limit=1)(*subject[1])
 
 
 def test_what_a_task_cannot_ask_for():
