@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,20 +46,22 @@ class Needle:
   A fact is "The special number of CITY is NUMBER.", five digits, between two sentences of the text,
   or within one of more than 20 words.
   Of several, the first is at the depth and the others evenly over what follows; they are asked for
-  in the order in which they stand. An answer is right if the first numbers in it are those, all of
-  them and in that order. Each prompt has facts of its own, and a part of the text that begins at a
-  sentence of its own; they follow from the seed, the cell and the prompt's number in it.
+  in the order in which they stand. Facts beyond those asked for are distractors (Hsieh et al. 2024,
+  arXiv:2404.06654, section 3.1), anywhere in the text. An answer is right if the first numbers in
+  it are those, all of them and in that order. Each prompt has facts of its own, and a part of the
+  text that begins at a sentence of its own; they follow from the seed, the cell and the prompt's
+  number in it.
 
   Metrics: `accuracy`, `accuracy/LENGTH/DEPTH` of each cell, with Wilson's intervals, `found`, the
-  share of all facts that stand anywhere in the answers, and `problems`. A record is a prompt. The
-  table `cells` has a row a cell.
+  share of all facts asked for that stand anywhere in the answers, and `problems`. A record is a
+  prompt. The table `cells` has a row a cell.
 
   data: the config of a source whose rows have `text` (`research.data.sources`), the haystack; a
     text that is too short goes round.
   lengths: tokens that prompts have at most, the facts and the question included; about a sentence
     is missing.
   depths: where the first fact is, from 0, the beginning, to 1, the end.
-  needles: facts in a prompt.
+  needles: facts in a prompt. asked: how many of them are asked for, by default all.
   size: prompts of a cell.
   chat: a prompt is a user's message, by the tokenizer's template; otherwise a text to go on with.
   max_new_tokens, batch_size: of answers.
@@ -71,6 +74,7 @@ class Needle:
   lengths: Sequence[int] = (256, 512, 1024)
   depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
   needles: int = 1
+  asked: int | None = None
   size: int = 5
   chat: bool = False
   max_new_tokens: int = 32
@@ -89,6 +93,14 @@ class Needle:
       raise ValueError(
         f"{self.label}: a cell has 1 prompt or more, and a prompt 1 to {len(_CITIES)} needles"
       )
+    if not 1 <= self._count <= self.needles:
+      raise ValueError(
+        f"{self.label}: asked is from 1 to needles, {self.needles}, not {self.asked}"
+      )
+
+  @property
+  def _count(self) -> int:
+    return self.needles if self.asked is None else self.asked
 
   def __call__(self, model: Any, variables: Any, tokenizer: Any) -> Result:
     """Asks in every cell.
@@ -124,7 +136,7 @@ class Needle:
           "completion": text,
           "correct": int(written[: len(problem.answers)] == problem.answers),
           "found": sum(answer in written for answer in problem.answers),
-          "needles": len(problem.answers),
+          "asked": len(problem.answers),
         }
       )
     return self._result(records)
@@ -146,14 +158,18 @@ class Needle:
         for city, answer in zip(cities, answers, strict=True)
       ]
       start = int(rng.integers(len(sentences)))
+      elsewhere = list(
+        zip(rng.random(self.needles - self._count), facts[self._count :], strict=True)
+      )
+      facts, cities, answers = (each[: self._count] for each in (facts, cities, answers))
+      ask = partial(_prompt, facts, depth, elsewhere, cities, self.chat)
       own: list[int] = []
-      room = length - len(self._encode(tokenizer, _asked([], facts, depth, cities, self.chat)))
+      room = length - len(self._encode(tokenizer, ask([])))
       while (following := counts[(start + len(own)) % len(sentences)]) <= room:
         own.append((start + len(own)) % len(sentences))
         room -= following
       while True:
-        hay = [sentences[i] for i in own]
-        prompt = self._encode(tokenizer, _asked(hay, facts, depth, cities, self.chat))
+        prompt = self._encode(tokenizer, ask([sentences[i] for i in own]))
         if len(prompt) <= length:
           break
         if not own:
@@ -182,18 +198,18 @@ class Needle:
     metrics: dict[str, float] = {name: sum(own) / len(own) for name, own in outcomes.items()}
     intervals = {name: bootstrap.wilson(sum(own), len(own)) for name, own in outcomes.items()}
     found = [record["found"] for record in records]
-    metrics["found"] = sum(found) / (len(records) * self.needles)
-    if self.needles == 1:
+    metrics["found"] = sum(found) / (len(records) * self._count)
+    if self._count == 1:
       intervals["found"] = bootstrap.wilson(sum(found), len(found))
     elif len(records) > 1:
-      intervals["found"] = bootstrap.interval(found, [self.needles] * len(records))
+      intervals["found"] = bootstrap.interval(found, [self._count] * len(records))
     metrics["problems"] = len(records)
     samples = [
       f"{r['length']} tokens, depth {r['depth']:g}: {', '.join(r['answers'])} was asked for\n"
       f"{r['completion'].strip()}"
       for r in records[: self.shown]
     ]
-    means = {"accuracy": ("correct", None), "found": ("found", "needles")}
+    means = {"accuracy": ("correct", None), "found": ("found", "asked")}
     return Result(self.label, metrics, records, means, intervals, samples, {"cells": cells})
 
 
@@ -210,15 +226,25 @@ def numbers(text: str) -> list[str]:
   return re.findall(r"[0-9]+", _GROUPED.sub("", text))
 
 
-def _asked(
-  hay: Sequence[str], facts: Sequence[str], depth: float, cities: Sequence[str], question: bool
+def _prompt(
+  facts: Sequence[str],
+  depth: float,
+  elsewhere: Sequence[tuple[float, str]],
+  cities: Sequence[str],
+  question: bool,
+  hay: Sequence[str],
 ) -> str:
-  """The sentences `hay` with the facts in them, and what asks for the numbers of `cities`."""
+  """The sentences `hay` with facts in them, and what asks for the numbers of `cities`.
+
+  facts: the first at `depth`, the others evenly over what follows.
+  elsewhere: further facts, each at a depth of its own.
+  """
   first = round(depth * len(hay))
-  places = [first + i * (len(hay) - first) // len(facts) for i in range(len(facts))]
+  placed = [(first + i * (len(hay) - first) // len(facts), fact) for i, fact in enumerate(facts)]
+  placed += [(round(at * len(hay)), fact) for at, fact in elsewhere]
   parts: list[str] = []
   for i in range(len(hay) + 1):
-    parts += [fact for place, fact in zip(places, facts, strict=True) if place == i]
+    parts += [fact for place, fact in placed if place == i]
     parts += hay[i : i + 1]
   listed = " and ".join(filter(None, [", ".join(cities[:-1]), cities[-1]]))
   what, verb = ("numbers", "are") if len(cities) > 1 else ("number", "is")

@@ -89,6 +89,32 @@ def test_several_needles_in_a_chat(section, asked):
     assert record["correct"] == ("Sentence a" in prompt[:60])
 
 
+def test_distractors_are_facts_that_nobody_asks_for(section, asked):
+  def answer(prompt):
+    numbers = dict(FACT.findall(prompt))
+    city = re.search(r"special number of (\w+) is$", prompt)[1]
+    return numbers[city] if "Sentence a" in prompt[:60] else min(numbers.values())
+
+  section = {**section, "size": 4, "needles": 4, "asked": 1, "lengths": (800,)}
+  prompts, result = asked(section, answer)
+  places, rivals = set(), set()
+  for prompt, record in zip(prompts, result.records, strict=True):
+    city = re.search(r"special number of (\w+) is$", prompt)[1]
+    facts = FACT.findall(prompt)
+    assert len(dict(facts)) == 4 and record["answers"] == [dict(facts)[city]]
+    hay = prompt[: prompt.rindex("\n\n")].replace(f"The special number of {city}", "!")
+    hay = re.sub(r" is [0-9]{5}\.", "", hay.replace("The special number of ", ""))
+    assert hay.index("!") / len(hay) == pytest.approx(record["depth"], abs=0.06)
+    places.add([name for name, _ in facts].index(city))
+    rivals |= {prompt.index(f"of {name} is") // 200 for name, _ in facts if name != city}
+    assert record["asked"] == 1 and record["found"] == record["correct"]
+  assert len(places) > 2 and rivals == {0, 1, 2, 3}  # before the one asked for, and behind it
+  assert 0 < result.metrics["found"] == result.metrics["accuracy"] < 1
+  # All are asked for unless it is told.
+  same, _ = asked({**section, "asked": 4}, lambda prompt: "")
+  assert asked({**section, "asked": None}, lambda prompt: "")[0] == same
+
+
 def test_numbers():
   assert needle.numbers("12,345, 67890; 1,23 and 7") == ["12345", "67890", "1", "23", "7"]
 
@@ -117,6 +143,8 @@ def test_with_a_model(section, model, variables, tokenizer):
     {"depths": (0.5, 0.5)},
     {"size": 0},
     {"needles": 99},
+    {"needles": 2, "asked": 3},
+    {"asked": 0},
   ):
     with pytest.raises(ValueError, match="needle: "):
       build([{**section, **wrong}])
