@@ -41,7 +41,11 @@ class Request:
 class Written:
   """A completion: `text` up to the stop string, and whether it came there.
 
+  tokens: how many were written. log_probs: of those that begin in `text` or `stop`.
   ended: by the model's own EOS. finished: by that or by a stop string.
+  stop: what stays of the stop string, empty where none came: all but the spaces at its end. Those
+    begin the next word's token, and after a text that ends with one a model goes on as it never
+    learnt to.
   """
 
   text: str
@@ -49,6 +53,7 @@ class Written:
   log_probs: tuple[float, ...]
   finished: bool
   ended: bool
+  stop: str = ""
 
 
 @dataclasses.dataclass
@@ -76,14 +81,14 @@ class Session:
     *,
     samples: int = 1,
     stage: str = "",
-    stop: Sequence[str] = (),
+    stop: str = "",
     max_new_tokens: int | None = None,
   ) -> list[list[Written]]:
     """Goes on with each request `samples` times.
 
     Args:
       stage: what the draws are for; draws of other stages are others.
-      stop: strings that end a completion. max_new_tokens: by default an answer's.
+      stop: a string that ends a completion; empty: none. max_new_tokens: by default an answer's.
 
     Raises:
       ValueError: as `generation.generate`; or an answer is begun, and the model is an
@@ -93,7 +98,6 @@ class Session:
       return []
     if isinstance(self.model, models.EncoderDecoder) and any(each.begun for each in requests):
       checks.decoder(self.model, "going on with a begun answer")
-    ends = generation.StopStrings(self.tokenizer, tuple(stop))
     prompts = [request.ask.ids(self.tokenizer, request.written) for request in requests]
     found = generation.generate(
       self.model,
@@ -102,7 +106,7 @@ class Session:
       self.sampler,
       max_new_tokens=max_new_tokens or self.max_new_tokens,
       eos_ids=self.tokenizer.eos_ids,
-      stop=ends if stop else None,
+      stop=generation.StopStrings(self.tokenizer, (stop,)) if stop else None,
       samples=samples,
       seed=self._seed(stage),
       numbers=[r.problem if r.number is None else r.number for r in requests],
@@ -117,16 +121,7 @@ class Session:
     rows: list[list[Written]] = [[] for _ in requests]
     for each in found:
       self.costs[requests[each.prompt].problem].written += len(each.tokens)
-      text = self._continued(requests[each.prompt].begun, each.tokens)
-      rows[each.prompt].append(
-        Written(
-          text[: ends.find(text)],
-          len(each.tokens),
-          tuple(each.log_probs),
-          each.finished,
-          each.tokens[-1] in self.tokenizer.eos_ids,
-        )
-      )
+      rows[each.prompt].append(self._written(requests[each.prompt].begun, each, stop))
     return rows
 
   def answers(self, asks: Sequence[Ask], reader: Reader, *, samples: int = 1) -> list[list[Sample]]:
@@ -189,6 +184,23 @@ class Session:
     for problem, tokens in zip(problems, read, strict=True):
       self.costs[problem].read += tokens
     self._called(problems)
+
+  def _written(self, begun: str, completion: generation.Completion, stop: str) -> Written:
+    """A completion of `begun`, cut before the stop string if it is there."""
+    tokens = completion.tokens
+    text, stays, count = self._continued(begun, tokens), "", len(tokens)
+    if stop and stop in text:
+      text, stays = text[: text.find(stop)], stop.rstrip(" ") or stop
+      while self._continued(begun, tokens[: count - 1]).startswith(text + stays):
+        count -= 1
+    return Written(
+      text,
+      len(tokens),
+      tuple(completion.log_probs[:count]),
+      completion.finished,
+      tokens[-1] in self.tokenizer.eos_ids,
+      stays,
+    )
 
   def _continued(self, begun: str, tokens: Sequence[int]) -> str:
     """What `tokens` add to `begun`: some tokenizers drop a space where a text begins."""

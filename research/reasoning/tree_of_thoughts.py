@@ -37,8 +37,8 @@ class TreeOfThoughts:
   search: a section of `search.SEARCHES`.
   proposals: thoughts drawn after a state.
   judge: a section of `judges.JUDGES`, which values states; by "likelihood" their last thoughts.
-  separator: ends a thought. thought_tokens: of a thought at most; one that is cut off there is a
-    thought, too.
+  separator: ends a thought, and stays in it but for spaces at its end, with which the next begins.
+  thought_tokens: of a thought at most; one that is cut off there is a thought, too.
   """
 
   search: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "breadth"})
@@ -101,7 +101,7 @@ class TreeOfThoughts:
       requests,
       samples=self.proposals,
       stage=f"thought/{step}",
-      stop=(self.separator,),
+      stop=self.separator,
       max_new_tokens=self.thought_tokens,
     )
     children = [self._thoughts(row) for row in rows]
@@ -123,12 +123,11 @@ class TreeOfThoughts:
     return grown
 
   def _thoughts(self, row: Sequence[Written]) -> list[Written]:
-    """Those of a node that differ and say something, each with its separator."""
+    """Those of a node that differ and say something, each with what stays of its separator."""
     found: dict[tuple[str, bool], Written] = {}
     for each in row:
-      stopped = each.finished and not each.ended
       if each.text.strip() or each.ended:
-        text = each.text + self.separator if stopped else each.text
+        text = each.text + each.stop
         found.setdefault((text, each.ended), dataclasses.replace(each, text=text))
     return list(found.values())
 

@@ -289,8 +289,9 @@ def test_mistakes(section, error, message):
     reasoning.build(section, SAMPLER)
 
 
-def test_a_begun_answer_keeps_its_spaces(monkeypatch, asks):
-  """Also where a tokenizer's decoder drops the one that a text begins with."""
+@pytest.fixture(scope="module")
+def metaspace():
+  """Words with the space ahead of them as tokens; a decoder drops that where a text begins."""
   words = ["\u2581one", "\u2581So", "\u2581it", "\u2581is.", "\u2581Then", "<eos>"]
   backend = tokenizers.Tokenizer(
     tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<eos>")
@@ -298,19 +299,44 @@ def test_a_begun_answer_keeps_its_spaces(monkeypatch, asks):
   backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
   backend.decoder = tokenizers.decoders.Metaspace()
   backend.add_special_tokens(["<eos>"])
-  metaspace = Tokenizer(backend, {"eos_token": "<eos>"}, (), None)
+  return Tokenizer(backend, {"eos_token": "<eos>"}, (), None)
+
+
+def test_a_begun_answer_keeps_its_spaces(monkeypatch, asks, metaspace):
   assert metaspace.decode([2, 3]) == "it is."
   wrote = generation.Completion(0, 0, [2, 3, 4, 5], [0.0] * 4, True)
   monkeypatch.setattr(generation, "generate", lambda *args, **settings: [wrote])
   session = reasoning.Session(None, {}, metaspace, SAMPLER, max_new_tokens=4)
   begun = Request(0, reasoning.Ask("one", "one", begin="So"))
   for request, stop, text in (
-    (begun, (), " it is. Then"),
-    (begun, ("is.",), " it "),
-    (Request(0, asks[0]), (), "it is. Then"),
+    (begun, "", " it is. Then"),
+    (begun, "is.", " it "),
+    (Request(0, asks[0]), "", "it is. Then"),
   ):
     ((found,),) = session.write([request], stop=stop)
-    assert (found.text, found.ended) == (text, True)
+    assert (found.text, found.stop, found.ended) == (text, stop, True)
+
+
+def test_the_next_thought_has_the_space_between(monkeypatch, metaspace, reader):
+  """The token that completes ". " is of the next thought, and drawn anew with it."""
+  prompts = []
+  wrote = [([2, 3, 4], [-1.0, -2.0, -9.0]), ([4, 5], [-0.5, -0.25])]
+
+  def generate(model, variables, asked, *args, **settings):
+    prompts.append(asked)
+    return [generation.Completion(0, 0, *wrote[len(prompts) - 1], True)]
+
+  monkeypatch.setattr(generation, "generate", generate)
+  session = reasoning.Session(None, {}, metaspace, SAMPLER, max_new_tokens=4)
+  section = {"name": "tree_of_thoughts", "proposals": 1, "separator": ". "}
+  section |= {"judge": {"name": "likelihood"}}
+  asks = [reasoning.Ask("one", "one ", begin="So")]
+  (found,) = reasoning.build(section, SAMPLER)(session, asks, reader)
+  assert [metaspace.decode(asked) for (asked,) in prompts] == ["one So", "one So it is."]
+  assert found.answer.text == "So it is. Then"
+  assert (found.answer.tokens, found.answer.log_probs) == (4, (-1.0, -2.0, -0.5, -0.25))
+  assert [node["value"] for node in found.trace["nodes"][1:]] == [math.exp(-1.5), math.exp(-0.375)]
+  assert found.cost.written == 5
 
 
 def test_an_encoder_decoder_does_not_go_on_with_an_answer(byte_tokenizer):
