@@ -23,7 +23,9 @@ class ReasoningGym:
 
   Rows have `prompt` and `completion` (messages, or strings without `chat`), and for
   scoring `answer`, `task` and `metadata`: `{"question", "answer", "metadata"}` is the entry
-  that reasoning-gym's `get_score_answer_fn(task)` takes.
+  that reasoning-gym's `get_score_answer_fn(task)` takes. Problems of tasks with many right
+  answers and no reference have the `answer` None and no `completion`: they can be asked, and
+  scored by their task, but not imitated.
 
   Args:
     tasks: `{"name", "weight" (1), "config" ({})}` each.
@@ -31,10 +33,11 @@ class ReasoningGym:
     seed: of the tasks and of their order.
     split: `train` or `test`.
     chat: rows are messages of a user and an assistant.
-    prompt, completion: templates, with `{question}` and `{answer}`.
+    prompt, completion: templates, with `{question}` and `{answer}`; other braces are doubled.
 
   Raises:
-    ValueError: an unknown task or setting, or a task with too few different problems.
+    ValueError: an unknown task or setting, a value or template that cannot be, or a task with too
+      few different problems.
   """
 
   _PATIENCE = 1000  # Draws in a row that give nothing new before a task counts as used up.
@@ -55,6 +58,13 @@ class ReasoningGym:
       raise ValueError("reasoning_gym needs at least one task")
     for task in tasks:
       check_keys("a reasoning_gym task", task, ("name", "weight", "config"), ("name",))
+      weight = task.get("weight", 1)
+      if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
+        raise ValueError(
+          f"reasoning_gym task {task['name']!r} has the weight {weight!r}, and not a number from 0"
+        )
+    _check_template("prompt", prompt, "question")
+    _check_template("completion", completion, "answer")
     names = [task["name"] for task in tasks]
     self.name = f"reasoning_gym[{split}]: {', '.join(dict.fromkeys(names))}"
     self.report = Report()
@@ -92,16 +102,27 @@ class ReasoningGym:
     task, problem = self._problems[index]
     chat, prompt, completion = self._templates
     asked = prompt.format(question=problem["question"])
-    told = completion.format(answer=problem["answer"])
-    return {
-      "prompt": [{"role": "user", "content": asked}] if chat else asked,
-      "completion": [{"role": "assistant", "content": told}] if chat else told,
-      "task": task,
-      **problem,
-    }
+    row = {"prompt": [{"role": "user", "content": asked}] if chat else asked}
+    if problem["answer"] is not None:
+      told = completion.format(answer=problem["answer"])
+      row["completion"] = [{"role": "assistant", "content": told}] if chat else told
+    return {**row, "task": task, **problem}
 
   def origin(self, index: int) -> int:
     return index
+
+
+def _check_template(key: str, template: str, column: str) -> None:
+  """Raises ValueError if the template does not show its column, or asks for another."""
+  shown = "a text that no template has"
+  try:
+    found = template.format(**{column: shown})
+  except (AttributeError, IndexError, KeyError, ValueError):
+    found = ""
+  if shown not in found:
+    raise ValueError(
+      f"reasoning_gym {key} {template!r} is no template of {{{column}}} alone; double other braces"
+    )
 
 
 def _task(task: Mapping[str, Any], seed: int, count: int) -> Any:
@@ -119,6 +140,8 @@ def _task(task: Mapping[str, Any], seed: int, count: int) -> Any:
   settings.remove("seed")
   check_keys(f"reasoning_gym task {name!r}", config, settings)
   try:
-    return reasoning_gym.create_dataset(name, **{**config, "seed": seed, "size": count})
-  except AssertionError as error:  # How reasoning-gym refuses a value.
+    made = reasoning_gym.create_dataset(name, **{**config, "seed": seed, "size": count})
+    made[0]  # Some values are refused by what uses them.
+  except (AssertionError, TypeError, ValueError) as error:  # How reasoning-gym refuses a value.
     raise ValueError(f"reasoning_gym task {name!r}: {error}") from error
+  return made

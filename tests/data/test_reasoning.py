@@ -2,7 +2,8 @@
 
 import pytest
 
-from research.data import sources
+from research.data import formats, sources
+from research.data.examples import BadRow
 
 GYM = {
   "name": "reasoning_gym",
@@ -48,6 +49,13 @@ def test_reasoning_gym_rows_verify():
       assert get_score_answer_fn(row["task"])(row["answer"] + "1", row) < 1.0
 
 
+def test_what_has_no_reference_is_not_imitated(byte_tokenizer):
+  row = sources.build({**GYM, "tasks": [{"name": "propositional_logic"}], "size": 1})[0]
+  assert row["answer"] is None and row["prompt"][0]["content"] == row["question"]
+  with pytest.raises(BadRow, match="fit no format of"):
+    formats.tokenize(row, byte_tokenizer, completion_only=True)
+
+
 def test_reasoning_gym_splits_never_meet():
   # A task with so few problems that any two seeds alone would meet.
   few = [{"name": "chain_sum", "config": {"max_terms": 2, "max_digits": 1}}]
@@ -73,6 +81,20 @@ def test_reasoning_gym_splits_never_meet():
       {"tasks": [{"name": "chain_sum", "config": {"max_terms": 0}}]},
       "task 'chain_sum': max_terms must be",
     ),
+    (
+      {"tasks": [{"name": "chain_sum", "config": {"min_terms": "a"}}]},
+      "task 'chain_sum': '>' not supported",
+    ),
+    pytest.param(  # which the task refuses as it makes its first problem
+      {"tasks": [{"name": "chain_sum", "config": {"min_terms": 2.5, "max_terms": 3.5}}]},
+      "task 'chain_sum': .*int",
+      marks=pytest.mark.filterwarnings("ignore:randrange"),
+    ),
+    ({"tasks": [{"name": "chain_sum", "weight": "1"}]}, "'chain_sum' has the weight '1', and not"),
+    ({"tasks": [{"name": "chain_sum", "weight": -1}]}, "the weight -1, and not a number from 0"),
+    ({"prompt": 'As {"a": 1}. {question}'}, "prompt 'As .*' is no template of {question} alone"),
+    ({"prompt": "Compute this."}, "prompt 'Compute this.' is no template of {question}"),
+    ({"completion": "{question}"}, "completion '{question}' is no template of {answer} alone"),
     ({"tasks": [{"nam": "chain_sum"}]}, "takes no 'nam'; did you mean 'name'"),
     ({"tasks": []}, "at least one task"),
     ({"split": "eval"}, "split 'eval' is neither"),
