@@ -10,8 +10,10 @@ import pytest
 from configs import base
 from research import models, peft
 from research.core.config import Config, ConfigError
+from research.data import sources
 from research.loop import policy_answers, problem, rewards, run
 from research.loop.interrupt import Interrupted
+from research.loop.policy_answers import Rollout, Writer
 from research.objectives.policy import ADVANTAGES, OLD, TOLD
 
 LLAMA = {
@@ -138,6 +140,34 @@ def test_a_run_that_stops_within_a_rollout_goes_on_to_the_bit(world, name, secti
     assert whole[0]["clip_ratio/region_mean"] == 0 and "loss/value_avg" in whole[0]
     assert whole[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
     assert whole[2]["loss/value_avg"] < whole[0]["loss/value_avg"]
+
+
+def test_rows_that_no_reward_can_judge_are_told_before_they_are_answered(world):
+  """The first ones before the run."""
+  rows = [{"prompt": "q", "answer": "7"}, {"prompt": "q", "answer": "3/4"}]
+  (world / "fractions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  data = {"name": "jsonl", "path": "fractions.jsonl", "cache": "cache"}
+  writes = WRITES | {"rewards": ({"name": "scorer"},)}
+  values = _config("fractions", writes=writes).to_dict()
+  values["data"]["train"]["source"] = data
+  told = "rollout.rewards: .* row 1: for the reward 'scorer' the answer '3/4' is not one number"
+  with pytest.raises(ConfigError, match=told):
+    problem.assemble(Config(values))
+  judges = rewards.build(writes["rewards"])
+  writer = Writer(Rollout(**writes), None, None, None, sources.build(data), judges, 16, (), 0)
+  with pytest.raises(ConfigError, match=told):
+    writer(0, {}, [[(0, [5]), (1, [5])]])
+
+
+def test_an_error_of_a_judge_is_one_of_the_run(written, monkeypatch):
+  task, _ = written
+
+  def judge(self, answers):
+    raise ValueError("prompt 0 exceeds the model's 64 positions")
+
+  monkeypatch.setattr(rewards.Pattern, "__call__", judge)
+  with pytest.raises(ConfigError, match="config.train.rollout.rewards: prompt 0 exceeds"):
+    task.rewrite(3, lambda: task.variables, next(task.batches))
 
 
 def test_slices_hold_whole_groups(world):

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
+from research.core import tree
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
@@ -31,13 +33,18 @@ class Scorer:
 
   read: the value in a text, None if there is nothing that could be one. Values are hashable, and
     equal where they are the same answer, so that votes can be counted by them.
-  judge: `(value, problem)` -> whether it is right; no value never is.
+  judge: `(value, problem)` -> whether it is right; no value never is. A problem without what it is
+    judged by is a ValueError, whatever the value.
   show: a value in words.
   """
 
   read: Callable[[str], Any]
   judge: Callable[[Any, Mapping[str, Any]], bool]
   show: Callable[[Any], str] = str
+
+  def check(self, problem: Mapping[str, Any]) -> None:
+    """Raises ValueError if the problem lacks what answers to it are judged by."""
+    self.judge(None, problem)
 
   def __call__(self, text: str, problem: Mapping[str, Any]) -> Verdict:
     """What is read in `text`, judged; errors are those of `judge`."""
@@ -85,9 +92,10 @@ def _is_number(value: Decimal | None, problem: Mapping[str, Any]) -> bool:
   """Whether it is equal to the reference as a decimal, without tolerance.
 
   Raises:
-    ValueError: the reference is not one number.
+    ValueError: there is no reference, or it is not one number.
   """
-  reference = numbers(problem["answer"])
+  _require(problem, "answer")
+  reference = numbers(str(problem["answer"]))
   if len(reference) != 1:
     raise ValueError(
       f"the answer {problem['answer']!r} is not one number; score it by 'exact' or 'reasoning_gym'"
@@ -101,7 +109,8 @@ def _whole(text: str) -> str | None:
 
 
 def _is_reference(value: str | None, problem: Mapping[str, Any]) -> bool:
-  return value is not None and value == problem["answer"].strip()
+  _require(problem, "answer")
+  return value is not None and value == str(problem["answer"]).strip()
 
 
 def _tagged(text: str) -> str | None:
@@ -114,12 +123,36 @@ def _has_full_mark(value: str | None, problem: Mapping[str, Any]) -> bool:
   """Whether the task's own `score_answer` gives it 1.
 
   Args:
-    problem: a row of the source `reasoning_gym`: `task`, `question`, `answer`, `metadata`.
+    problem: a row of the source `reasoning_gym`: `task`, `question`, `metadata`, and `answer`, None
+      where the task has no reference.
+
+  Raises:
+    ValueError: a column is missing, or there is no such task.
   """
+  _require(problem, "task", "question", "metadata")
+  score, answer = _score_answer(problem["task"]), problem.get("answer")
   if value is None:
     return False
-  entry = {key: problem[key] for key in ("question", "answer", "metadata")}
-  return _score_answer(problem["task"])(value, entry) >= 1.0
+  entry = {
+    "question": problem["question"],
+    "answer": None if answer is None else str(answer),
+    "metadata": problem["metadata"],
+  }
+  try:
+    return score(value, entry) >= 1.0
+  except Exception:
+    # The verifiers of some tasks raise what they like (ValueError, TypeError, KeyError, ...) on a
+    # text that is not of the form they expect. An answer that cannot be read is wrong.
+    return False
+
+
+def _require(problem: Mapping[str, Any], *columns: str) -> None:
+  """Raises ValueError for columns that the problem lacks."""
+  there = [name for name, value in problem.items() if value is not None]
+  if missing := [name for name in columns if name not in there]:
+    raise ValueError(
+      f"there is no {', '.join(map(repr, missing))}{tree.nearest(missing[0], there)}"
+    )
 
 
 @functools.cache

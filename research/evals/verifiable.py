@@ -39,11 +39,12 @@ class Verifiable:
   `any_correct`, whether any answer that was written is right, and of a vote `agreement`. Records
   have these, too, beside the `prompt`, all `samples` and the strategy's `trace`.
 
-  data: the config of a source (`research.data.sources`) whose rows have `answer`, maybe `task`,
-    and `prompt` (a text to go on with, or messages) or `messages` that end with a user's.
+  data: the config of a source (`research.data.sources`) whose rows have what the scorer judges by
+    (`answer`, and for "reasoning_gym" its columns), maybe `task`, and `prompt` (a text to go on
+    with, or messages) or `messages` that end with a user's.
   scorer: a key of `research.evals.scorers.SCORERS`.
   max_new_tokens: of an answer.
-  batch_size: problems at a time.
+  batch_size: completions at a time, samples of a problem counted each.
   sampler: a section, its name in `research.generation.SAMPLERS`; by default greedy.
   seed: of the sampler.
   prompting: a section, its name in `research.reasoning.PROMPTS`: how problems are put.
@@ -90,7 +91,7 @@ class Verifiable:
     """
     scorer, strategy = SCORERS[self.scorer], self._strategy()
     with distributed.alike(f"what {self.label} reads") as told:
-      problems = self._problems()
+      problems = self._problems(scorer)
       prompting = config_lib.call(reasoning.PROMPTS, self.prompting)
       asks = prompting([problem["prompt"] for problem in problems])
       told["problems"] = [ask.ids(tokenizer) for ask in asks]
@@ -125,11 +126,11 @@ class Verifiable:
       records.append(record | (_found(problem, outcome, scorer) if self.strategy else {}))
     return self._result(records, problems)
 
-  def _problems(self) -> list[dict[str, Any]]:
+  def _problems(self, scorer: Scorer) -> list[dict[str, Any]]:
     source = sources.build(self.data)
     if source.report:
       logging.warning("%s", source.report)
-    problems = [_problem(source, index) for index in range(len(source))]
+    problems = [_problem(source, index, scorer) for index in range(len(source))]
     if not problems:
       raise ValueError(f"{self.label}: {source.name} has no problems")
     return problems
@@ -166,17 +167,24 @@ class Verifiable:
     return Result(self.label, metrics, list(records), means, intervals, samples)
 
 
-def _problem(source: Any, index: int) -> dict[str, Any]:
-  """The row with its `prompt`, a string or messages, and its `answer`, a string."""
+def _problem(source: Any, index: int, scorer: Scorer) -> dict[str, Any]:
+  """The row with its `prompt`, a string or messages, and its `answer`, a string or None.
+
+  Raises:
+    ValueError: it asks nothing, or lacks what the scorer judges by.
+  """
   row = source[index]
   where = f"{source.name}: row {source.origin(index)}"
   try:
     prompt = prompts.prompt_of(row)
   except BadRow as error:
     raise ValueError(f"{where} is {error}") from error
-  if row.get("answer") is None:
-    raise ValueError(f"{where} has no 'answer'{tree.nearest('answer', row)}")
-  return {**row, "prompt": prompt, "answer": str(row["answer"])}
+  try:
+    scorer.check(row)
+  except ValueError as error:
+    raise ValueError(f"{where}: {error}") from error
+  answer = row.get("answer")
+  return {**row, "prompt": prompt, "answer": None if answer is None else str(answer)}
 
 
 def _found(
@@ -212,7 +220,8 @@ def _shown(problem: Mapping[str, Any], record: Mapping[str, Any]) -> str:
   """A problem, what was answered and how that was judged, in words."""
   prompt = problem["prompt"]
   asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-  verdict = "right" if record["correct"] else f"wrong: {record['answer']} was expected"
+  expected = "" if record["answer"] is None else f": {record['answer']} was expected"
+  verdict = "right" if record["correct"] else f"wrong{expected}"
   read = "nothing" if record["value"] is None else record["value"]
   cut = " (cut off)" if record["unfinished"] else ""
   return f"> {asked}\n{record['completion'].strip()}{cut}\n[read {read}; {verdict}]"

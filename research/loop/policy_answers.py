@@ -119,8 +119,14 @@ class Writer:
 
     Virtual tokens of the adapters are the first of a prompt's, and of its rows'.
     What is drawn depends on the seed, the step and the prompt's number alone.
+
+    Raises:
+      ConfigError: a row cannot be judged, or an answer to it.
     """
     every = [prompt for prompts_ in asked for prompt in prompts_]
+    for row, _ in every:
+      if row >= 0:
+        self.check(row)
     policy = {name: variables[name] for name in ("params", "adapters") if name in variables}
     there = [tokens for row, tokens in every if row >= 0]
     if not there:
@@ -156,6 +162,14 @@ class Writer:
       for at in range(0, len(rows), size)
     ]
 
+  def check(self, row: int) -> None:
+    """Raises ConfigError if a row of the source lacks what answers to it are judged by."""
+    try:
+      self.rewards.check(self.problems[row])
+    except ValueError as error:
+      where = f"{self.problems.name} row {self.problems.origin(row)}"
+      raise config_lib.ConfigError(f"config.train.rollout.rewards: {where}: {error}") from error
+
   def _judged(self, rows: Sequence[_Row]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The reward of each row, `[N]`, and what the metrics are told; 0 in rows without a prompt."""
     there = [number for number, row in enumerate(rows) if row.number >= 0]
@@ -166,7 +180,10 @@ class Writer:
       text = self.tokenizer.decode(row.tokens)
       asked = prompts.prompt_of(problem)
       judged.append(rewards_lib.Answer(problem, asked, text, len(row.tokens), row.finished))
-    found = self.rewards(judged)
+    try:
+      found = self.rewards(judged)
+    except ValueError as error:
+      raise config_lib.ConfigError(f"config.train.rollout.rewards: {error}") from error
     total = self.rewards.total(found)
     finished = np.array([answer.finished for answer in judged])
     if self.settings.unfinished == "zero":

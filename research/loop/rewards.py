@@ -50,7 +50,7 @@ Reward = Callable[[Sequence[Answer]], np.ndarray]
 class Scorer:
   """1 for a right answer and 0 for a wrong one, by a scorer of `research.evals.scorers`.
 
-  scorer: its name; rows have an `answer`.
+  scorer: its name; rows have what it judges by, an `answer` mostly.
   unparsable: for an answer in which nothing can be read.
   """
 
@@ -64,17 +64,15 @@ class Scorer:
         f" {', '.join(SCORERS)}"
       )
 
+  def check(self, problem: Mapping[str, Any]) -> None:
+    """Raises ValueError if a row lacks what answers to it are judged by."""
+    SCORERS[self.scorer].check(problem)
+
   def __call__(self, answers: Sequence[Answer]) -> np.ndarray:
-    """Raises ValueError if a row has no answer."""
+    """Raises ValueError for a row that `check` refuses."""
     found = []
     for answer in answers:
-      if answer.problem.get("answer") is None:
-        raise ValueError(
-          f"the reward 'scorer' needs rows with an 'answer', and one has"
-          f" {', '.join(sorted(answer.problem))}{tree.nearest('answer', answer.problem)}"
-        )
-      problem = {**answer.problem, "answer": str(answer.problem["answer"])}
-      verdict = SCORERS[self.scorer](answer.text, problem)
+      verdict = SCORERS[self.scorer](answer.text, answer.problem)
       found.append(self.unparsable if verdict.value is None else float(verdict.correct))
     return np.array(found)
 
@@ -248,17 +246,28 @@ class Rewards:
 
   each: Mapping[str, tuple[float, Reward]]
 
+  def check(self, problem: Mapping[str, Any]) -> None:
+    """Raises ValueError if a row lacks what answers to it are judged by."""
+    for label, (_, reward) in self.each.items():
+      if isinstance(reward, Scorer):
+        try:
+          reward.check(problem)
+        except ValueError as error:
+          raise ValueError(f"for the reward {label!r} {error}") from error
+
   def __call__(self, answers: Sequence[Answer]) -> dict[str, np.ndarray]:
     """Of each label the rewards of all answers, float32 `[N]`, before their weights.
 
     Raises:
-      ValueError: one of them is not finite.
+      FloatingPointError: one of them is not finite.
+      ValueError: an answer cannot be judged: a row that `check` refuses, or more tokens than a
+        model that judges can take.
     """
     found = {}
     for label, (_, reward) in self.each.items():
       found[label] = np.asarray(reward(answers), np.float32)
       if not np.isfinite(found[label]).all():
-        raise ValueError(f"the reward {label!r} of an answer is not finite")
+        raise FloatingPointError(f"the reward {label!r} of an answer is not finite")
     return found
 
   def total(self, found: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -27,6 +27,10 @@ from research.loop.policy_answers import Batch, Rollout, Writer, gae_of
 from research.losses import advantages
 from research.objectives import PolicyLoss
 
+# Rows that are looked at before the run, whether they can be judged; the others before each is
+# answered.
+_CHECKED = 64
+
 
 class Rollouts:
   """Batches of what a policy wrote: `loop.problem.Batches` and `Problem.rewrite` in one.
@@ -163,6 +167,8 @@ def build(
       tuple(sorted(data.buckets)),
       config.seed,
     )
+    for row in range(min(len(writer.problems), _CHECKED)):
+      writer.check(row)
   return Rollouts(settings, batches, writer, sharding.share_of_process(mesh))
 
 

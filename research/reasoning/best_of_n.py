@@ -35,8 +35,8 @@ class BestOfN:
     return self.samples
 
   def __call__(self, session: Session, asks: Sequence[Ask], reader: Reader) -> list[Outcome]:
+    judge = judges.build(self.judge)
     found = session.answers(asks, reader, samples=self.samples)
-    judge = config.call(judges.JUDGES, self.judge)
     outcomes = []
     for i, values in enumerate(judges.of_samples(session, judge, asks, found)):
       chosen = values.index(max(values))

@@ -9,12 +9,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from research import models
+from research.core import config
 from research.data import chat, prompts
 from research.models import scored
 from research.reasoning.prompts import Ask
@@ -31,8 +32,17 @@ class Candidate:
   log_probs: Sequence[float]
 
 
+class Judge(Protocol):
+  """Values texts, after `load`."""
+
+  def load(self) -> None:
+    """Reads the model that it needs beside the session's, if it does."""
+
+  def __call__(self, session: Session, candidates: Sequence[Candidate]) -> list[float]: ...
+
+
 @dataclasses.dataclass(frozen=True)
-class Likelihood:
+class Likelihood(Judge):
   """By the text's own tokens: the geometric mean of their probabilities, at no cost."""
 
   def __call__(self, session: Session, candidates: Sequence[Candidate]) -> list[float]:
@@ -40,7 +50,7 @@ class Likelihood:
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class Verdict(Judge):
   """By the model's own word on it, of which it writes none: its probabilities are read.
 
   The model sees the problem as it is, the text as its answer, and a question. What the text is
@@ -76,7 +86,7 @@ class Verdict:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reward:
+class Reward(Judge):
   """By a reward model's score, `1 / (1 + exp(-score))`; it reads the problem as it is.
 
   model: a directory of a decoder with a score in place of its head (`research.models.scored`), with
@@ -87,13 +97,18 @@ class Reward:
   model: str
   batch_size: int = 16
 
-  def __call__(self, session: Session, candidates: Sequence[Candidate]) -> list[float]:
+  def load(self) -> None:
     """Raises:
-    ValueError: the model gives no score, has no tokenizer or not enough positions; or there are
-      several processes, of which each would have a copy that the others do not know.
+    FileNotFoundError: there is no such model.
+    ValueError: it gives no score or has no tokenizer; or there are several processes, of which each
+      would have a copy that the others do not know.
     """
     if jax.process_count() > 1:
       raise ValueError("a reward model judges within a single process; take another judge")
+    _load(self.model)
+
+  def __call__(self, session: Session, candidates: Sequence[Candidate]) -> list[float]:
+    """Raises ValueError if the model has not enough positions."""
     model, params, tokenizer = _load(self.model)
     rows = [_ids(tokenizer, each) for each in candidates]
     limit = model.config.max_positions
@@ -120,15 +135,27 @@ def _ids(tokenizer: Any, candidate: Candidate) -> list[int]:
   return chat.encode_joined(tokenizer, asked, prompts.completion(asked, candidate.text))[0]
 
 
-JUDGES: dict[str, Callable[..., Any]] = {
+JUDGES: dict[str, Callable[..., Judge]] = {
   "likelihood": Likelihood,
   "verdict": Verdict,
   "reward": Reward,
 }
 
 
+def build(section: Mapping[str, Any]) -> Judge:
+  """The judge of a section, loaded: a strategy asks for it before there is anything to judge.
+
+  Raises:
+    ConfigError: an unknown name or argument.
+    FileNotFoundError, ValueError: as the judge's `load`.
+  """
+  judge: Judge = config.call(JUDGES, section)
+  judge.load()
+  return judge
+
+
 def of_samples(
-  session: Session, judge: Any, asks: Sequence[Ask], samples: Sequence[Sequence[Any]]
+  session: Session, judge: Judge, asks: Sequence[Ask], samples: Sequence[Sequence[Any]]
 ) -> list[list[float]]:
   """What each of a problem's samples is worth, of all problems at once."""
   candidates = [

@@ -12,7 +12,7 @@ from typing import Any
 from research.core import config
 from research.generation import checks
 from research.reasoning import judges
-from research.reasoning.judges import Candidate
+from research.reasoning.judges import Candidate, Judge
 from research.reasoning.outcome import Outcome, Reader, Sample
 from research.reasoning.prompts import Ask
 from research.reasoning.search import SEARCHES, Node, Walk
@@ -61,7 +61,7 @@ class TreeOfThoughts:
 
   def __call__(self, session: Session, asks: Sequence[Ask], reader: Reader) -> list[Outcome]:
     search = config.call(SEARCHES, self.search)
-    judge = config.call(judges.JUDGES, self.judge)
+    judge = judges.build(self.judge)
     trees = [[Node(-1, ask.begin, 0, False, 0.0)] for ask in asks]
     chosen: dict[int, int] = {}
     walks: dict[int, Walk] = {i: search.walk(tree) for i, tree in enumerate(trees)}
@@ -83,7 +83,7 @@ class TreeOfThoughts:
   def _grow(
     self,
     session: Session,
-    judge: Any,
+    judge: Judge,
     asks: Sequence[Ask],
     trees: Sequence[list[Node]],
     wanted: Mapping[int, Sequence[int]],

@@ -69,10 +69,10 @@ class SelfConsistency:
     return self.samples
 
   def __call__(self, session: Session, asks: Sequence[Ask], reader: Reader) -> list[Outcome]:
+    judge = judges.build(self.weights) if self.weights else None
     found = session.answers(asks, reader, samples=self.samples)
     weights: list[Any] = [None] * len(found)
-    if self.weights:
-      judge = config.call(judges.JUDGES, self.weights)
+    if judge:
       weights = judges.of_samples(session, judge, asks, found)
     outcomes = []
     for i, (own, weighed) in enumerate(zip(found, weights, strict=True)):

@@ -1,5 +1,6 @@
 """Scorers on answers as models write them."""
 
+import json
 from decimal import Decimal
 
 import pytest
@@ -54,8 +55,23 @@ def test_last_number(text, answer, value, correct):
 
 
 def test_last_number_wants_one_number_as_reference():
-  with pytest.raises(ValueError, match="'3/4' is not one number"):
-    scorers.last_number("3/4", {"answer": "3/4"})
+  for judged in (scorers.last_number, lambda _, problem: scorers.last_number.check(problem)):
+    with pytest.raises(ValueError, match="'3/4' is not one number"):
+      judged("3/4", {"answer": "3/4"})
+
+
+@pytest.mark.parametrize(
+  ("scorer", "problem", "told"),
+  [
+    ("last_number", {"answer": None, "answr": "7"}, "there is no 'answer'; did you mean 'answr'"),
+    ("exact", {"prompt": "q"}, "there is no 'answer'$"),
+    ("reasoning_gym", {"answer": "7", "metadata": None}, "no 'task', 'question', 'metadata'$"),
+    ("reasoning_gym", {"task": "sums", "question": "?", "metadata": {}}, "'sums' not registered"),
+  ],
+)
+def test_what_a_problem_is_judged_by_is_there(scorer, problem, told):
+  with pytest.raises(ValueError, match=told):
+    scorers.SCORERS[scorer].check(problem)
 
 
 @pytest.mark.parametrize(
@@ -93,3 +109,29 @@ def test_reasoning_gym_asks_the_task():
     # A sentence around the answer earns some tasks' partial credit, which is not a right answer.
     assert not scorers.reasoning_gym(f"it is {row['answer']} or 5", row).correct
     assert scorers.reasoning_gym(" ", row) == scorers.Verdict(None, False)
+
+
+@pytest.mark.parametrize(
+  ("task", "text"),
+  [
+    ("prime_factorization", "The answer is 2 \u00d7 3."),
+    ("boxnet", "0"),
+    ("boxnet", "[[1, 2]]"),
+    ("game_of_life", "{}"),
+    ("coin_flip", "1e999"),
+  ],
+)
+def test_what_a_verifier_cannot_read_is_wrong(task, text):
+  """Each of these is one more kind of error in reasoning-gym."""
+  row = sources.build({"name": "reasoning_gym", "tasks": [{"name": task}], "size": 1})[0]
+  assert scorers.reasoning_gym(text, row) == scorers.Verdict(text, False)
+
+
+def test_a_task_without_a_reference_is_scored():
+  row = sources.build({"name": "reasoning_gym", "tasks": [{"name": "graph_color"}], "size": 1})[0]
+  assert row["answer"] is None and "completion" not in row
+  scorers.reasoning_gym.check(row)
+  colors = row["metadata"]["possible_answer"]
+  assert scorers.reasoning_gym(json.dumps(colors), row).correct
+  assert not scorers.reasoning_gym(json.dumps(dict.fromkeys(colors, 1)), row).correct
+  assert not scorers.reasoning_gym("None", row).correct

@@ -159,17 +159,30 @@ def test_strategies_are_checked_when_they_are_built():
   ("row", "message"),
   [
     ({"promt": "1", "answer": "1"}, "row 1 is without its columns: no 'prompt' and .* 'promt'"),
-    ({"prompt": "1", "answers": "1"}, "row 1 has no 'answer'; did you mean 'answers'"),
+    ({"prompt": "1", "answers": "1"}, "row 1: there is no 'answer'; did you mean 'answers'"),
     (
       {"messages": [{"role": "assistant", "content": "1"}], "answer": "1"},
       "row 1 is of messages that end with an answer",
     ),
-    ({"prompt": "1", "answer": "one"}, "'one' is not one number"),
+    ({"prompt": "1", "answer": "one"}, "row 1: the answer 'one' is not one number"),
   ],
 )
 def test_rows_that_cannot_be_scored(scripted, tokenizer, data, row, message):
+  """Which is told before anything is generated."""
   with pytest.raises(ValueError, match=message):
     Verifiable(data([ROWS[0], row, *ROWS[2:]]))(None, {}, tokenizer)
+  assert not scripted
+
+
+def test_a_problem_without_a_reference_is_judged_by_its_verifier(scripted, tokenizer):
+  tasks = [{"name": "propositional_logic"}]
+  gym = {"name": "reasoning_gym", "tasks": tasks, "size": 4, "chat": False}
+  with pytest.raises(ValueError, match="row 0: there is no 'answer'$"):
+    Verifiable(gym)(None, {}, tokenizer)
+  result = Verifiable(gym, scorer="reasoning_gym")(None, {}, tokenizer)
+  assert [record["answer"] for record in result.records] == [None] * 4
+  assert result.metrics["accuracy"] == 0
+  assert result.samples[0].endswith("[read 4, no: 5.; wrong]")
 
 
 def test_build_checks_names_and_arguments():

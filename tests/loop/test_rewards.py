@@ -9,7 +9,7 @@ import pytest
 from configs import base
 from research import generation, models
 from research.core.config import Config, ConfigError
-from research.data import chat
+from research.data import chat, sources
 from research.loop import rewards, run
 from research.loop.rewards import Answer
 from research.models import scored
@@ -33,10 +33,21 @@ def test_a_known_answer_is_right_wrong_or_none():
   reward = rewards.Scorer(unparsable=-1.0)
   told = [answer("so 7", answer=7), answer("8", answer="7"), answer("no", answer="7")]
   assert reward(told).tolist() == [1.0, 0.0, -1.0]
-  with pytest.raises(
-    ValueError, match="needs rows with an 'answer', and one has answr, prompt; did you mean 'answr'"
-  ):
+  with pytest.raises(ValueError, match="there is no 'answer'; did you mean 'answr'"):
     reward([answer("7", answr="7")])
+  built = rewards.build(({"name": "pattern", "regex": "a"}, {"name": "scorer", "label": "mine"}))
+  with pytest.raises(ValueError, match="for the reward 'mine' there is no 'answer'"):
+    built.check({"prompt": "q", "answer": None})
+  built.check({"prompt": "q", "answer": 7})
+
+
+def test_a_task_judges_without_a_reference():
+  tasks = [{"name": "graph_color"}]
+  row = sources.build({"name": "reasoning_gym", "tasks": tasks, "size": 1})[0]
+  assert row["answer"] is None
+  told = [json.dumps(row["metadata"]["possible_answer"]), "None"]
+  found = rewards.Scorer("reasoning_gym")([Answer(row, "q", text, 1, True) for text in told])
+  assert found.tolist() == [1.0, 0.0]
 
 
 def test_a_pattern_is_there_or_not():
@@ -81,7 +92,7 @@ def test_rewards_are_weighed_and_named():
 
 def test_what_is_not_finite_is_told():
   bad = rewards.Rewards({"mine": (1.0, lambda answers: np.array([np.nan]))})
-  with pytest.raises(ValueError, match="the reward 'mine' of an answer is not finite"):
+  with pytest.raises(FloatingPointError, match="the reward 'mine' of an answer is not finite"):
     bad([answer("a")])
 
 

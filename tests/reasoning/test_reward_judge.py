@@ -54,15 +54,32 @@ def test_the_best_by_its_score(judge_directory, session, asks, reader, byte_toke
     assert outcome.answer == outcome.samples[int(np.argmax(outcome.trace["values"]))]
 
 
-def test_mistakes(judge_directory, session, asks, reader):
+def test_an_answer_has_a_place_in_it(judge_directory, session, asks, reader):
   bound = session(max_new_tokens=60)
-
-  def answer(name, told):
-    section = {"name": "best_of_n", "samples": 2}
-    section["judge"] = {"name": "reward", "model": str(judge_directory / name)}
-    return reasoning.build(section, bound.sampler)(bound, told, reader)
-
-  with pytest.raises(ValueError, match="plain gives no score"):
-    answer("plain", asks[:1])
+  judge = {"name": "reward", "model": str(judge_directory / "reward")}
+  strategy = reasoning.build({"name": "best_of_n", "samples": 2, "judge": judge}, bound.sampler)
   with pytest.raises(ValueError, match="reward has 64 positions, and an answer takes"):
-    answer("reward", asks[2:])
+    strategy(bound, asks[2:], reader)
+
+
+@pytest.mark.parametrize(
+  "section",
+  [
+    {"name": "best_of_n", "samples": 2, "judge": {}},
+    {"name": "self_consistency", "samples": 2, "weights": {}},
+    {"name": "tree_of_thoughts", "judge": {}},
+  ],
+)
+def test_a_model_that_cannot_judge_is_told_before_there_is_an_answer(
+  judge_directory, session, asks, reader, section
+):
+  bound = session()
+  for name, error, told in (
+    ("plain", ValueError, "plain gives no score"),
+    ("nowhere", FileNotFoundError, "no model at .*nowhere"),
+  ):
+    judge = {"name": "reward", "model": str(judge_directory / name)}
+    own = {key: judge if value == {} else value for key, value in section.items()}
+    with pytest.raises(error, match=told):
+      reasoning.build(own, bound.sampler)(bound, asks, reader)
+  assert not bound.costs
