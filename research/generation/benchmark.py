@@ -19,6 +19,7 @@ from research.generation import checks, continuous, decode, engine, layout, spec
 from research.generation.continuous import Request
 from research.generation.draft import Draft
 from research.generation.samplers import Sampler
+from research.generation.speculative import Speculation
 from research.models.decoder import Decoder
 from research.quant.cache import CacheScheme
 
@@ -123,10 +124,8 @@ def measure(
   run(queue[: 2 * batch_size], _Watch())  # compiles
   watch = _Watch()
   started = time.perf_counter()
-  counts = run(queue, watch)
+  told = run(queue, watch)
   seconds = time.perf_counter() - started
-  examined, accepted, passes = counts
-  told = speculative.Speculation([], examined, accepted, passes)
   gaps = np.percentile(watch.gaps, [50, 95, 99]) if watch.gaps else np.zeros(3)
   return Report(
     batch_size=batch_size,
@@ -139,8 +138,8 @@ def measure(
     requests_per_second=requests / seconds,
     peak_bytes=memory.peak_bytes(),
     cache_bytes_per_token=runner.cache_bytes(prompt_tokens + new_tokens),
-    acceptance=told.acceptance if draft else None,
-    tokens_per_pass=told.tokens_per_pass if draft else None,
+    acceptance=told.acceptance if told else None,
+    tokens_per_pass=told.tokens_per_pass if told else None,
   )
 
 
@@ -174,7 +173,7 @@ class _Watch:
 class _Runner:
   """Each method, a step of it at a time; `models` are those that it runs.
 
-  Their functions return the counts of `Speculation`, which are 0 without a draft.
+  Their functions return what a draft was worth, without completions; None without a draft.
   """
 
   def __init__(self, model, variables, sampler, batch_size, seed, draft, draft_tokens, cache):
@@ -199,7 +198,7 @@ class _Runner:
       for leaf in jax.tree.leaves(cache.layers)
     )
 
-  def plain(self, requests: Sequence[Request], watch: _Watch) -> tuple[int, int, int]:
+  def plain(self, requests: Sequence[Request], watch: _Watch) -> Speculation | None:
     count = requests[0].max_new_tokens
     same = {"model": self.models[0], "sampler": self._sampler, "eos_ids": ()}
     for batch, arguments in self._batches(requests, watch):
@@ -215,13 +214,13 @@ class _Runner:
       for step in range(2, count + 1):
         state = engine.go_on(self._variables[0], state, keys, np.int32(step), **same)
         watch.written(_lengths(batch, state.written))
-    return 0, 0, 0
+    return None
 
-  def drafted(self, requests: Sequence[Request], watch: _Watch) -> tuple[int, int, int]:
+  def drafted(self, requests: Sequence[Request], watch: _Watch) -> Speculation | None:
     count = requests[0].max_new_tokens
     same = {"models": self.models, "sampler": self._sampler, "eos_ids": ()}
     same["draft_tokens"] = self._draft_tokens
-    counts = np.zeros((3,), np.int64)
+    counts = np.zeros((4,), np.int64)
     for batch, arguments in self._batches(requests, watch):
       state, keys = speculative.start(
         self._variables, *arguments, samples=1, max_new_tokens=count, **same
@@ -233,10 +232,9 @@ class _Runner:
         lengths = _lengths(batch, state.written)
         watch.written(lengths)
       counts += np.asarray(state.counts)
-    examined, accepted, passes = counts.tolist()
-    return examined, accepted, passes
+    return Speculation([], *counts.tolist())
 
-  def queue(self, requests: Sequence[Request], watch: _Watch) -> tuple[int, int, int]:
+  def queue(self, requests: Sequence[Request], watch: _Watch) -> Speculation | None:
     slots = max(len(request.prompt) + request.max_new_tokens for request in requests)
     rows = continuous.Rows(
       self.models[0],
@@ -253,7 +251,7 @@ class _Runner:
       rows.admit(newcomers)
       rows.advance(0 if newcomers else 1)
       watch.written(rows.lengths)
-    return 0, 0, 0
+    return None
 
   def _batches(self, requests, watch):
     prompts = [request.prompt for request in requests]

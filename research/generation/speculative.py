@@ -32,14 +32,17 @@ from research.models.decoder import Decoder
 class Speculation:
   """What speculative decoding wrote, and how often the draft was right.
 
-  examined: drafted tokens up to the first of a pass that did not stay. accepted: of them, those
-  that stayed. passes: of the model over drafted tokens, one a row.
+  examined: drafted tokens up to the first of a pass that did not stay, or to the completion's end.
+  accepted: of them, those that stayed. passes: of the model over drafted tokens, one a row.
+  written: tokens that these gave. A stop string is found between passes: what is cut off behind it
+    counts.
   """
 
   completions: list[Completion]
   examined: int
   accepted: int
   passes: int
+  written: int
 
   @property
   def acceptance(self) -> float:
@@ -48,8 +51,8 @@ class Speculation:
 
   @property
   def tokens_per_pass(self) -> float:
-    """Tokens that a pass of the model gives, 1 without a draft."""
-    return (self.accepted + self.passes) / max(self.passes, 1)
+    """Tokens that a pass of the model gives, 1 without a draft; 0 where there was no pass."""
+    return self.written / max(self.passes, 1)
 
 
 def speculate(
@@ -115,7 +118,7 @@ def speculate(
     "eos_ids": tuple(eos_ids),
     "draft_tokens": draft_tokens,
   }
-  counts = np.zeros((3,), np.int64)
+  counts = np.zeros((4,), np.int64)
 
   def write(batch: layout.Batch) -> Written:
     state, keys = start(
@@ -142,8 +145,7 @@ def speculate(
 
   shape = {"samples": samples, "batch_size": batch_size, "pad_id": pad_id}
   completions = engine.in_batches(write, prompts, **shape, progress=progress)
-  examined, accepted, passes = counts.tolist()
-  return Speculation(completions, examined, accepted, passes)
+  return Speculation(completions, *counts.tolist())
 
 
 def _check_pair(model: Decoder, draft: Decoder, longest: int) -> None:
@@ -169,7 +171,7 @@ class _State(NamedTuple):
   caches: tuple[Cache, Cache]  # the model's and the draft's
   seen: Seen | None  # for a sampler that penalizes
   written: Written  # room for M + g + 1 tokens: passes write beyond what they keep
-  counts: jax.Array  # int32 [3]: examined, accepted, passes
+  counts: jax.Array  # int32 [4]: examined, accepted, passes, written
 
 
 _STATIC = ("models", "sampler", "samples", "max_new_tokens", "eos_ids", "draft_tokens")
@@ -227,7 +229,7 @@ def start(
     (caches[0], caches[1]),
     seen,
     written,
-    jnp.zeros((3,), jnp.int32),
+    jnp.zeros((4,), jnp.int32),
   )
   return state, keys
 
@@ -361,8 +363,9 @@ def _kept(state, new, accepted, log_probs, *, limit, eos_ids):
   after = jnp.concatenate([state.previous[:, None], state.token[:, None], new], axis=1)
   last = jnp.take_along_axis(after, count[:, None] + jnp.arange(2), axis=1)
   drafted = new.shape[1] - 1
-  examined = jnp.minimum(accepted + 1, drafted)
-  counts = jnp.stack([examined, accepted, jnp.ones_like(accepted)]) * going
+  examined = jnp.minimum(jnp.minimum(accepted + 1, drafted), count)
+  kept = jnp.minimum(accepted, count)
+  counts = jnp.stack([examined, kept, jnp.ones_like(kept), count]) * going
   return _State(
     last[:, 1],
     last[:, 0],

@@ -1,6 +1,7 @@
 """Speculative decoding against plain generation, and against exact probabilities."""
 
 import itertools
+import math
 from functools import partial
 
 import jax
@@ -63,7 +64,9 @@ def test_the_most_probable_tokens_are_those_of_generate(small, plain, byte_token
     np.testing.assert_allclose(ours.log_probs, whole.log_probs[:length], atol=1e-4)
     written += length - 1  # the first one is not drafted
   assert 0.02 < found.acceptance < 0.98  # rows keep different numbers
-  assert found.accepted + found.passes >= written > found.passes
+  assert found.written == written > found.passes
+  assert found.accepted <= found.examined
+  assert found.written - found.passes <= found.accepted < found.written
 
   text = byte_tokenizer.decode(plain[1].tokens)
   stop = StopStrings(byte_tokenizer, (next(c for c in text[1:] if c.isascii()),))
@@ -75,6 +78,31 @@ def test_the_most_probable_tokens_are_those_of_generate(small, plain, byte_token
       reader.push(whole.tokens[length])
       length += 1
     assert ours.tokens == whole.tokens[:length]
+
+
+def test_drafted_tokens_behind_the_end_do_not_count(small, plain):
+  """A model that drafts for itself is always right: each pass gives 6 tokens, or the last ones.
+
+  The first row ends with EOS within a pass, the others at the limit.
+  """
+  eos, limit = plain[0].tokens[3], 15
+  found = speculate(
+    *small,
+    PROMPTS,
+    SAMPLER,
+    draft=drop_layers(*small, [0, 1]),
+    draft_tokens=5,
+    max_new_tokens=limit,
+    eos_ids=(eos,),
+  )
+  lengths = [(c.tokens[:limit].index(eos) + 1 if eos in c.tokens[:limit] else limit) for c in plain]
+  assert lengths[0] == 4 and limit in lengths
+  assert [len(c.tokens) for c in found.completions] == lengths
+  assert found.written == sum(lengths) - len(PROMPTS)  # the first one is not drafted
+  assert found.passes == sum(math.ceil((length - 1) / 6) for length in lengths)
+  assert found.acceptance == 1 and found.tokens_per_pass == found.written / found.passes
+  # In every pass but the sixth token, which the model adds to five that stay.
+  assert found.accepted == sum(length - 1 - (length - 1) // 6 for length in lengths)
 
 
 def test_the_distribution_is_the_models_own():
