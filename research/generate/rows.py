@@ -32,7 +32,7 @@ def fill(writer: Writer, source: Path, target: Path) -> None:
   done = lines.complete(target, most=len(rows))
   target.parent.mkdir(parents=True, exist_ok=True)
   total = len(rows) * args.samples
-  with target.open("a") as file, tqdm.tqdm(total=total, unit="completion") as bar:
+  with target.open("a", encoding="utf-8") as file, tqdm.tqdm(total=total, unit="completion") as bar:
     bar.update(done * args.samples)
     size = _QUEUE if args.continuous else _PART
     for start in range(done, len(rows), size):

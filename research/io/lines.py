@@ -15,7 +15,8 @@ def read(path: Path) -> list[dict[str, Any]]:
     ValueError: a line, which the message names, is no JSON object.
   """
   rows = []
-  for number, line in enumerate(path.read_text().splitlines(), start=1):
+  # Not by `splitlines`, which also cuts at U+2028 and others, as they stand in JSON's strings.
+  for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
     if line.strip():
       try:
         row = json.loads(line)
