@@ -7,8 +7,9 @@ This is Constitutional AI (Bai et al. 2022, arXiv:2212.08073). A row of the inpu
 `messages`. `revise` writes rows of `prompt` and `completion`, the answer after its last revision,
 for supervised tuning (the objective "causal"), with all that came before it under `revisions`.
 `compare` writes rows of `prompt`, `chosen` and `rejected`, for a reward model or DPO (the
-objectives "reward" and "preference"), with how sure the judge was under `preference`. Rows that are
-there are not done again.
+objectives "reward" and "preference"), with how sure the judge was under `preference`. Answers that
+are empty or were cut off at --max-new-tokens, and two equal ones, teach nothing: their rows say so
+under `dropped`, and training leaves them out. Rows that are there are not done again.
 
 --principles is a JSONL file, each line a `critique`, a `revision` and a `comparison`, which are put
 to the model as they are; by default those of research.reasoning.constitution.
@@ -28,6 +29,11 @@ from research.io import lines
 from research.loop import subject as subject_lib
 
 _PART = 32  # rows that are written at a time
+# Why rows are there that nothing is learnt from.
+_DROPPED = {
+  "revise": "an answer that is empty or was cut off",
+  "compare": "two equal answers, or one that is empty or was cut off",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--output", type=Path, required=True, metavar="FILE", help="JSONL; gone on with"
   )
   group.add_argument("--principles", type=Path, metavar="FILE", help="JSONL")
-  group.add_argument("--rounds", type=int, default=1, help="of critique and revision (default: 1)")
+  group.add_argument("--rounds", type=int, help="of critique and revision (default: 1)")
   group.add_argument("--judge", metavar="MODEL", help="compares (default: the model that answers)")
   group = parser.add_argument_group("how it writes")
   group.add_argument("--max-new-tokens", type=int, default=256, help="default: 256")
@@ -50,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   group.add_argument("--batch-size", type=int, default=32, help="rows at a time (default: 32)")
   parser.add_argument("--traceback", action="store_true", help="of errors, too")
   args = subject_lib.parse(parser, sys.argv[1:] if argv is None else argv)
+  if args.rounds is not None and args.what != "revise":
+    parser.error("--rounds is for revise")
+  args.rounds = 1 if args.rounds is None else args.rounds
   if args.rounds < 1 or args.max_new_tokens < 1 or args.batch_size < 1 or args.temperature <= 0:
     parser.error("--rounds, --max-new-tokens and --batch-size are from 1, --temperature above 0")
   if args.judge and args.what != "compare":
@@ -75,7 +84,10 @@ def _write(args: argparse.Namespace) -> int:
   if args.judge:
     judge = _session(args, subject_lib.load_model(args.judge, args.dtype or "bfloat16"))
   args.output.parent.mkdir(parents=True, exist_ok=True)
-  with args.output.open("a") as file, tqdm.tqdm(total=len(rows), unit="row", initial=done) as bar:
+  with (
+    args.output.open("a", encoding="utf-8") as file,
+    tqdm.tqdm(total=len(rows), unit="row", initial=done) as bar,
+  ):
     for start in range(done, len(rows), _PART):
       some = slice(start, start + _PART)
       if args.what == "revise":
@@ -90,9 +102,8 @@ def _write(args: argparse.Namespace) -> int:
       file.flush()
       bar.update(len(told))
   print(f"{len(rows) - done:,} rows written; {len(rows):,} are in {args.output}")
-  if args.what == "compare":
-    without = sum("chosen" not in row for row in lines.read(args.output))
-    print(f"{without:,} of them have two equal answers or an empty one; training leaves them out")
+  dropped = sum("dropped" in row for row in lines.read(args.output))
+  print(f"{dropped:,} of them have {_DROPPED[args.what]}; training leaves them out")
   return 0
 
 
@@ -123,19 +134,22 @@ def _session(args: argparse.Namespace, subject: subject_lib.Subject) -> Any:
 
 
 def _revised(prompt: Any, one: Any) -> dict[str, Any]:
+  """The last answer, or why there is none, and all that came before it."""
   from research.data import prompts
 
   revisions = [{"answer": one.first}, *one.rounds]
+  if not one.finished or not one.text.strip():
+    return {"prompt": prompt, "dropped": _DROPPED["revise"], "revisions": revisions}
   completion = prompts.completion(prompt, one.text)
   return {"prompt": prompt, "completion": completion, "revisions": revisions}
 
 
 def _compared(prompt: Any, one: Any) -> dict[str, Any]:
-  """A pair; of equal answers none, so that a line is there for each row of the input."""
+  """A pair, or why there is none: there is a line for each row of the input."""
   from research.data import prompts
 
   if one is None:
-    return {"prompt": prompt, "dropped": "two equal answers, or an empty one"}
+    return {"prompt": prompt, "dropped": _DROPPED["compare"]}
   chosen, rejected = (prompts.completion(prompt, text) for text in (one.chosen, one.rejected))
   told = {"preference": one.preference, "principle": one.principle}
   return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **told}

@@ -101,6 +101,13 @@ def framing_tokenizer(byte_tokenizer) -> Tokenizer:
   return Tokenizer(backend, {"bos_token": "<bos>", "eos_token": "<eos>"}, (), None)
 
 
+@pytest.fixture(scope="session")
+def ending_tokenizer(byte_tokenizer) -> Tokenizer:
+  """The byte tokenizer where a token in three ends a text, so that toy models come to an end."""
+  own = byte_tokenizer
+  return Tokenizer(own.backend, own.special_tokens, range(0, 256, 3), own.chat_template)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
   """Forgets a module's compiled programs with it: those of all would take gigabytes."""

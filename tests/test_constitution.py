@@ -7,6 +7,7 @@ import pytest
 
 from research import constitution, models
 from research.data import formats, preferences
+from research.data.examples import BadRow
 
 LLAMA = {
   "model_type": "llama",
@@ -20,12 +21,12 @@ LLAMA = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, byte_tokenizer):
+def world(tmp_path_factory, ending_tokenizer):
   root = tmp_path_factory.mktemp("constitution")
   model = models.build(LLAMA)
   params = jax.tree.map(lambda x: x * 4, models.initialize(model, jax.random.key(0)))
-  models.save(root / "model", model, params, byte_tokenizer)
-  rows = [{"prompt": f"q{i}"} for i in range(2)]
+  models.save(root / "model", model, params, ending_tokenizer)
+  rows = [{"prompt": f"q{i}"} for i in range(3)]
   rows.append({"messages": [{"role": "user", "content": "why?"}]})
   (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   return root
@@ -33,7 +34,7 @@ def world(tmp_path_factory, byte_tokenizer):
 
 def _run(world, what, output, *flags):
   rows = ["--input", str(world / "prompts.jsonl"), "--output", str(world / output)]
-  how = ["--max-new-tokens=6", "--batch-size=4", "--dtype=float32"]
+  how = ["--max-new-tokens=3", "--batch-size=4", "--dtype=float32"]
   code = constitution.main([what, f"--model={world / 'model'}", *rows, *how, *flags])
   file = world / output
   return code, [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -41,11 +42,23 @@ def _run(world, what, output, *flags):
 
 def test_revised_rows_are_supervised_and_go_on(world, byte_tokenizer, capsys):
   code, rows = _run(world, "revise", "revised.jsonl", "--rounds=2")
-  assert code == 0 and len(rows) == 3
-  assert "3 rows written; 3 are in" in capsys.readouterr().out
+  assert code == 0 and len(rows) == 4
+  kept = [row for row in rows if "dropped" not in row]
+  assert 0 < len(kept) < 4
+  out = capsys.readouterr().out
+  assert "4 rows written; 4 are in" in out
+  assert f"{4 - len(kept)} of them have an answer that is empty or was cut off; training" in out
   for row in rows:
+    assert len(row["revisions"]) == 3
+    if row in kept:
+      continue
+    with pytest.raises(
+      BadRow, match="columns \\['dropped', 'prompt', 'revisions'\\] fit no format"
+    ):
+      formats.tokenize(row, byte_tokenizer, completion_only=True, words=False)
+  for row in kept:
     example = formats.tokenize(row, byte_tokenizer, completion_only=True, words=False)
-    assert example.learns and len(row["revisions"]) == 3
+    assert example.learns
     last = row["revisions"][-1]["answer"]
     told = row["completion"]
     assert (told if isinstance(told, str) else told[0]["content"]) == last
@@ -54,10 +67,14 @@ def test_revised_rows_are_supervised_and_go_on(world, byte_tokenizer, capsys):
   assert _run(world, "revise", "revised.jsonl", "--rounds=2") == (0, rows)
 
 
-def test_compared_rows_are_pairs(world, byte_tokenizer):
+def test_compared_rows_are_pairs(world, byte_tokenizer, capsys):
   code, rows = _run(world, "compare", "pairs.jsonl", f"--judge={world / 'model'}")
-  assert code == 0 and len(rows) == 3
-  for row in rows:
+  assert code == 0 and len(rows) == 4
+  kept = [row for row in rows if "dropped" not in row]
+  assert 0 < len(kept) < 4
+  told = f"{4 - len(kept)} of them have two equal answers, or one that is empty or was cut off;"
+  assert told in capsys.readouterr().out
+  for row in kept:
     example = preferences.tokenize_pair(row, byte_tokenizer)
     assert example.rival is not None and 0.5 <= row["preference"] <= 1
 
@@ -77,7 +94,11 @@ def test_rows_that_ask_nothing(world, capsys, text, told):
 
 
 def test_flags_that_cannot_be(world, capsys):
-  for flags, told in ((["--rounds=0"], "are from 1"), (["--judge=x"], "--judge is for compare")):
+  for what, flag, told in (
+    ("revise", "--rounds=0", "are from 1"),
+    ("revise", "--judge=x", "--judge is for compare"),
+    ("compare", "--rounds=2", "--rounds is for revise"),
+  ):
     with pytest.raises(SystemExit):
-      _run(world, "revise", "no.jsonl", *flags)
+      _run(world, what, "no.jsonl", flag)
     assert told in capsys.readouterr().err

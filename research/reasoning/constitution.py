@@ -14,7 +14,7 @@ import numpy as np
 
 from research.core import tree
 from research.reasoning.prompts import Ask
-from research.reasoning.session import Request, Session
+from research.reasoning.session import Request, Session, Written
 
 _STREAM = 0x636F  # apart from other draws of a seed
 _KEYS = ("critique", "revision", "comparison")
@@ -99,10 +99,14 @@ def read(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> Constitution:
 
 @dataclasses.dataclass(frozen=True)
 class Revised:
-  """An answer and what became of it: of each round the principle, the critique and the answer."""
+  """An answer and what became of it: of each round the principle, the critique and the answer.
+
+  finished: the last answer came to its end; otherwise it was cut off.
+  """
 
   first: str
   rounds: list[dict[str, Any]]
+  finished: bool
 
   @property
   def text(self) -> str:
@@ -120,14 +124,19 @@ def revise(
 ) -> list[Revised]:
   """Answers each problem, and `rounds` times criticizes and revises the answer by a principle.
 
-  Each round sees the problem, the last answer and its critique, as a conversation.
+  Each round sees the problem, the last answer and its critique, as a conversation. Answers are as
+  they follow the problem: after a text, with the white space that they begin with. A revised one is
+  written on a line of its own, and gets a space where a text and it have none between them.
 
   Args:
     first: the number of the first problem, by which principles and draws know it.
   """
   numbers = [first + i for i in range(len(asks))]
   answers = _written(session, numbers, asks, "")
-  found = [Revised(answer, []) for answer in answers]
+  found = [
+    Revised(_behind(ask, answer.text), [], answer.finished)
+    for ask, answer in zip(asks, answers, strict=True)
+  ]
   for turn in range(rounds):
     drawn = [constitution.of(number, turn) for number in numbers]
     principles = [constitution.principles[each] for each in drawn]
@@ -135,14 +144,18 @@ def revise(
       ask.then(one.text, principle.critique)
       for ask, one, principle in zip(asks, found, principles, strict=True)
     ]
-    critiques = _written(session, numbers, about, f"critique/{turn}")
+    critiques = [
+      each.text.strip() for each in _written(session, numbers, about, f"critique/{turn}")
+    ]
     anew = [
       ask.then(critique, principle.revision)
       for ask, critique, principle in zip(about, critiques, principles, strict=True)
     ]
     revised = _written(session, numbers, anew, f"revision/{turn}")
-    for one, principle, critique, answer in zip(found, drawn, critiques, revised, strict=True):
-      one.rounds.append({"principle": principle, "critique": critique, "answer": answer})
+    for i, answer in enumerate(revised):
+      told = {"principle": drawn[i], "critique": critiques[i]}
+      told["answer"] = _apart(asks[i], _behind(asks[i], answer.text))
+      found[i] = Revised(found[i].first, [*found[i].rounds, told], answer.finished)
   return found
 
 
@@ -174,19 +187,22 @@ def compare(
     first: see `revise`.
 
   Returns:
-    None for a problem whose two answers are equal, or one of them empty.
+    None for a problem whose two answers are equal but for white space around them, or one of them
+    empty or cut off.
   """
   judge = judge or session
   numbers = [first + i for i in range(len(asks))]
   requests = [Request(number, ask) for number, ask in zip(numbers, asks, strict=True)]
   rows = session.write(requests, samples=2)
-  pairs = [(one.text.strip(), other.text.strip()) for one, other in rows]
-  told = [i for i, (one, other) in enumerate(pairs) if one and other and one != other]
+  pairs = [[_behind(ask, each.text) for each in row] for ask, row in zip(asks, rows, strict=True)]
+  shown = [[text.strip() for text in pair] for pair in pairs]
+  whole = [all(each.finished for each in row) for row in rows]
+  told = [i for i, pair in enumerate(shown) if whole[i] and all(pair) and pair[0] != pair[1]]
   drawn = [constitution.of(number, 0) for number in numbers]
   asked = []
   for i in told:
     comparison = constitution.principles[drawn[i]].comparison
-    for options in (pairs[i], pairs[i][::-1]):
+    for options in (shown[i], shown[i][::-1]):
       asked.append(Request(numbers[i], _question(judge, asks[i].problem, comparison, options)))
   shares = [first_ for first_, _ in judge.choose(asked, _OPTIONS)]
   found: list[Compared | None] = [None] * len(asks)
@@ -199,9 +215,21 @@ def compare(
 
 def _written(
   session: Session, numbers: Sequence[int], asks: Sequence[Ask], stage: str
-) -> list[str]:
+) -> list[Written]:
   requests = [Request(number, ask) for number, ask in zip(numbers, asks, strict=True)]
-  return [row[0].text.strip() for row in session.write(requests, stage=stage)]
+  return [row[0] for row in session.write(requests, stage=stage)]
+
+
+def _behind(ask: Ask, text: str) -> str:
+  """An answer as it follows the problem: behind a text, what it begins with joins the two."""
+  return text.rstrip() if isinstance(ask.problem, str) else text.strip()
+
+
+def _apart(ask: Ask, text: str) -> str:
+  """An answer that was not written right behind the problem, with a space where there is none."""
+  if not isinstance(ask.problem, str) or not ask.problem or not text:
+    return text
+  return text if ask.problem[-1].isspace() or text[0].isspace() else f" {text}"
 
 
 def _question(judge: Session, problem: Any, comparison: str, options: Sequence[str]) -> Ask:

@@ -1,20 +1,26 @@
 """Revised and compared answers: what is asked, in which order, and by which principle."""
 
+import dataclasses
+
 import pytest
 
 from research import reasoning
 from research.reasoning import constitution
 from research.reasoning.constitution import PRINCIPLES, Constitution, Principle
+from research.reasoning.session import Written
 
 ONE = Principle("what is wrong?", "again.", "which is kinder?")
 TWO = Principle("is it true?", "truly now.", "which is truer?")
 
 
 class Scripted:
-  """A session whose words are given: `says(stage, conversation)` and `prefers(text)`."""
+  """A session whose words are given: `says(stage, conversation)` and `prefers(text)`.
 
-  def __init__(self, says, prefers=None, template="x"):
-    self.says, self.prefers = says, prefers
+  cut: what it says is never finished.
+  """
+
+  def __init__(self, says, prefers=None, template="x", cut=()):
+    self.says, self.prefers, self.cut = says, prefers, cut
     self.tokenizer = type("Tokenizer", (), {"chat_template": template})
     self.seen = []
 
@@ -23,7 +29,7 @@ class Scripted:
     for request in requests:
       self.seen.append((stage, request.problem, request.ask.prompt))
       texts = [self.says(stage, request, k) for k in range(samples)]
-      found.append([type("Written", (), {"text": text}) for text in texts])
+      found.append([Written(text, 1, (), text not in self.cut, False) for text in texts])
     return found
 
   def choose(self, requests, choices):
@@ -40,7 +46,7 @@ def test_an_answer_is_criticized_and_revised_by_the_principle_that_is_drawn():
   session = Scripted(lambda stage, request, k: f"{said.get(stage, 'third')}")
   rules = Constitution((ONE, TWO), seed=4)
   found = constitution.revise(session, ASKS, rules, rounds=2, first=10)
-  assert [one.text for one in found] == ["third", "third"] and found[0].first == "first"
+  assert [one.text for one in found] == [" third", "third"] and found[0].first == "first"
   for i, one in enumerate(found):
     drawn = [rules.of(10 + i, turn) for turn in range(2)]
     assert [told["principle"] for told in one.rounds] == drawn
@@ -61,6 +67,38 @@ def test_an_answer_is_criticized_and_revised_by_the_principle_that_is_drawn():
   )
   # The second round is about the answer that the first left.
   assert "second" in session.seen[6][2] and "bad" not in session.seen[6][2]
+
+
+@pytest.mark.parametrize(
+  ("prompt", "first", "revised", "told"),
+  [
+    ("A:", " Paris\n", "London ", [" Paris", " London"]),
+    ("A: ", "Paris", "London", ["Paris", "London"]),
+    ("A:\n", "\n Paris", "London", ["\n Paris", "London"]),
+    ("A:", "", "\tLondon", ["", "\tLondon"]),
+    ("A:", "?", " ", ["?", ""]),
+    ([{"role": "user", "content": "A:"}], " Paris\n", " London", ["Paris", "London"]),
+  ],
+)
+def test_a_text_and_its_answer_keep_their_joint(prompt, first, revised, told):
+  said = {"": first, "critique/0": " no \n", "revision/0": revised}
+  session = Scripted(lambda stage, request, k: said[stage])
+  asks = reasoning.PROMPTS["plain"]()([prompt])
+  (one,) = constitution.revise(session, asks, Constitution((ONE,)))
+  assert [one.first, one.text] == told and one.rounds[0]["critique"] == "no"
+  session = Scripted(lambda stage, request, k: (first, "no")[k] + " ", lambda asked: 0.9)
+  (pair,) = constitution.compare(session, asks, Constitution((ONE,)))
+  assert pair is None if not first else {pair.chosen, pair.rejected} == {told[0], "no"}
+
+
+def test_an_answer_that_was_cut_off_is_told():
+  session = Scripted(lambda stage, request, k: f"{stage}{k}", lambda asked: 0.9, cut=("0",))
+  rules = Constitution((ONE,))
+  assert [one.finished for one in constitution.revise(session, ASKS, rules)] == [True, True]
+  assert constitution.compare(session, ASKS, rules) == [None, None]
+  session.cut = ("revision/00",)
+  assert [one.finished for one in constitution.revise(session, ASKS, rules)] == [False, False]
+  assert None not in constitution.compare(session, ASKS, rules)
 
 
 def test_principles_are_drawn_by_the_seed_and_the_problem():
@@ -95,20 +133,23 @@ def test_another_model_may_judge_and_equal_answers_are_none():
     constitution.compare(other, ASKS, Constitution((ONE,)), judge=judge)
 
 
-def test_a_model_revises_and_compares_alike_in_parts(session):
+def test_a_model_revises_and_compares_alike_in_parts(session, ending_tokenizer):
   rules = Constitution(PRINCIPLES, seed=1)
   asks = [*ASKS, *reasoning.PROMPTS["plain"]()(["three, the longest of all"])]
-  make = lambda: session(max_new_tokens=5, batch_size=4)  # noqa: E731
+
+  def make():
+    return dataclasses.replace(session(max_new_tokens=5, batch_size=4), tokenizer=ending_tokenizer)
+
   whole = constitution.revise(make(), asks, rules, rounds=1)
   parts = constitution.revise(make(), asks[:1], rules, rounds=1)
   parts += constitution.revise(make(), asks[1:], rules, rounds=1, first=1)
   assert whole == parts and len({one.text for one in whole}) == 3
   compared = constitution.compare(make(), asks, rules)
   later = constitution.compare(make(), asks[1:], rules, first=1)
-  assert [(one.chosen, one.principle) for one in compared[1:]] == [
-    (one.chosen, one.principle) for one in later
-  ]
-  assert all(0.5 <= one.preference <= 1 and one.chosen != one.rejected for one in compared)
+  told = [[one and (one.chosen, one.principle) for one in some] for some in (compared[1:], later)]
+  pairs = [one for one in compared if one]
+  assert told[0] == told[1] and len(pairs) >= 2  # of three, of which one may be cut off
+  assert all(0.5 <= one.preference <= 1 and one.chosen != one.rejected for one in pairs)
 
 
 def test_a_constitution_is_read():
