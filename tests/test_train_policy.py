@@ -13,7 +13,6 @@ from research.core.config import Config, ConfigError
 from research.data import sources
 from research.loop import policy_answers, problem, rewards, run
 from research.loop.interrupt import Interrupted
-from research.loop.policy_answers import Rollout, Writer
 from research.objectives.policy import ADVANTAGES, OLD, TOLD
 
 LLAMA = {
@@ -154,7 +153,9 @@ def test_rows_that_no_reward_can_judge_are_told_before_they_are_answered(world):
   with pytest.raises(ConfigError, match=told):
     problem.assemble(Config(values))
   judges = rewards.build(writes["rewards"])
-  writer = Writer(Rollout(**writes), None, None, None, sources.build(data), judges, 16, (), 0)
+  writer = policy_answers.Writer(
+    policy_answers.Rollout(**writes), None, None, None, sources.build(data), judges, 16, (), 0
+  )
   with pytest.raises(ConfigError, match=told):
     writer(0, {}, [[(0, [5]), (1, [5])]])
 
