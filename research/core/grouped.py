@@ -25,14 +25,16 @@ def grouped(x: jax.Array, kernels: jax.Array | Matrix, sizes: jax.Array) -> jax.
 
   Args:
     x: `[M, in]`, sorted by group.
-    kernels: `[E, in, out]`; in another form than an array they have no gradient.
+    kernels: `[E, in, out]`; in another form than an array, its leaves learn through `astype`.
     sizes: int32 `[E]`, the rows of each group; their sum is M.
   """
   return _product(x, kernels.astype(x.dtype), sizes)
 
 
 def _forward(x, kernels, sizes):
-  return grouped(x, kernels, sizes), (x, kernels, sizes)
+  learns = any(leaf.perturbed for leaf in jax.tree.leaves(kernels))
+  x, kernels, sizes = (jax.tree.map(lambda leaf: leaf.value, each) for each in (x, kernels, sizes))
+  return grouped(x, kernels, sizes), (x if learns else x[:, :0], kernels, sizes)
 
 
 def _backward(residuals, g):
@@ -42,13 +44,15 @@ def _backward(residuals, g):
   if is_matrix(kernels):
     # As in quant/qarray.py: made again, not kept.
     kernels, g = jax.lax.optimization_barrier((kernels, g))
-    return _product(g, kernels.astype(x.dtype), sizes, transposed=True).astype(x.dtype), None, None
   dx = _product(g, kernels.astype(x.dtype), sizes, transposed=True).astype(x.dtype)
+  if not x.shape[-1]:  # nobody asks for theirs
+    return dx, None, None
   dkernels = jax.lax.platform_dependent(x, g, sizes, cpu=_outer_looped, default=_outer_ragged)
-  return dx, dkernels.astype(kernels.dtype), None
+  _, pull = jax.vjp(lambda kernels: kernels.astype(jnp.float32), kernels)
+  return dx, *pull(dkernels), None
 
 
-grouped.defvjp(_forward, _backward)
+grouped.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _product(x, kernels, sizes, transposed=False):

@@ -7,8 +7,10 @@ import pytest
 
 from research import generation, models, peft, quant
 from research.core import matrix, tree
+from research.core.grouped import grouped
 from research.losses import cross_entropy
 from research.models.unrolled import unroll, unstack
+from research.quant.scheme import Scheme
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 61, (2, 9)), jnp.int32)
 SHAPE = {
@@ -70,6 +72,43 @@ def test_experts_are_those_of_the_numbers():
 
   found, wanted = both(params), both(quant.dequantize(params))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, wanted)
+
+
+def _learnt(held):
+  """What of `held` learns, and `held` with that in place."""
+  if isinstance(held, quant.Trained):
+    return held.values, lambda values: held.replace(values=values)
+  return held.scale.astype(jnp.float32), lambda scale: held.replace(scale=scale)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("trains", ["numbers", "scales"])
+def test_experts_learn_as_plain_products_of_the_numbers(trains, dtype):
+  """In a loop over layers, against a product of each row with its kernel."""
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(10, 32)), dtype)
+  kernels = jnp.asarray(rng.normal(size=(2, 3, 32, 32)) / 8, jnp.float32)
+  sizes, scheme = np.array([4, 0, 6]), Scheme("int4", group=16, scales="float16")
+  held = quant.Trained(kernels, scheme)
+  learnt, put = _learnt(held if trains == "numbers" else held.held())
+
+  def by_groups(learnt):
+    def layer(x, kernels):
+      return jnp.sin(grouped(x, kernels, jnp.asarray(sizes))).astype(dtype), None
+
+    return jnp.sum(jax.lax.scan(layer, x, put(learnt))[0].astype(jnp.float32))
+
+  def by_rows(learnt):
+    out = x
+    for kernels in put(learnt).astype(dtype):
+      each = kernels[np.repeat(np.arange(3), sizes)].astype(jnp.float32)
+      out = jnp.sin(jnp.einsum("mi,mio->mo", out.astype(jnp.float32), each)).astype(dtype)
+    return jnp.sum(out.astype(jnp.float32))
+
+  found, wanted = (jax.jit(jax.grad(loss))(learnt) for loss in (by_groups, by_rows))
+  rounded = 1e-5 if dtype == jnp.float32 else 2e-2  # of what goes into products
+  assert np.any(wanted)
+  np.testing.assert_allclose(found, wanted, atol=rounded * float(jnp.max(jnp.abs(wanted))))
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
