@@ -55,8 +55,10 @@ class Trained(Matrix):
 
   def rows(self, ids: jax.Array) -> jax.Array:
     """See `Matrix`."""
-    taken = self.replace(values=jnp.take(self.values, ids, axis=0))  # type: ignore[attr-defined]
-    return taken.astype(self.dtype)
+    taken = jnp.take(self.values, ids, axis=0)
+    if self.scheme.scales == "double":  # blocks of those scales are of several rows
+      return straight_through(taken, jax.lax.stop_gradient(self.held().rows(ids)))
+    return _through(taken, self.scheme, self.axis)
 
 
 def _through(values, scheme, axis):

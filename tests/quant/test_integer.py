@@ -150,3 +150,17 @@ def test_numbers_that_are_used_as_an_array_learn_straight_through():
 def test_what_cannot_be_is_told(how, told):
   with pytest.raises(ValueError, match=told):
     Scheme(**how)
+
+
+@pytest.mark.parametrize("scales", ["float32", "double"])
+def test_rows_of_a_table_act_as_what_is_held(scales):
+  """To the bit, also where rows share scales; each row learns as often as it was looked up."""
+  sizes = jnp.linspace(0.1, 3, 128)[:, None]
+  table = Trained(sizes * jax.random.normal(jax.random.key(0), (128, 64)),
+                  Scheme("nf4", group=16, scales=scales), -1)  # fmt: skip
+  ids = jnp.array([[3, 3, 120], [1, 2, 3]])
+  acting, back = jax.vjp(lambda table: table.rows(ids), table)
+  np.testing.assert_array_equal(acting, table.held().rows(ids))
+  (gradient,) = back(jnp.ones_like(acting))
+  counts = np.bincount(ids.ravel(), minlength=128)
+  np.testing.assert_array_equal(gradient.values, np.broadcast_to(counts[:, None], (128, 64)))
