@@ -3,7 +3,8 @@
 The weight is `[out, in]`, numbered row by row, in blocks of successive numbers:
 
 ```
-weight                 uint8 [out * in / 2, 1]  codes, the first of two in the high half
+weight                 uint8 [out * in / 2, 1]  codes, the first of two in the high half; read in
+                                                any type of those bytes
 weight.absmax          float32 [blocks], or uint8 if scales are held in 8 bits each
 weight.quant_map       float32 [16]             the numbers of the codes
 weight.nested_absmax   float32 [blocks / 256], and weight.nested_quant_map float32 [256], of those
@@ -115,7 +116,9 @@ def decode(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> QA
   scheme = Scheme(kind, state["blocksize"], scales="double" if double else "float32")
   scheme.require_fits(inputs, "a projection of bitsandbytes")
   _require_table("quant_map", tensors, codebooks.values(kind))
-  codes = jnp.asarray(_halves_swapped(tensors["weight"].reshape(outputs, -1)).T)
+  # Some files tell the same bytes as numbers of another type (`bnb_4bit_quant_storage`).
+  stored = np.ascontiguousarray(tensors["weight"]).view(np.uint8)
+  codes = jnp.asarray(_halves_swapped(stored.reshape(outputs, -1)).T)
   absmax = jnp.asarray(tensors["weight.absmax"].reshape(outputs, -1).T)
   if not double:
     return QArray(codes, absmax, None, None, scheme)

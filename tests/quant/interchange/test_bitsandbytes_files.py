@@ -81,6 +81,20 @@ def test_back_to_the_bit(kind, scales, block):
       np.testing.assert_array_equal(getattr(back.scale, name), getattr(held.scale, name))
 
 
+@pytest.mark.parametrize("storage", ["bfloat16", "float32"])
+def test_codes_that_are_stored_as_other_numbers(storage):
+  """The same bytes, as bitsandbytes has them where its codes go by another type (FSDP)."""
+  codes, state = functional.quantize_4bit(
+    torch.tensor(KERNEL.T.copy()), quant_type="nf4", quant_storage=getattr(torch, storage)
+  )
+  assert codes.dtype == getattr(torch, storage)
+  stored = codes.view(torch.uint8).numpy().view(jnp.dtype(storage)).reshape(codes.shape)
+  held = quantize(jnp.asarray(KERNEL), Scheme("nf4", 64))
+  tensors, settings = _written(held)
+  back = TOOL.decode({**tensors, "weight": stored}, settings)
+  np.testing.assert_array_equal(back.codes, held.codes)
+
+
 def test_what_has_no_place():
   for scheme, message in (
     (Scheme("int4", 64), "hold nf4 or fp4, not int4"),
