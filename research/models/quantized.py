@@ -16,7 +16,7 @@ import numpy as np
 
 from research.core import matrix, tree
 from research.core.matrix import is_matrix
-from research.models import families
+from research.models import families, scored
 from research.models.config import StackConfig
 from research.models.families import weights
 from research.models.families.weights import Weight
@@ -70,7 +70,7 @@ def write(
   table = _table(config)
   kernels = [path for path in flat if path.startswith("layers/") and path.endswith("/kernel")]
   modules = {path: _module(table[path]).partition("{}.")[2] for path in kernels}
-  settings = convention.settings(held, modules, dtype)
+  settings = convention.settings(held, modules, _outside(table), dtype)
   tensors = weights.save(list(table.values()), tree.unflatten(dense))
   for path, leaf in held.items():
     for number in range(leaf.shape[0]):
@@ -125,7 +125,23 @@ def require(
 
 
 def _table(config):
-  return {weight.path: weight for weight in families.find(config.family).weights(config)}
+  weights = scored.table(config, families.find(config.family).weights(config))
+  return {weight.path: weight for weight in weights}
+
+
+def _outside(table):
+  """Modules outside layers that multiply by a matrix, by the endings of their names.
+
+  Of what is tied, too: the head of a decoder, and of an encoder that predicts hidden tokens, where
+  the module with the bias has it. Without the name of the base, which a bare one has not.
+  """
+  base = f"{next(iter(table.values())).name.partition('.')[0]}."
+  names = [
+    weight.name.rpartition(".")[0].removeprefix(base)
+    for path, weight in table.items()
+    if not path.startswith("layers/") and path.endswith(("/kernel", "masked_head/bias"))
+  ]
+  return list(dict.fromkeys(["lm_head", *names]))
 
 
 def read(

@@ -1,5 +1,6 @@
 """Whole directories in few bits: what other tools read, what comes back, and what cannot be."""
 
+import dataclasses
 import json
 
 import jax
@@ -138,6 +139,85 @@ def test_what_transformers_writes_by_bitsandbytes_is_read(world, tmp_path, layer
   for path, leaf in matrix.flatten(found).items():
     assert type(leaf) is type(meant[path]), path
     jax.tree.map(np.testing.assert_array_equal, _bits(leaf), _bits(meant[path]))
+
+
+BERT = {
+  "model_type": "bert",
+  "vocab_size": 288,
+  "hidden_size": 32,
+  "intermediate_size": 64,
+  "num_hidden_layers": 1,
+  "num_attention_heads": 2,
+  "max_position_embeddings": 16,
+}
+ENCODERS = {
+  "bare": ({**BERT, "architectures": ["BertModel"]}, "AutoModel"),
+  "masked": ({**BERT, "architectures": ["BertForMaskedLM"]}, "AutoModelForMaskedLM"),
+  "classifier": (
+    {**BERT, "architectures": ["BertForSequenceClassification"]},
+    "AutoModelForSequenceClassification",
+  ),
+}
+
+
+def _drawn(model):
+  shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)["params"]
+  rng = np.random.default_rng(2)
+  return jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.4, s.shape), jnp.float32), shapes)
+
+
+def _in_four_bits(model):
+  """The names of linear modules of a transformers model that are in four bits, and of the rest."""
+  found = {True: set(), False: set()}
+  for name, module in model.named_modules():
+    if isinstance(module, torch.nn.Linear):
+      found[type(module).__name__ == "Linear4bit"].add(name)
+  return found[True], found[False]
+
+
+@pytest.mark.parametrize("case", ENCODERS)
+def test_what_no_layer_has_is_left_to_transformers_as_it_is(world, tmp_path, case):
+  """Poolers and heads, tied ones too; against the same numbers as a plain directory."""
+  pytest.importorskip("bitsandbytes")
+  shape, kind = ENCODERS[case]
+  model = models.build(shape)
+  held = quant.quantize(_drawn(model), ({"target": ALL, "kind": "nf4", "group": 32},))
+  models.export(tmp_path / "out", model, held, world[2], format="bitsandbytes", type="float32")
+  models.export(tmp_path / "plain", model, held, world[2], format="hf")
+  of = getattr(transformers, kind).from_pretrained
+  few, plain = (of(tmp_path / name, dtype=torch.float32).train() for name in ("out", "plain"))
+  inside, outside = _in_four_bits(few)
+  assert len(inside) == 6 and all(".layer.0." in f".{name}" for name in inside)
+  assert outside
+  tokens = torch.tensor(np.asarray(TOKENS))
+  for dropout in (m for each in (few, plain) for m in each.modules()):
+    if isinstance(dropout, torch.nn.Dropout):
+      dropout.p = 0.0
+  with torch.no_grad():
+    for one, other in zip(few(tokens).values(), plain(tokens).values(), strict=True):
+      np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["bitsandbytes", "gptq"])
+def test_a_score_is_written_beside_what_is_in_few_bits(world, tmp_path, form):
+  """And transformers reads it, where the tool is here."""
+  plain, params, tokenizer = world
+  model = plain.clone(config=dataclasses.replace(plain.config, head="score"))
+  kernel = np.random.default_rng(3).integers(-8, 8, (64, 1)).astype(np.float32)
+  params = {name: part for name, part in params.items() if name != "lm_head"}
+  params["score"] = {"kernel": jnp.asarray(kernel)}
+  held = quant.quantize(params, RULES[form])
+  out = tmp_path / "out"
+  models.export(out, model, held, tokenizer, format=form)
+  found, others, _ = models.load(out)
+  assert found.config.head == "score"
+  np.testing.assert_array_equal(others["score"]["kernel"], kernel)
+  if form != "bitsandbytes":
+    return
+  theirs = transformers.AutoModelForSequenceClassification.from_pretrained(out, dtype=torch.float32)
+  inside, outside = _in_four_bits(theirs)
+  assert outside == {"score"} and len(inside) == 14
+  np.testing.assert_array_equal(theirs.score.weight.detach().float().T, kernel)
 
 
 CONFIGS = {"gptq": transformers.GPTQConfig, "awq": transformers.AwqConfig}

@@ -43,7 +43,9 @@ def require(path: str, scheme: Scheme, shape: Sequence[int]) -> None:
   require_float16_scales(path, scheme, "AWQ")
 
 
-def settings(held: Mapping[str, QArray], modules: Mapping[str, str], dtype: str) -> dict[str, Any]:
+def settings(
+  held: Mapping[str, QArray], modules: Mapping[str, str], outside: Sequence[str], dtype: str
+) -> dict[str, Any]:
   """See `Convention`; groups are of successive inputs."""
   del dtype
   scheme = next(iter(held.values())).scheme
@@ -60,7 +62,7 @@ def settings(held: Mapping[str, QArray], modules: Mapping[str, str], dtype: str)
     "group_size": scheme.group or -1,
     "zero_point": True,
     "version": "gemm",
-    "modules_to_not_convert": [*left, "lm_head"],
+    "modules_to_not_convert": [*left, *outside],
   }
 
 

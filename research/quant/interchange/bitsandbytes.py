@@ -55,7 +55,9 @@ def require(path: str, scheme: Scheme, shape: Sequence[int]) -> None:
     )
 
 
-def settings(held: Mapping[str, QArray], modules: Mapping[str, str], dtype: str) -> dict[str, Any]:
+def settings(
+  held: Mapping[str, QArray], modules: Mapping[str, str], outside: Sequence[str], dtype: str
+) -> dict[str, Any]:
   """See `Convention`."""
   scheme = next(iter(held.values())).scheme
   left = [name for path, name in modules.items() if path not in held]
@@ -67,7 +69,7 @@ def settings(held: Mapping[str, QArray], modules: Mapping[str, str], dtype: str)
     "bnb_4bit_use_double_quant": scheme.scales == "double",
     "bnb_4bit_compute_dtype": dtype,
     "bnb_4bit_quant_storage": "uint8",
-    "llm_int8_skip_modules": [*left, "lm_head"],
+    "llm_int8_skip_modules": [*left, *outside],
   }
 
 

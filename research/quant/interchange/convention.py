@@ -30,13 +30,19 @@ class Convention(Protocol):
     """Raises ValueError if the convention has no place for a kernel `[..., in, out]` so held."""
 
   def settings(
-    self, held: Mapping[str, QArray], modules: Mapping[str, str], dtype: str
+    self,
+    held: Mapping[str, QArray],
+    modules: Mapping[str, str],
+    outside: Sequence[str],
+    dtype: str,
   ) -> dict[str, Any]:
     """The `quantization_config` of a model.
 
     Args:
       held: kernels in few bits, by path, all of one scheme; may be stacks.
       modules: the name within its layer of every projection, by path.
+      outside: the names of modules outside layers that multiply by a matrix, which are left as
+        they are.
       dtype: the type of all other tensors.
 
     Raises:

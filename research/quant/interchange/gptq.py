@@ -49,9 +49,11 @@ def require(path: str, scheme: Scheme, shape: Sequence[int]) -> None:
   require_float16_scales(path, scheme, "GPTQ")
 
 
-def settings(held: Mapping[str, QArray], modules: Mapping[str, str], dtype: str) -> dict[str, Any]:
+def settings(
+  held: Mapping[str, QArray], modules: Mapping[str, str], outside: Sequence[str], dtype: str
+) -> dict[str, Any]:
   """See `Convention`."""
-  del dtype
+  del outside, dtype
   scheme = next(iter(held.values())).scheme
   least = scheme.levels[0]
   with_zero = any(leaf.zero is not None and (leaf.zero == least).any() for leaf in held.values())

@@ -55,7 +55,9 @@ def require(path: str, scheme: Scheme, shape: Sequence[int]) -> None:
     )
 
 
-def settings(held: Mapping[str, QArray], modules: Mapping[str, str], dtype: str) -> dict[str, Any]:
+def settings(
+  held: Mapping[str, QArray], modules: Mapping[str, str], outside: Sequence[str], dtype: str
+) -> dict[str, Any]:
   """See `Convention`."""
   del dtype
   scheme = next(iter(held.values())).scheme
@@ -63,7 +65,7 @@ def settings(held: Mapping[str, QArray], modules: Mapping[str, str], dtype: str)
   return {
     "quant_method": "torchao",
     "quant_type": {"default": _config(scheme)},
-    "modules_to_not_convert": [*left, "lm_head"],
+    "modules_to_not_convert": [*left, *outside],
     "include_input_output_embeddings": False,
     "untie_embedding_weights": False,
   }

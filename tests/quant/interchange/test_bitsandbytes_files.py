@@ -23,7 +23,7 @@ CASES = [
 
 
 def _written(held, dtype="float32"):
-  settings = TOOL.settings({"a": held}, {"a": "a"}, dtype)
+  settings = TOOL.settings({"a": held}, {"a": "a"}, ["lm_head"], dtype)
   return TOOL.encode(held, settings), settings
 
 

@@ -74,7 +74,7 @@ def test_gptq_is_what_it_is_defined_as(case):
   scheme = GPTQ[case]
   kernel = KERNEL if case == "int4 zero" else PLAIN
   held, tool = quantize(jnp.asarray(kernel), scheme), CONVENTIONS["gptq"]
-  settings = tool.settings({"a": held}, {"a": "a"}, "float16")
+  settings = tool.settings({"a": held}, {"a": "a"}, ["lm_head"], "float16")
   # A zero point of 0 has no place in the first version.
   assert settings["checkpoint_format"] == ("gptq_v2" if case == "int4 zero" else "gptq")
   assert settings["sym"] == scheme.symmetric and not settings["desc_act"]
@@ -97,7 +97,7 @@ def test_gptq_in_the_order_of_activations():
   scheme = Scheme("int4", 32, scales="float16")
   held = gptq.GPTQ(act_order=True).round(jnp.asarray(KERNEL), x.T @ x, scheme)
   tool = CONVENTIONS["gptq"]
-  settings = tool.settings({"a": held}, {"a": "a"}, "float16")
+  settings = tool.settings({"a": held}, {"a": "a"}, ["lm_head"], "float16")
   assert settings["desc_act"]
   tensors = tool.encode(held, settings)
   np.testing.assert_array_equal(tensors["g_idx"], held.order)
@@ -109,7 +109,7 @@ def test_gptq_in_the_order_of_activations():
 def test_awq_is_what_it_is_defined_as(group):
   held = quantize(jnp.asarray(KERNEL), Scheme("int4", group, symmetric=False, scales="float16"))
   tool = CONVENTIONS["awq"]
-  settings = tool.settings({"a": held}, {"a": "a", "b": "mlp.b"}, "float16")
+  settings = tool.settings({"a": held}, {"a": "a", "b": "mlp.b"}, ["lm_head"], "float16")
   assert settings["group_size"] == (group or -1)
   assert settings["modules_to_not_convert"] == ["mlp.b", "lm_head"]
   tensors = tool.encode(held, settings)
@@ -145,7 +145,7 @@ def test_what_has_no_place(case):
 def test_groups_of_inputs_in_another_order_have_no_place_in_awq():
   held = _held(symmetric=False).replace(order=jnp.arange(IN, dtype=jnp.int32) % 3)
   with pytest.raises(ValueError, match="'a' has groups of inputs that do not follow each other"):
-    CONVENTIONS["awq"].settings({"a": held}, {"a": "a"}, "float16")
+    CONVENTIONS["awq"].settings({"a": held}, {"a": "a"}, ["lm_head"], "float16")
 
 
 BROKEN = {
@@ -161,7 +161,7 @@ BROKEN = {
 def test_what_does_not_fit_is_told(case):
   settings_change, tensor_change, message = BROKEN[case]
   held, tool = _held(symmetric=False), CONVENTIONS["gptq"]
-  settings = tool.settings({"a": held}, {"a": "a"}, "float16")
+  settings = tool.settings({"a": held}, {"a": "a"}, ["lm_head"], "float16")
   tensors = {**tool.encode(held, settings), **tensor_change}
   tensors = {name: part for name, part in tensors.items() if part is not None}
   with pytest.raises(ValueError, match=message):
@@ -172,7 +172,7 @@ def test_layers_are_taken_from_stacks():
   stack = jnp.stack([jnp.asarray(KERNEL), -jnp.asarray(KERNEL)])
   held = jax.device_get(quantize(stack, Scheme("int4", 32, scales="float16")))
   tool = CONVENTIONS["gptq"]
-  settings = tool.settings({"a": held}, {"a": "a"}, "float16")
+  settings = tool.settings({"a": held}, {"a": "a"}, ["lm_head"], "float16")
   for number in range(2):
     layer = jax.tree.map(lambda part: part[number], held)  # noqa: B023
     found = _gptq(tool.encode(layer, settings), 4, "gptq")
