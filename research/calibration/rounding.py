@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.calibration.methods import Method, require_seen
-from research.calibration.walk import Walk
+from research.calibration.walk import Walk, require_decoder
 from research.core import matrix, tree
 from research.core.matrix import is_matrix
 from research.io import safetensors
@@ -63,6 +63,8 @@ def quantize(
   found = dict(flat)
   own = [scheme for choice in inside.values() for scheme in policy.distinct(choice)]
   calibrated = method.calibrated or any(scheme.is_static for scheme in own)
+  if calibrated:
+    require_decoder(model)
   if not calibrated:
     # Every layer at once: there is nothing that one tells of the next.
     layer = {p.removeprefix(LAYERS): leaf for p, leaf in flat.items() if p.startswith(LAYERS)}
@@ -71,7 +73,7 @@ def quantize(
   elif inside:
     batches = list(batches)
     walk = Walk(model, params, batches)
-    mark = _mark(flat, chosen, method, batches)
+    mark = _mark(model, flat, chosen, method, batches)
     each = [
       matrix.flatten(_layer(walk, policy.of_layer(inside, number), method, keep, mark, told))
       for number in range(model.config.num_layers)
@@ -132,8 +134,8 @@ def _require_tokens(seen, schemes):
       )
 
 
-def _mark(flat, schemes, method, batches):
-  """What tells one call from another: parameters' sums, schemes, method and the text."""
+def _mark(model, flat, schemes, method, batches):
+  """What tells one call from another: the model, parameters' sums, schemes, method and text."""
   sums = {
     path: float(jnp.sum(jnp.abs(leaf.astype(jnp.float32))))
     for path, leaf in flat.items()
@@ -143,7 +145,8 @@ def _mark(flat, schemes, method, batches):
   for batch in batches:
     text.update(np.asarray(batch["tokens"]).tobytes())
   how = {path: str(scheme) for path, scheme in schemes.items()}
-  told = json.dumps([sums, how, str(method), text.hexdigest()])
+  of = [str(model.config), str(jnp.dtype(model.dtype))]
+  told = json.dumps([of, sums, how, str(method), text.hexdigest()])
   return hashlib.sha256(told.encode()).hexdigest()
 
 
@@ -156,5 +159,7 @@ def _write(file, params, mark):
 def _read(file, mark):
   told = safetensors.metadata(file)
   if told["of"] != mark:
-    raise ValueError(f"{file} is of another model, rule, method or text; it is in the way")
+    raise ValueError(
+      f"{file} is of another model, type of activations, rule, method or text; it is in the way"
+    )
   return files.from_arrays(safetensors.read(file), json.loads(told["held"]))

@@ -42,8 +42,7 @@ class Walk:
     Raises:
       ValueError: it is another kind of model, or there are no batches.
     """
-    if not isinstance(model, Decoder):
-      raise ValueError("calibration goes through the layers of a decoder, which this model is not")
+    require_decoder(model)
     self.config = model.config
     self._layers = params["layers"]
     self.number = 0
@@ -111,6 +110,12 @@ class Walk:
 
   def _of_layer(self, context):
     return context if self._kinds is None else context[self._kinds[self.number]]
+
+
+def require_decoder(model: Any) -> None:
+  """Raises ValueError if it is another kind of model, which no calibration goes through."""
+  if not isinstance(model, Decoder):
+    raise ValueError("calibration goes through the layers of a decoder, which this model is not")
 
 
 def _is_observer(node):

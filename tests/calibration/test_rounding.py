@@ -1,5 +1,6 @@
 """Rounding a model a layer at a time."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -210,9 +211,28 @@ def test_it_goes_on_after_the_last_layer_that_was_kept(built, tmp_path):
   assert file.stat().st_mtime_ns == written
   assert heard == [(1, 2), (1, 2), (2, 2)]
   jax.tree.map(np.testing.assert_array_equal, again, whole)
-  for other, batches in ((calibration.AWQ(), BATCHES), (method, BATCHES[::-1])):
-    with pytest.raises(ValueError, match="is of another model, rule, method or text"):
-      calibration.quantize(model, params, RULES, other, batches, keep=tmp_path)
+  rope = dataclasses.replace(model.config.rope, theta=1e6)
+  turned = model.clone(config=dataclasses.replace(model.config, rope=rope))
+  for changed, other, batches in (
+    (model, calibration.AWQ(), BATCHES),
+    (model, method, BATCHES[::-1]),
+    (model.clone(dtype=jnp.bfloat16), method, BATCHES),
+    (turned, method, BATCHES),
+  ):
+    with pytest.raises(
+      ValueError, match="is of another model, type of act.*, rule, method or text"
+    ):
+      calibration.quantize(changed, params, RULES, other, batches, keep=tmp_path)
+
+
+def test_only_a_decoder_is_calibrated():
+  """And not an encoder-decoder, none of whose projections is at a decoder's paths."""
+  sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+  model = models.build({"model_type": "t5", "vocab_size": 61, **sizes})
+  params = {"encoder": {"layers": {"mlp": {"up_proj": {"kernel": jnp.ones((1, 16, 32))}}}}}
+  rules = ({"target": ".*_proj/kernel", "kind": "int8"},)
+  with pytest.raises(ValueError, match="of a decoder, which this model is not"):
+    calibration.quantize(model, params, rules, calibration.GPTQ(), BATCHES)
 
 
 def test_what_cannot_be_calibrated_is_told(built):
