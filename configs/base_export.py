@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
   # Where rules have several kinds, {"target": ..., "kind": ("int3", "int4", "int8"), "group": 64}:
   # how many bits a parameter of theirs may take, scales included. Each gets the kind by which the
   # loss on calibration data rises least, all together; with "each": "layer" in a rule each of
-  # its layers does.
+  # its layers does, which format "native" holds.
   config.bits = 0.0
   # How numbers are rounded: one of research.calibration.METHODS, with its arguments: "nearest";
   # {"name": "gptq", "act_order": True}; "awq". Whichever it is, rounded activations have one scale
@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
   config.calibration = base.get_config().data.train.copy_and_resolve_references()
   config.calibration.unlock()
   config.calibration.on_long_row = "split"
-  # How many rows, each of `length` tokens.
+  # How many rows, each of `length` tokens. A choice of kinds is made by the first 16 of them.
   config.calibration.rows = 64
   # The type of activations meanwhile; parameters are float32.
   config.calibration.dtype = "bfloat16"

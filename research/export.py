@@ -100,9 +100,8 @@ def _from_flags(args: argparse.Namespace) -> Path:
 
 def _from_config(argv: list[str]) -> Path:
   config = config_lib.from_command_line(argv)
-  from research import calibration, quant
-  from research.core import cache, matrix
-  from research.models import formats, quantized
+  from research.core import cache
+  from research.models import formats
 
   output = Path(config.output)
   with config_lib.blaming("format"):
@@ -122,17 +121,7 @@ def _from_config(argv: list[str]) -> Path:
       raise ValueError("give a source, maybe with an adapter, or a run")
     subject, params = _merged(model, adapter, run and Path(run))
   if config.quantize:
-    plan = calibration.plan(config, subject.tokenizer)
-    with config_lib.blaming("bits"):
-      settled = plan.settled(subject.model, params, _option_told())
-    for rule in settled.rules:
-      if rule not in plan.rules:
-        print(f"chosen: {rule}")
-    plan = settled
-    with config_lib.blaming("quantize"):
-      schemes = quant.schemes(plan.rules, params)
-      shapes = {path: leaf.shape for path, leaf in matrix.flatten(params).items()}
-      quantized.require(subject.model.config, schemes, shapes, form.method)
+    plan = _settled(config, form.method, subject, params)
   else:
     _require_no_method(config)
   cache.keep_compiled(config.compilation_cache)
@@ -141,6 +130,31 @@ def _from_config(argv: list[str]) -> Path:
     params = plan.apply(subject.model, params, _told())
   _write(subject, params, output, config.format, config.type or None)
   return output
+
+
+def _settled(config: config_lib.Config, method: str, subject: Any, params: Any) -> Any:
+  """What the config says of rounding, with kinds chosen where rules leave them open.
+
+  Raises:
+    ConfigError: that cannot be, or the format has no place for it, whichever kinds are chosen.
+  """
+  from research import calibration, quant
+  from research.core import matrix
+  from research.models import quantized
+
+  plan = calibration.plan(config, subject.tokenizer)
+  shapes = {path: leaf.shape for path, leaf in matrix.flatten(params).items()}
+  with config_lib.blaming("quantize"):
+    if method != quantized.OURS and any("each" in rule for rule in plan.rules):
+      raise ValueError(f"{method} has one scheme for all layers; 'each' is for format 'native'")
+    for rules in plan.candidates():
+      quantized.require(subject.model.config, quant.schemes(rules, params), shapes, method)
+  with config_lib.blaming("bits"):
+    settled = plan.settled(subject.model, params, _option_told())
+  for rule in settled.rules:
+    if rule not in plan.rules:
+      print(f"chosen: {rule}")
+  return settled
 
 
 def _require_no_method(config: config_lib.Config) -> None:

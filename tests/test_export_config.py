@@ -168,6 +168,8 @@ def test_without_rules_it_merges_alone(run, tmp_path, root):
   jax.tree.map(np.testing.assert_array_equal, _params(tmp_path / "hf"), _params(root / "base"))
 
 
+OPEN = '{"target": "layers/%s_proj/kernel", "group": 16, "scales": "float16", "kind": %s}'
+SEVERAL = OPEN % (".*", '("int2", "int4")')
 WRONG = {
   "output": ((), "config.output: where to"),
   "format": (("--config.format=gptqq",), "config.format: format 'gptqq' is unknown.*did you mean"),
@@ -180,6 +182,18 @@ WRONG = {
   "tokens": (("--config.calibration.rows=1",), "calibration data has .* give at least as many"),
   "two models": (("--config.model.run=x",), "config.model: give a source"),
   "method": (("--config.method.name=nearest",), "config.method.act_order: nearest takes no"),
+  "a kind of several": (
+    (f"--config.quantize=({OPEN % ('.*', ('int4', 'e4m3'))},)", "--config.bits=5"),
+    "config.quantize: GPTQ's files hold int2, .* not e4m3",
+  ),
+  "kinds of two rules": (
+    (f"--config.quantize=({OPEN % ('.*up', ('int4',))}, {SEVERAL})", "--config.bits=5"),
+    "config.quantize: .* is held as .*: gptq has one scheme a model",
+  ),
+  "kinds of layers": (
+    (f"--config.quantize=({SEVERAL[:-1]}, 'each': 'layer'}},)", "--config.bits=5"),
+    "config.quantize: gptq has one scheme for all layers; 'each' is for format 'native'",
+  ),
 }
 
 
@@ -187,8 +201,9 @@ WRONG = {
 def test_what_cannot_be(run, tmp_path, case):
   flags, message = WRONG[case]
   output = () if case == "output" else (f"--config.output={tmp_path / 'out'}",)
-  code, _, err = run(*flags, *output)
+  code, out, err = run(*flags, *output)
   assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
+  assert "nats a token" not in out
   assert re.search(message, err), err
   assert not list(tmp_path.iterdir())
 

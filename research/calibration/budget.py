@@ -70,7 +70,8 @@ def open_rules(rules: Rules) -> dict[int, list[Scheme]]:
   """The schemes of rules whose `kind` is a list of kinds, by the rule's number.
 
   Raises:
-    ValueError: there is no such scheme, or `each` is not "layer" or of a rule with one kind.
+    ValueError: there is no such scheme, or no kind, or `each` is not "layer" or of a rule with one
+      kind.
   """
   found = {}
   for number, rule in enumerate(rules):
@@ -80,6 +81,8 @@ def open_rules(rules: Rules) -> dict[int, list[Scheme]]:
         f"each: {rule['each']!r} of a rule: it is 'layer', where there are several kinds to choose"
         " from for each layer"
       )
+    if is_open and not rule["kind"]:
+      raise ValueError("kind: a rule has an empty list of kinds; give some to choose from, or one")
     if is_open:
       how = {key: value for key, value in rule.items() if key not in ("target", "kind", "each")}
       found[number] = [
@@ -87,6 +90,25 @@ def open_rules(rules: Rules) -> dict[int, list[Scheme]]:
         for kind in rule["kind"]
       ]
   return found
+
+
+def candidates(rules: Rules) -> list[list[dict[str, Any]]]:
+  """Rules as they may be chosen: each kind of each open rule, beside the first of all others.
+
+  Those are few, and a format that has one scheme for all, or no place for some kind, cannot hold
+  all of them. None without open rules.
+  """
+  kinds = {number: [s.kind for s in found] for number, found in open_rules(rules).items()}
+  plain = [{key: value for key, value in rule.items() if key != "each"} for rule in rules]
+  first = [
+    {**rule, "kind": kinds[number][0]} if number in kinds else rule
+    for number, rule in enumerate(plain)
+  ]
+  return [
+    [*first[:number], {**first[number], "kind": kind}, *first[number + 1 :]]
+    for number, own in kinds.items()
+    for kind in own
+  ]
 
 
 def options(

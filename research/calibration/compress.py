@@ -18,7 +18,7 @@ from research.data import pipeline
 
 Tree = Any
 _BATCH = 8  # rows that go through a layer together, at most
-_MEASURED = 2  # batches by which choices are measured
+_MEASURED = 16  # rows by which choices are measured, of as many batches as have them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Plan:
   keep: Path | None
   bits: float
 
+  def candidates(self) -> Sequence[budget.Rules]:
+    """`rules`, or what may become of open ones; see `calibration.budget.candidates`."""
+    return budget.candidates(self.rules) if self.bits else [self.rules]
+
   def settled(self, model: Any, params: Tree, told: Callable[[budget.Option], object]) -> Plan:
     """With the kinds chosen that open rules leave open, by what each costs the loss.
 
@@ -52,9 +56,13 @@ class Plan:
       return self
     model = model.clone(dtype=jnp.dtype(self.dtype))
     with config_lib.blaming("quantize"):
-      found = budget.options(model, params, self.rules, self.batches[:_MEASURED], told)
+      found = budget.options(model, params, self.rules, self._measured(), told)
     chosen = budget.choose(found, budget.bytes_of(params, self.rules, self.bits))
     return dataclasses.replace(self, rules=budget.closed(self.rules, params, chosen), bits=0)
+
+  def _measured(self):
+    rows = len(self.batches[0]["tokens"])
+    return self.batches[: -(-_MEASURED // rows)]
 
   def apply(self, model: Any, params: Tree, told: Callable[[int, int], None]) -> Tree:
     """`params` in few bits; errors and `told`: see `calibration.quantize`."""

@@ -1,5 +1,6 @@
 """Choosing kinds within a budget: against all combinations, and what each costs alone."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import models, quant
+from research import calibration, models, quant
 from research.calibration import budget
 from research.calibration.budget import Option
 from research.core import matrix, tree
@@ -144,7 +145,42 @@ def test_closed_rules_are_one_a_kind():
   assert budget.bytes_of(shapes, [rule], 4) == 4 * 8 * 8 / 2
 
 
+def test_candidates_have_every_kind():
+  """Beside the first of other rules; what is not open stays, and nothing asks for layers."""
+  rules = [RULES[0], {**RULES[1], "each": "layer"}, RULES[2]]
+  found = budget.candidates(rules)
+  assert [[rule["kind"] for rule in each] for each in found] == [
+    ["none", "int2", "int4"], ["none", "int8", "int4"],
+    ["none", "int2", "int4"], ["none", "int2", "int3"],
+  ]  # fmt: skip
+  assert found[1][1] == {**RULES[1], "kind": "int8"}
+  assert budget.candidates(RULES[:1]) == []
+
+
+@pytest.mark.parametrize(("rows", "batches"), [(8, 2), (4, 4), (1, 16), (5, 4)])
+def test_choices_are_measured_by_sixteen_rows(monkeypatch, rows, batches):
+  """However many a batch has, as whole batches; all where there are fewer."""
+  made = [{"tokens": np.full((rows, 3), number)} for number in range(20)]
+  seen = []
+
+  def options(model, params, rules, measured, told):
+    seen.extend(measured)
+    return [Option(0, None, Scheme("int8"), 0.0, 1)]
+
+  monkeypatch.setattr(budget, "options", options)
+  shapes = {"lm_head": {"kernel": np.zeros((8, 8))}}
+  rules = [{"target": "lm_head/kernel", "kind": ["int8"]}]
+  plan = calibration.Plan(rules, calibration.Nearest(), made, "float32", None, 8)
+  settled = plan.settled(models.build(LLAMA), shapes, print)
+  assert settled.rules == [{**rules[0], "kind": "int8"}] and not settled.bits
+  assert seen == made[:batches]
+  seen.clear()
+  dataclasses.replace(plan, batches=made[:1]).settled(models.build(LLAMA), shapes, print)
+  assert seen == made[:1]
+
+
 MISTAKES = {
+  "no kind": ({"kind": []}, "kind: a rule has an empty list of kinds"),
   "kind": ({"kind": ["int5"]}, "kind 'int5' is unknown"),
   "each": ({"kind": ["int2", "int4"], "each": "head"}, "each: 'head' of a rule: it is 'layer'"),
   "one kind": ({"kind": "int4", "each": "layer"}, "where there are several kinds"),
