@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import generation, models, peft, quant
+from research import generation, models, objectives, peft, quant
 from research.core import matrix, tree
 from research.core.grouped import grouped
-from research.losses import cross_entropy
+from research.data import packing
+from research.data.examples import Example
 from research.models.unrolled import unroll, unstack
 from research.quant.scheme import Scheme
 
@@ -111,28 +112,62 @@ def test_experts_learn_as_plain_products_of_the_numbers(trains, dtype):
   np.testing.assert_allclose(found, wanted, atol=rounded * float(jnp.max(jnp.abs(wanted))))
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
+AT_KERNELS = {"target": "layers/.*_proj/kernel"}
+# All methods, in few programs: several act together, each at places of its own.
+METHODS = {
+  "lora, prefix, tokens": (
+    {**AT_KERNELS, "name": "lora", "rank": 2},
+    {"name": "prefix", "tokens": 2},
+    {"name": "trainable_tokens", "tokens": [9, 2, 50]},
+  ),
+  "dora, bottleneck, p-tuning": (
+    {**AT_KERNELS, "name": "dora", "rank": 2},
+    {"name": "bottleneck", "size": 3},
+    {"name": "p_tuning", "tokens": 3, "hidden_size": 5},
+  ),
+  "ia3, prompt": ({**AT_KERNELS, "name": "ia3"}, {"name": "prompt", "tokens": 3}),
+  "vera, adalora": (
+    {"target": "layers/attention/.*_proj/kernel", "name": "vera", "rank": 4},
+    {"target": "layers/mlp/.*_proj/kernel", "name": "adalora", "init_r": 3, "target_r": 2},
+  ),
+}
+
+
+def _after_steps(adapters):
+  """As after training: nothing that trains is zero."""
+  trained, rng = peft.trainable_paths(adapters), np.random.default_rng(3)
+
+  def change(path, leaf):
+    noise = 0.1 * rng.normal(size=leaf.shape).astype(np.float32)
+    return jnp.asarray(np.asarray(leaf) + noise) if path in trained else leaf
+
+  return tree.map_with_path(change, adapters)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_adapters_learn_on_it_as_on_the_numbers(held, method):
   model, params, plain = held
-  rule = {"name": method, "target": "layers/.*_proj/kernel"}
-  rule |= {"rank": 2} if method != "ia3" else {}
-  adapters = peft.attach((rule,), params, jax.random.key(2))
+  adapters = _after_steps(peft.attach(METHODS[method], params, jax.random.key(2)))
   adapters = peft.moved(adapters, params, plain)
-  targets, weights = jnp.roll(TOKENS, -1, axis=1), jnp.ones(TOKENS.shape)
+  lead = len(peft.virtual_ids(adapters))
+  documents = [Example(np.asarray(row), np.ones(9, bool)).led_by(lead) for row in TOKENS]
+  batch = packing.assemble([[each] for each in documents], 9 + lead, 0)
+  objective = objectives.causal()
 
   @jax.jit
   def both(params):
     def loss(adapters):
-      variables = {"params": params, "adapters": adapters}
-      hidden = model.apply(variables, TOKENS, method="hidden")
-      head = {name: variables["params"][name] for name in model.head_names}
-      of = lambda head, x: model.apply({"params": head}, x, method="head")  # noqa: E731
-      return cross_entropy.chunked(of, head, hidden, targets, weights)[0]
+      variables = peft.materialize({"params": params, "adapters": adapters})
+      return objective(model, variables, batch, None, None)[0]
 
     return jax.value_and_grad(loss)(adapters)
 
-  found, wanted = both(params), both(plain)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), found, wanted)
+  (loss, found), (expected, wanted) = both(params), both(plain)
+  np.testing.assert_allclose(loss, expected, rtol=2e-5)
+  found, wanted = tree.flatten(found), tree.flatten(wanted)
+  for path in peft.trainable_paths(adapters):
+    assert np.any(wanted[path]), path
+    np.testing.assert_allclose(found[path], wanted[path], rtol=2e-3, atol=2e-4, err_msg=path)
 
 
 def test_merging_makes_arrays_of_the_numbers(held):
