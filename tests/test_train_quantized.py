@@ -49,6 +49,8 @@ def get_config(what):
     config.adapters = ({"target": "layers/.*_proj/kernel", "name": "lora", "rank": 2},)
   else:
     grid = {"kind": "int4", "group": 16, "scales": "float16"}
+    if what == "w8a8":
+      grid = {"kind": "int8", "activations": "int8"}
     config.quantize = ({"target": "layers/.*_proj/kernel", **grid},)
     config.trainable = ("layers/mlp/.*kernel",)
   if what == "scales":
@@ -127,28 +129,37 @@ def test_a_base_whose_layers_differ_learns_and_generates(world, capsys):
   assert "config.quantize: 'layers/attention/" in said and "on a grid, and layers of it dif" in said
 
 
-def test_what_trains_leaves_the_codes_that_acted(world):
+GRIDS = {
+  "qat": (Scheme("int4", group=16, scales="float16"), "gptq"),
+  "w8a8": (Scheme("int8", activations="int8"), "torchao"),
+}
+
+
+@pytest.mark.parametrize("what", GRIDS)
+def test_what_trains_leaves_the_codes_that_acted(world, what):
   """Bit for bit, and so do the files of another tool that are made of them."""
-  assert train.main(["--config=config.py:qat"]) == 0
-  losses = _losses(world / "qat")
+  scheme, form = GRIDS[what]
+  assert train.main([f"--config=config.py:{what}"]) == 0
+  losses = _losses(world / what)
   assert losses[2] < losses[0]
-  scheme = Scheme("int4", group=16, scales="float16")
   _, before, _ = models.load(world / "model")
   kernels = [path for path in matrix.flatten(before) if path.endswith("_proj/kernel")]
   nearest = matrix.flatten(quant.quantize(before, dict.fromkeys(kernels, scheme)))
-  saved = ocp.StandardCheckpointer().restore(world / "qat/checkpoints/3/state")
+  saved = ocp.StandardCheckpointer().restore(world / what / "checkpoints/3/state")
   acted = {path: leaf for path, leaf in tree.flatten(saved).items() if path.endswith("values")}
-  after = matrix.flatten(models.load(world / "qat/model")[1])
+  after = matrix.flatten(models.load(world / what / "model")[1])
   for path in kernels:
     found = [leaf for name, leaf in acted.items() if name == f"trainable/params/{path}/values"]
     assert len(found) == path.startswith("layers/mlp/")
     held = quant.Trained(jnp.asarray(found[0]), scheme).held() if found else nearest[path]
+    assert after[path].scheme == scheme
     np.testing.assert_array_equal(after[path].codes, held.codes)
     np.testing.assert_array_equal(after[path].scale, held.scale)
     assert not found or not np.array_equal(held.codes, nearest[path].codes)
-  assert export.main(["--run=qat", "--format=gptq", "--output=written"]) == 0
-  written = matrix.flatten(models.load(world / "written")[1])
+  assert export.main([f"--run={what}", f"--format={form}", f"--output=written_{what}"]) == 0
+  written = matrix.flatten(models.load(world / f"written_{what}")[1])
   for path in kernels:
+    assert written[path].scheme == scheme
     np.testing.assert_array_equal(written[path].codes, after[path].codes)
     np.testing.assert_array_equal(written[path].scale, after[path].scale)
 
