@@ -63,7 +63,7 @@ def quantize(
   found = dict(flat)
   own = [scheme for choice in inside.values() for scheme in policy.distinct(choice)]
   calibrated = method.calibrated or any(scheme.is_static for scheme in own)
-  if calibrated:
+  if calibrated:  # of other models no path would be inside
     require_decoder(model)
   if not calibrated:
     # Every layer at once: there is nothing that one tells of the next.
