@@ -13,12 +13,16 @@ from launch.results import Row
 from research.core.config import ConfigError
 
 _LOG_FROM = 10  # an axis whose ends differ by this factor is logarithmic
+_BESIDE_FROM = 7  # so many curves are named beside the panel
+_COLORS = 10  # of matplotlib, before they come again
+_STYLES = ("-", "--", ":", "-.")
 
 
 def draw(sweep: Sweep, rows: Sequence[Row], file: Path) -> None:
   """Writes a PNG: along the key `sweep.x`, or a line a point where there is none.
 
-  A cross tells of a point that a run of failed or was not finite.
+  A cross tells of a point that a run of failed or was not finite. An axis of figures goes as far as
+  those of seeds do; intervals may go beyond.
 
   Raises:
     ConfigError: matplotlib is missing, or no point sets `sweep.x` to a number.
@@ -33,7 +37,11 @@ def draw(sweep: Sweep, rows: Sequence[Row], file: Path) -> None:
   count = len(sweep.metrics)
   height = 4.5 if sweep.x else max(2.5, 0.3 * len(rows) + 1)
   drawn, panels = pyplot.subplots(
-    1, count, figsize=(6.5 * count, height), layout="constrained", squeeze=False
+    1,
+    count,
+    figsize=(8 * count if sweep.x else 6.5 * count, height),
+    layout="constrained",
+    squeeze=False,
   )
   try:
     for axis, metric in zip(panels[0], sweep.metrics, strict=True):
@@ -56,7 +64,7 @@ def _along(axis: Any, metric: str, key: str, rows: Sequence[Row]) -> None:
       curves.setdefault(", ".join(others), []).append((float(x), row))
   if not curves:
     raise ConfigError(f"x is {key!r}, which no point sets to a number")
-  for name, points in curves.items():
+  for number, (name, points) in enumerate(curves.items()):
     points.sort(key=lambda point: point[0])
     told = [(x, row) for x, row in points if row.means[metric].count]
     means = [row.means[metric] for _, row in told]
@@ -67,6 +75,7 @@ def _along(axis: Any, metric: str, key: str, rows: Sequence[Row]) -> None:
       yerr=halves,
       marker="o",
       capsize=3,
+      linestyle=_STYLES[number // _COLORS % len(_STYLES)],
       label=name or None,
     )
     for x, row in points:
@@ -78,7 +87,14 @@ def _along(axis: Any, metric: str, key: str, rows: Sequence[Row]) -> None:
   if min(every) > 0 and max(every) >= _LOG_FROM * min(every):
     axis.set_xscale("log")
   axis.set(xlabel=key, ylabel=metric)
-  if any(curves):
+  # Of two seeds intervals are many times as wide as what is to be seen.
+  own = [row for points in curves.values() for _, row in points]
+  figures = [value for row in own for value in _finite(row, metric)]
+  if figures and (room := 0.08 * (max(figures) - min(figures))):
+    axis.set_ylim(min(figures) - room, max(figures) + room)
+  if len(curves) >= _BESIDE_FROM:
+    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+  elif any(curves):
     axis.legend()
 
 

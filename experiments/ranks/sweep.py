@@ -5,6 +5,12 @@ import launch
 TARGETS = {"attention": "layers/attention/._proj/kernel", "all": "layers/.*_proj/kernel"}
 RANKS = (4, 16, 64)
 ALPHAS = (1, 4)  # times the rank
+RATES = (3e-4, 1e-3, 3e-3)
+
+
+def name_of(target: str, rank: int, times: int) -> str:
+  """An adapter's in the sweep's table."""
+  return f"{target} rank {rank} alpha {times * rank}"
 
 
 def _lora(target: str, rank: int, times: int):
@@ -17,12 +23,12 @@ def get_sweep():
     config="experiments/learning_rates/config.py",
     grid={
       "adapters": {
-        f"{name} rank {rank} alpha {times * rank}": _lora(target, rank, times)
+        name_of(name, rank, times): _lora(target, rank, times)
         for name, target in TARGETS.items()
         for rank in RANKS
         for times in ALPHAS
       },
-      "optimizer.learning_rate": (3e-4, 1e-3, 3e-3),
+      "optimizer.learning_rate": RATES,
     },
     metrics=("eval/held_out/loss",),
     seeds=(0, 1),
