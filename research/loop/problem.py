@@ -273,10 +273,8 @@ def _check_positions(model: Any, adapters: Any, length: int, writes: bool) -> No
   They are too few of a table behind a prefix, and of any model that `writes` such rows.
   """
   before = peft.offset(adapters)
-  table = model.config.rope is None and model.config.positions == "learned"
-  if not writes and not (before and table):
-    return
-  if before + length > model.config.max_positions:
+  table = before and model.config.rope is None and model.config.positions == "learned"
+  if (writes or table) and before + length > model.config.max_positions:
     prefix = f" and the prefix's {before} positions" if before else ""
     raise ValueError(
       f"rows of {length} tokens{prefix} exceed the model's {model.config.max_positions} positions"

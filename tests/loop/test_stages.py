@@ -90,24 +90,19 @@ def test_stages_start_from_each_other_and_go_on(world, capsys):
   assert (run / "stages/teacher/results.json").stat().st_mtime_ns == first
 
 
-LORAS = """
-import config as whole
-
-def get_config():
-  config = whole.get_config()
+def test_a_stage_after_an_adapter_starts_from_it_merged(world):
+  text = CONFIG.replace(
+    "  return config",
+    f"""
   config.directory = "loras"
   config.trainable = ("adapters",)
-  config.adapters = ({"target": "layers/.*_proj/kernel", "name": "lora", "rank": 2},)
+  config.adapters = ({{"target": "layers/.*_proj/kernel", "name": "lora", "rank": 2}},)
   config.quantize = {NF4}
   config.optimizer.learning_rate = 0.1
-  config.stages = ({"name": "first"}, {"name": "second", "train.steps": 1})
-  return config
-"""
-
-
-def test_a_stage_after_an_adapter_starts_from_it_merged(world, monkeypatch):
-  monkeypatch.syspath_prepend(str(world))
-  (world / "loras.py").write_text(LORAS.replace("{NF4}", repr(NF4)))
+  config.stages = ({{"name": "first"}}, {{"name": "second", "train.steps": 1}})
+  return config""",
+  )
+  (world / "loras.py").write_text(text)
   assert train.main(["--config=loras.py"]) == 0
   run = world / "loras/stages"
   # On the base as it was trained on, in few bits.
