@@ -36,10 +36,18 @@ ASKED += [
   for shape in ("8,1,1,1", "2,2,2,1", "1,2,2,2")
 ]
 ASKED += ["by_layer:2,2,2,1", "lora:1,8,1,1", "qlora:1,8,1,1"]
+# Minutes of compiling, by `pytest -m slow`.
+REST = [
+  asked
+  for method in ("lora", "qlora", "dpo", "distillation")
+  for shape in SHAPES
+  if (asked := f"{method}:{shape}") not in ASKED
+]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory, byte_tokenizer):
+def find(tmp_path_factory, byte_tokenizer):
+  """`(what is asked) -> what was found`, in a process with eight devices."""
   root = tmp_path_factory.mktemp("mesh")
   model = models.build(LLAMA)
   # Far from uniform: what distillation compares is more than rounding.
@@ -55,20 +63,30 @@ def found(tmp_path_factory, byte_tokenizer):
     "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
     "JAX_PLATFORMS": "cpu",
   }
-  done = subprocess.run(
-    [sys.executable, Path(__file__).parent / "on_meshes.py", *ASKED, *WRITTEN, *APART],
-    cwd=root,
-    env=environment,
-    capture_output=True,
-    text=True,
-  )
-  assert done.returncode == 0, done.stderr
-  return json.loads((root / "found.json").read_text())
+
+  def call(asked):
+    program = [sys.executable, Path(__file__).parent / "on_meshes.py", *asked]
+    done = subprocess.run(program, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads((root / "found.json").read_text())
+
+  return call
+
+
+@pytest.fixture(scope="module")
+def found(find):
+  return find([*ASKED, *WRITTEN, *APART])
 
 
 @pytest.mark.parametrize("asked", ASKED)
 def test_a_step_is_that_of_one_device(found, asked):
   assert found[asked]["difference"] < 1e-5
+
+
+@pytest.mark.slow
+def test_every_step_is_that_of_one_device_on_every_mesh(find):
+  differences = {asked: told["difference"] for asked, told in find(REST).items()}
+  assert set(differences) == set(REST) and max(differences.values()) < 1e-5, differences
 
 
 @pytest.mark.parametrize("asked", WRITTEN)
