@@ -2,7 +2,9 @@
 
 Each process runs the same command. Where they are told by flags, or by `JAX_COORDINATOR_ADDRESS`,
 `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, those count; under SLURM (`srun`), Open MPI and on slices
-of TPUs that name their hosts (GKE's JobSet), JAX reads the cluster's own variables.
+of TPUs that name their hosts (GKE's JobSet), JAX reads the cluster's own variables. Who calls
+`research.train.main` in processes that have met already, as Ray Train's `JaxTrainer` lets them, has
+none of this to tell.
 """
 
 from __future__ import annotations
@@ -89,11 +91,13 @@ def of_environment(environment: Mapping[str, str]) -> Membership | None:
 
 
 def join(member: Membership) -> None:
-  """Makes this process one of several; before JAX's first computation.
+  """Makes this process one of several, unless it is; before JAX's first computation.
 
   Raises:
     ConnectionError: the others, or the cluster's variables, were not found.
   """
+  if jax.distributed.is_initialized():
+    return
   try:
     jax.distributed.initialize(
       member.coordinator,

@@ -60,6 +60,15 @@ def test_a_missing_variable_is_an_error():
     distributed.of_environment({**VARIABLES, "JAX_PROCESS_ID": ""})
 
 
+def test_processes_that_have_met_are_left_as_they_are(monkeypatch):
+  joined = []
+  monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: joined.append(args))
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: bool(joined))
+  for _ in range(2):
+    distributed.join(distributed.Membership("host:1", 2, 1))
+  assert joined == [("host:1", 2, 1)]
+
+
 def test_a_single_process_blames_nobody(monkeypatch):
   with pytest.raises(ValueError, match="mine"), distributed.blaming_others():
     raise ValueError("mine")
