@@ -27,7 +27,10 @@ def main() -> int:
   """Prints the tables of the sweep's runs."""
   parser = argparse.ArgumentParser("python -m experiments.ranks", description=__doc__)
   parser.add_argument("--runs", type=Path, default=Path("runs/ranks/runs.csv"))
-  print(tables(read(parser.parse_args().runs)))
+  file = parser.parse_args().runs
+  if not file.is_file():
+    parser.error(f"there is no {file}; run launch.sweep first, or give its runs.csv as --runs")
+  print(tables(read(file)))
   return 0
 
 

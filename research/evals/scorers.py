@@ -175,3 +175,11 @@ SCORERS: dict[str, Scorer] = {
   "last_number": last_number,
   "reasoning_gym": reasoning_gym,
 }
+
+
+def require(name: str) -> None:
+  """Raises ValueError if there is no scorer of that name."""
+  if name not in SCORERS:
+    raise ValueError(
+      f"there is no scorer {name!r}{tree.nearest(name, SCORERS)}; there are {', '.join(SCORERS)}"
+    )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from research.core import tree
+from research.evals import scorers
 from research.evals.scorers import SCORERS
 
 if TYPE_CHECKING:
@@ -36,11 +36,7 @@ class Consistency:
   scorer: str = "last_number"
 
   def __post_init__(self) -> None:
-    if self.scorer not in SCORERS:
-      raise ValueError(
-        f"there is no scorer {self.scorer!r}{tree.nearest(self.scorer, SCORERS)}; there are"
-        f" {', '.join(SCORERS)}"
-      )
+    scorers.require(self.scorer)
 
   def __call__(self, answers: Sequence[Answer]) -> np.ndarray:
     """Shares, `[N]`; all answers to a prompt are among `answers`."""

@@ -17,8 +17,9 @@ import numpy as np
 
 from research import generation
 from research.core import config as config_lib
-from research.core import sharding, tree
+from research.core import sharding
 from research.data import chat, prompts
+from research.evals import scorers
 from research.evals.scorers import SCORERS
 from research.loop import subject as subjects
 from research.loop.consistency import Consistency
@@ -58,11 +59,7 @@ class Scorer:
   unparsable: float = 0.0
 
   def __post_init__(self) -> None:
-    if self.scorer not in SCORERS:
-      raise ValueError(
-        f"there is no scorer {self.scorer!r}{tree.nearest(self.scorer, SCORERS)}; there are"
-        f" {', '.join(SCORERS)}"
-      )
+    scorers.require(self.scorer)
 
   def check(self, problem: Mapping[str, Any]) -> None:
     """Raises ValueError if a row lacks what answers to it are judged by."""
