@@ -198,6 +198,16 @@ def test_what_was_read_is_written_again(base, tmp_path):
     assert one == two or model.config.family == "gpt2"
 
 
+def test_an_alpha_that_is_no_round_number_is_read_as_it_was(base, tmp_path):
+  _, model, params, _ = base
+  rules = [EVERY | {"rank": 2, "rank_stabilized": True}]  # 8 / sqrt(2), of which 7 digits are short
+  adapters = peft.attach(rules, params, KEY)
+  peft.save(tmp_path, adapters, _modules(model))
+  found = dict(peft.sites(peft.load(tmp_path, params, _modules(model))))
+  for path, adapter in peft.sites(adapters):
+    np.testing.assert_array_equal(found[path].scale, adapter.scale, err_msg=path)
+
+
 def test_ranks_beyond_a_layers_own_stay_zero(base):
   _, model, params, _ = base
   adapters = peft.attach([EVERY | {"rank_pattern": {"layers/1/.*": 1}}], params, KEY)

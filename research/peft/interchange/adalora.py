@@ -50,7 +50,7 @@ def write(adapters: Tree, modules: Modules) -> tuple[dict[str, Any], dict[str, n
   config = {
     **dataclasses.asdict(one.budget),
     "init_r": init_r,
-    "lora_alpha": _short(alpha_of(common, init_r)),
+    "lora_alpha": _alpha(common, init_r),
     # Of a run that is over; the least that PEFT takes.
     "total_step": one.budget.tinit + one.budget.tfinal + 1,
     "rank_pattern": {
@@ -121,8 +121,8 @@ def _factors(adapter: AdaLoRA, layer: int, common: float, new: bool):
   return np.concatenate([a.T[live], e[:, None]], axis=1), b.T[:, live], 1.0
 
 
-def _short(value: float) -> float | int:
-  value = float(f"{value:.6g}")
+def _alpha(scale: float, init_r: int) -> float | int:
+  value = kernels.shortest(alpha_of(scale, init_r), lambda alpha: scale_of(alpha, init_r))
   return int(value) if value.is_integer() else value
 
 

@@ -1,6 +1,6 @@
 """What the formats of methods at kernels share: modules, their layers and what of them we hold."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,13 @@ def stacked(layers: Mapping[int, np.ndarray], otherwise: Any) -> np.ndarray:
       raise ValueError(f"a vector {vector.shape} of layer {layer} does not fit {out.shape}")
     each[layer] = vector.reshape(-1)
   return out
+
+
+def shortest(value: float, read: Callable[[float], float]) -> float:
+  """The number of fewest digits, `value` rounded, that is read as the same float32 as `value`."""
+  held = np.float32(read(value))
+  rounded = (float(f"{value:.{digits}g}") for digits in range(1, 17))
+  return next((number for number in rounded if np.float32(read(number)) == held), value)
 
 
 def require_neutral(config: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> None:

@@ -80,7 +80,7 @@ def write(adapters: Tree, modules: Modules) -> tuple[dict[str, Any], dict[str, n
       is_table = any(isinstance(adapter, EmbeddingLoRA) for adapter in group.values())
       tensors[f"{name}.{_TABLE_A if is_table else _A}"] = np.ascontiguousarray(a)
       tensors[f"{name}.{_TABLE_B if is_table else _B}"] = np.ascontiguousarray(b)
-      shapes[module][layer] = (len(a), float(f"{scale * len(a):.7g}"))
+      shapes[module][layer] = (len(a), _alpha(scale, len(a)))
       norms = [_norms(adapter, layer) for adapter in group.values() if isinstance(adapter, DoRA)]
       if norms:
         tensors[f"{name}.{_MAGNITUDE}"] = np.concatenate(norms)
@@ -146,6 +146,10 @@ def _dora(factors, kernel, norms):
   adapter = dora.with_magnitude(factors, kernel)
   magnitude = kernels.stacked(norms, adapter.magnitude)
   return adapter.replace(magnitude=jnp.asarray(magnitude))
+
+
+def _alpha(scale, rank):
+  return kernels.shortest(scale * rank, lambda alpha: alpha / rank)
 
 
 def _layers(group):
