@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
   config.model = ConfigDict()
   # A Hugging Face directory, a GGUF file, or a name that research.models knows.
   config.model.source = ""
-  # An adapter of it, in PEFT's format, which is merged first.
+  # An adapter of it, in PEFT's format, which is merged first, but for format "peft".
   config.model.adapter = ""
   # Or, in place of both, a run's directory.
   config.model.run = ""
@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
   config.directory = ""
 
   # "native" (our own, of anything), "gptq", "awq", "bitsandbytes" or "torchao"; without `quantize`
-  # "hf" or "gguf".
+  # "hf" or "gguf", or "peft": the adapter alone, unmerged.
   config.format = "native"
   # The type of what is not in few bits; empty: the format's default.
   config.type = ""

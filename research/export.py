@@ -1,19 +1,21 @@
-"""Writes a model for other programs: merged, in few bits, as a directory or a GGUF file.
+"""Writes a model for other programs: merged, in few bits, as a directory or GGUF; or an adapter.
 
   python -m research.export --run=runs/quickstart --format=gguf --output=quickstart.gguf
   python -m research.export --model=MODEL --adapter=DIR --format=hf --output=merged
+  python -m research.export --run=runs/quickstart --format=peft --output=adapter
   python -m research.export --model=MODEL --format=gguf --type=Q4_0 --output=model.gguf
   python -m research.export --model=MODEL --stretch=yarn:4 --format=hf --output=long
   python -m research.export --config=configs/quantize.py [--config.KEY=VALUE ...]
 
-An adapter, or that of a run, is merged in float32. A config says more than flags: what is to be in
-few bits, by which method (nearest, GPTQ, AWQ) and calibrated by which text, and it keeps layers
-that are done, so that the same command goes on after an interruption. Its keys and what they mean
-are in configs/base_export.py; every one can be set on the command line: --config.format=native.
+An adapter, or that of a run, is merged in float32; peft alone writes it as it is. A config says
+more than flags: what is to be in few bits, by which method (nearest, GPTQ, AWQ) and calibrated by
+which text, and it keeps layers that are done, so that the same command goes on after an
+interruption. Its keys and what they mean are in configs/base_export.py; every one can be set on the
+command line: --config.format=native.
 
-Formats: hf, and gguf with codes of its own; of parameters in few bits gptq, awq, bitsandbytes
-and torchao (projections of layers, as those tools have them) and native (anything, for --model
-here).
+Formats: hf, and gguf with codes of its own; peft, the adapter alone, unmerged; of parameters in
+few bits gptq, awq, bitsandbytes and torchao (projections of layers, as those tools have them) and
+native (anything, for --model here).
 
 What was written is loaded again and compared, and only then has its name; nothing that exists is
 overwritten. The last column is the largest difference of a parameter to what it was in memory.
@@ -65,11 +67,12 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     "--run", type=Path, metavar="DIR", help="a run's directory, in place of --model"
   )
   parser.add_argument(
-    "--format", required=True, help="hf, gptq, awq, bitsandbytes, torchao, native, or gguf"
+    "--format", required=True, help="hf, gguf, peft, gptq, awq, bitsandbytes, torchao, or native"
   )
   parser.add_argument(
     "--type", help="of the matrices: float32 or bfloat16 of hf (float32); F32, F16, BF16, Q8_0, "
-    "Q5_1, Q5_0, Q4_1 or Q4_0 of gguf (Q8_0); of what is not in few bits for the others",
+    "Q5_1, Q5_0, Q4_1 or Q4_0 of gguf (Q8_0); of what is not in few bits for the others; peft has "
+    "float32 alone",
   )  # fmt: skip
   parser.add_argument(
     "--stretch", type=_stretch, metavar="KIND:FACTOR", help="rotary positions for rows FACTOR times"
@@ -90,8 +93,11 @@ def _from_flags(args: argparse.Namespace) -> Path:
   from research import models
   from research.models import formats
 
-  formats.require_free(args.output, formats.require(args.format, args.type))
-  subject, params = _merged(args.model, args.adapter, args.run)
+  form = formats.require(args.format, args.type)
+  formats.require_free(args.output, form)
+  if args.stretch and form.write is None:
+    raise ValueError(f"--stretch changes the model, of which {args.format} holds nothing")
+  subject, params = _read(form, args.model, args.adapter, args.run)
   if args.stretch:
     subject = dataclasses.replace(subject, model=models.stretched(subject.model, *args.stretch))
   _write(subject, params, args.output, args.format, args.type)
@@ -119,7 +125,7 @@ def _from_config(argv: list[str]) -> Path:
     model, adapter, run = (config.model[key] for key in ("source", "adapter", "run"))
     if bool(model) == bool(run) or run and adapter:
       raise ValueError("give a source, maybe with an adapter, or a run")
-    subject, params = _merged(model, adapter, run and Path(run))
+    subject, params = _read(form, model, adapter, run and Path(run))
   if config.quantize:
     plan = _settled(config, form.method, subject, params)
   else:
@@ -171,16 +177,24 @@ def _require_no_method(config: config_lib.Config) -> None:
   config.take()
 
 
-def _merged(model: str, adapter: str, run: Path | None) -> tuple[Any, Any]:
-  """The model, and its parameters with the adapter merged."""
+def _read(form: Any, model: str, adapter: str, run: Path | None) -> tuple[Any, Any]:
+  """The model, and what is written of it: its parameters with the adapter merged, or the adapter.
+
+  Raises:
+    ValueError: the adapter is to be written, and there is none.
+  """
   from research import quant
 
+  if form.write is None and not (adapter or run):
+    raise ValueError(f"{model} is given no adapter, which is what is to be written")
   if run:
     subject = subject_lib.load_run(run, _MERGED_IN)
   else:
     subject = subject_lib.load_model(model, _MERGED_IN)
     if adapter:
       subject = subject_lib.with_adapter(subject, Path(adapter))
+  if form.write is None:
+    return subject, subject_lib.adapter(subject)
   params = subject_lib.merged(subject)
   if quant.size(params).held != quant.size(subject.variables["params"]).held:
     print("kernels in few bits that have an adapter are merged as the numbers they stand for")
@@ -220,6 +234,11 @@ def _write(subject: Any, params: Any, output: Path, format: str, type: str | Non
 
   model, tokenizer = subject.model, subject.tokenizer
   form = formats.FORMATS[format]
+  if form.write is None:
+    base = subject.variables["params"]
+    found = formats.export_adapters(output, model, base, params, base_model=subject.base)
+    print(_aligned(_files(found), numbers=range(1, 5)))
+    return
   if not form.method and any(map(matrix.is_matrix, matrix.flatten(params).values())):
     print(f"{format} gets the numbers that kernels in few bits stand for")
   found = formats.export(output, model, params, tokenizer, format=format, type=type)

@@ -28,11 +28,12 @@ LLAMA = {
 }
 LORA = {"target": "layers/.*_proj/kernel", "name": "lora", "rank": 2, "alpha": 8}
 PREFIX = {"name": "prefix", "tokens": 3}
+BOTTLENECK = {"name": "bottleneck", "size": 2}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-  """A folder with a base, a LoRA, a prefix, and a run of that LoRA; and the merged parameters."""
+  """A folder with a base, adapters, and a run of the LoRA; and the merged parameters."""
   root = tmp_path_factory.mktemp("export")
   model = models.build(LLAMA)
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
@@ -43,7 +44,7 @@ def world(tmp_path_factory):
   models.save(root / "base", model, params, tokenizer)
   modules = families.find("llama").modules(model.config)
   merged = {}
-  for name, rule in (("lora", LORA), ("prefix", PREFIX)):
+  for name, rule in (("lora", LORA), ("prefix", PREFIX), ("bottleneck", BOTTLENECK)):
     adapters = tree.map_with_path(
       lambda path, leaf: random(leaf) / 8 if path.endswith(("/a", "/b", "/keys")) else leaf,
       peft.attach([rule], params, jax.random.key(0)),
@@ -52,8 +53,13 @@ def world(tmp_path_factory):
     if name == "lora":
       merged = peft.merge(params, peft.load(root / name, params, modules))
       peft.save(root / "run/adapter", adapters, modules, base_model=str(root / "base"))
+      changed = tree.map_with_path(lambda path, leaf: leaf + path.startswith("lm_head"), params)
+      beside = peft.with_saved(adapters, changed, ["lm_head/kernel"])
+      peft.save(root / "beside", beside, modules, base_model=str(root / "base"))
   config = {"model": {"source": str(root / "base"), "dtype": "bfloat16"}}
-  (root / "run/config.json").write_text(json.dumps(config))
+  models.save(root / "whole/model", model, params, tokenizer)
+  for name in ("run", "whole"):
+    (root / name / "config.json").write_text(json.dumps(config))
   return root, merged
 
 
@@ -133,6 +139,20 @@ WRONG = {
   "hf type": (("--format=hf", "--type=int8"), "hf has no type 'int8'; it has float32, bfloat16"),
   "adapter": (("--format=hf", "--adapter={root}/prefix"), "Prefix at .* cannot be merged"),
   "run": (("--format=hf", "--run={root}/base"), "is not a run's config"),
+  "no adapter": (("--format=peft",), "base is given no adapter, which is what is to be written"),
+  "no adapter of a run": (("--format=peft", "--run={root}/whole"), "whole has no adapter; it is"),
+  "no method of PEFT's": (
+    ("--format=peft", "--adapter={root}/bottleneck"),
+    "PEFT has no bottlenecks, as at 'layers/attention_out'",
+  ),
+  "peft type": (
+    ("--format=peft", "--type=bfloat16"),
+    "peft has no type 'bfloat16'; it has float32",
+  ),
+  "a stretched adapter": (
+    ("--format=peft", "--adapter={root}/lora", "--stretch=yarn:4"),
+    "--stretch changes the model, of which peft holds nothing",
+  ),
 }
 
 
@@ -140,7 +160,8 @@ WRONG = {
 def test_what_cannot_be(world, run, tmp_path, case):
   flags, message = WRONG[case]
   flags = [flag.format(root=world[0]) for flag in flags]
-  code, _, err = run(*flags, f"--output={tmp_path / 'out'}", base=case != "run")
+  base = not any(flag.startswith("--run") for flag in flags)
+  code, _, err = run(*flags, f"--output={tmp_path / 'out'}", base=base)
   assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
   assert re.search(message, err)
   assert not list(tmp_path.iterdir())
@@ -219,3 +240,64 @@ def test_stretches_that_cannot_be(run, tmp_path, given, told):
 def test_a_stretch_without_a_factor(run, tmp_path, given):
   with pytest.raises(SystemExit):
     run(f"--stretch={given}", "--format=hf", f"--output={tmp_path / 'x'}")
+
+
+LORA_NUMBERS = 2 * 2 * (4 * (32 + 32) + 3 * (32 + 64))  # of 2 layers and rank 2
+PREFIX_NUMBERS = 2 * 3 * 2 * 32  # keys and values
+
+
+@pytest.mark.parametrize(
+  ("name", "numbers"),
+  [
+    ("lora", LORA_NUMBERS),
+    ("run", LORA_NUMBERS),
+    ("beside", LORA_NUMBERS + 288 * 32),
+    ("prefix", PREFIX_NUMBERS),
+  ],
+)
+def test_an_adapter_leaves_as_it_came(world, run, tmp_path, name, numbers):
+  """Whether PEFT reads such files is asked where they are written, in tests/peft."""
+  root, out = world[0], tmp_path / "out"
+  of = [f"--run={root / name}"] if name == "run" else [f"--adapter={root / name}"]
+  code, told, _ = run(*of, "--format=peft", f"--output={out}", base=name != "run")
+  assert code == 0 and told.endswith(f"saved {out}\n")
+  given = root / ("run/adapter" if name == "run" else name)
+  files = {file.name: file.read_bytes() for file in out.iterdir()}
+  assert files == {file.name: file.read_bytes() for file in given.iterdir()}
+  total = sum(map(len, files.values()))
+  assert _row(told) == ["all", f"{total:,}", f"{numbers:,}", f"{total / numbers:.3f}", "0"]
+
+
+def _altered(adapters, change):
+  """`adapters` whose first site is changed."""
+  flat = dict(peft.sites(adapters))
+  first = next(iter(flat))
+  return tree.unflatten({**flat, first: change(flat[first])})
+
+
+@pytest.mark.parametrize(
+  ("change", "told"),
+  [
+    (lambda lora: lora.replace(b=lora.b.at[1, 0, 0].add(1e-6)), "k_proj/kernel/b was read back"),
+    (lambda lora: lora.replace(dropout=0.5), "out was loaded with other sites or settings"),
+  ],
+)
+def test_an_adapter_that_is_read_otherwise_leaves_nothing(
+  world, run, tmp_path, monkeypatch, change, told
+):
+  save = peft.save
+  monkeypatch.setattr(
+    peft,
+    "save",
+    lambda to, adapters, *rest, **how: save(to, _altered(adapters, change), *rest, **how),
+  )
+  code, _, err = run(
+    f"--adapter={world[0] / 'lora'}", "--format=peft", f"--output={tmp_path / 'out'}"
+  )
+  assert code == 2 and told in err and not list(tmp_path.iterdir())
+
+
+def test_a_model_is_no_adapter(world, tmp_path):
+  model, params, tokenizer = models.load(world[0] / "base")
+  with pytest.raises(ValueError, match="peft holds adapters alone, and no model"):
+    formats.export(tmp_path / "out", model, params, tokenizer, format="peft")

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import calibration, export, generate, models, quant
+from research import calibration, export, generate, models, peft, quant
 from research.calibration import rounding
 from research.core import config as config_lib
 from research.core import matrix
 from research.data import vocabulary
+from research.models import scored
 
 LLAMA = {
   "model_type": "llama",
@@ -166,6 +167,33 @@ def test_without_rules_it_merges_alone(run, tmp_path, root):
   code, _, _ = run("--config.format=hf", f"--config.output={tmp_path / 'hf'}", config=plain)
   assert code == 0
   jax.tree.map(np.testing.assert_array_equal, _params(tmp_path / "hf"), _params(root / "base"))
+
+
+def test_an_adapter_alone(root, run, tmp_path):
+  plain = tmp_path / "config.py"
+  plain.write_text(
+    "from configs import base_export\n\n\ndef get_config():\n"
+    f"  config = base_export.get_config()\n  config.model.source = '{root}/base'\n"
+    "  config.compilation_cache = 'off'\n  config.format = 'peft'\n  return config\n"
+  )
+  model, params, _ = models.load(root / "base")
+  rules = [{"target": "layers/.*_proj/kernel", "name": "lora", "rank": 2}]
+  adapters = peft.attach(rules, params, jax.random.key(0))
+  peft.save(tmp_path / "lora", adapters, scored.modules(model.config))
+  given, out = f"--config.model.adapter={tmp_path / 'lora'}", f"--config.output={tmp_path / 'out'}"
+  assert run(given, out, config=plain)[0] == 0
+  # But for the base's name, which these files lack.
+  name = "adapter_model.safetensors"
+  assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "lora" / name).read_bytes()
+  for flags, message in (
+    ((), "config.model: .*base is given no adapter"),
+    ((given, "--config.format=peftt"), "config.format: .*did you mean 'peft'"),
+    ((given, "--config.method.name=gptq"), "config.method is how to follow `quantize`"),
+    ((given, '--config.quantize=({"target": ".*", "kind": "int8"},)'), "holds no codes of ours"),
+  ):
+    code, _, err = run(*flags, f"--config.output={tmp_path / 'other'}", config=plain)
+    assert code == 2 and re.search(message, err), err
+  assert not (tmp_path / "other").exists()
 
 
 OPEN = '{"target": "layers/%s_proj/kernel", "group": 16, "scales": "float16", "kind": %s}'

@@ -18,6 +18,7 @@ class Subject:
   """A model, its variables and its tokenizer, under a name for people.
 
   base: the source of the model that it was made from.
+  beside: the paths of the `params` that came with its adapter.
   bank: the named adapters that `variables` hold, a `peft.Bank`, if they do.
   """
 
@@ -26,6 +27,7 @@ class Subject:
   variables: dict[str, Any]
   tokenizer: Any
   base: str
+  beside: frozenset[str] = frozenset()
   bank: Any = None
 
 
@@ -80,9 +82,11 @@ def with_adapter(subject: Subject, directory: Path) -> Subject:
   """The base of `subject` with the adapter in `directory`, and with the modules beside it."""
   from research import peft
 
-  params, adapters = peft.install(subject.variables["params"], _adapters(subject, directory))
+  found = _adapters(subject, directory)
+  params, adapters = peft.install(subject.variables["params"], found)
+  beside = frozenset(dict(peft.sites(found))) - frozenset(dict(peft.sites(adapters)))
   variables = {"params": params, "adapters": adapters}
-  return dataclasses.replace(subject, name=str(directory), variables=variables)
+  return dataclasses.replace(subject, name=str(directory), variables=variables, beside=beside)
 
 
 def _adapters(subject: Subject, directory: Path) -> Any:
@@ -166,6 +170,20 @@ def merged(subject: Subject) -> Any:
   variables = require_one(subject).variables
   adapters = variables.get("adapters")
   return peft.merge(variables["params"], adapters) if adapters else variables["params"]
+
+
+def adapter(subject: Subject) -> Any:
+  """The adapter of `subject` as its files hold it, with what was trained whole beside.
+
+  Raises:
+    ValueError: there is none, or there are several.
+  """
+  from research import peft
+
+  variables = require_one(subject).variables
+  if "adapters" not in variables:
+    raise ValueError(f"{subject.name} has no adapter; it is a whole model")
+  return peft.with_saved(variables["adapters"], variables["params"], subject.beside)
 
 
 def is_run_config(saved: Mapping[str, Any]) -> bool:
