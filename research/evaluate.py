@@ -11,7 +11,8 @@ What is measured is the `eval.evaluators` of a config, or what the flags name; a
 either is measured by its own config's. Figures go to the terminal with 95 % intervals, and with
 every item to a JSON file, which --compare reads. A difference is the first minus the second, with
 a paired bootstrap interval over the items whose value both have. What was measured is saved before
-it is drawn or compared. Keys of the config can be set as in training: --config.KEY=VALUE.
+anything else is measured, drawn or compared, and told where that fails. Keys of the config can be
+set as in training: --config.KEY=VALUE.
 
 Exit codes: 0 done, 2 something asked for cannot be.
 """
@@ -22,7 +23,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,37 +138,50 @@ def _evaluate(args: argparse.Namespace) -> int:
   # place of the earlier one that it is compared with.
   other = _other(args.compare, subject, args.dtype) if args.compare else None
   output = args.output or (args.run / "evaluation.json" if args.run else None)
-  results = _measure(evaluators, subject)
-  report: dict[str, Any] = {"name": subject.name}
-  report["results"] = [result.to_json() for result in results]
-  if output:
-    _save(report, output)
-  print(f"{subject.name}\n\n{evals.table(results)}\n")
-  for result in results:
-    for sample in result.samples:
-      print(f"{sample}\n")
-  if output:
-    print(f"saved {output}\n")
+  report = _Report(output, {"name": subject.name})
+  results = _measure(evaluators, subject, report, report.found)
+  _tell(subject.name, results, output)
   if args.plots:
     files = evals.plots.draw(results, args.plots)
     print("".join(f"saved {file}\n" for file in files) or "no result has anything to plot\n")
   if other:
-    others = other.results if isinstance(other, _Saved) else _measure(evaluators, other)
-    report["compared"] = {"name": other.name, "results": [result.to_json() for result in others]}
-    if output:
-      _save(report, output)
+    second = report.found["compared"] = {"name": other.name}
+    if isinstance(other, _Saved):
+      others = other.results
+      second["results"] = [result.to_json() for result in others]
+      report.save()
+    else:
+      others = _measure(evaluators, other, report, second)
     differences = _differences(results, others)
-    report["differences"] = [dataclasses.asdict(difference) for difference in differences]
-    if output:
-      _save(report, output)
+    report.found["differences"] = [dataclasses.asdict(difference) for difference in differences]
+    report.save()
     told = evals.comparison_table(differences)
     print(f"first: {subject.name}\nsecond: {other.name}\n\n{told}\n")
   return 0
 
 
-def _save(report: Mapping[str, Any], output: Path) -> None:
-  output.parent.mkdir(parents=True, exist_ok=True)
-  output.write_text(json.dumps(report, indent=1) + "\n")
+@dataclasses.dataclass
+class _Report:
+  """What is known so far, and the file that holds it, if there is one."""
+
+  output: Path | None
+  found: dict[str, Any]
+
+  def save(self) -> None:
+    if self.output:
+      self.output.parent.mkdir(parents=True, exist_ok=True)
+      self.output.write_text(json.dumps(self.found, indent=1) + "\n")
+
+
+def _tell(name: str, results: Sequence[Any], output: Path | None) -> None:
+  from research import evals
+
+  print(f"{name}\n\n{evals.table(results)}\n")
+  for result in results:
+    for sample in result.samples:
+      print(f"{sample}\n")
+  if output:
+    print(f"saved {output}\n")
 
 
 def _config(args: argparse.Namespace) -> config_lib.Config | None:
@@ -257,10 +271,23 @@ def _other(
   return subject_lib.load_model(what, dtype or first.model.dtype)
 
 
-def _measure(evaluators: Sequence[Any], subject: subject_lib.Subject) -> list[Any]:
-  return [
-    evaluator(subject.model, subject.variables, subject.tokenizer) for evaluator in evaluators
-  ]
+def _measure(
+  evaluators: Sequence[Any], subject: subject_lib.Subject, report: _Report, part: dict[str, Any]
+) -> list[Any]:
+  """What evaluators find, each kept at once as one of the `results` in `part` of the report.
+
+  What one finds may have taken hours, and the next may lack a file: then what there is is told.
+  """
+  results: list[Any] = []
+  try:
+    for evaluator in evaluators:
+      results.append(evaluator(subject.model, subject.variables, subject.tokenizer))
+      part.setdefault("results", []).append(results[-1].to_json())
+      report.save()
+  finally:
+    if 0 < len(results) < len(evaluators):
+      _tell(subject.name, results, report.output)
+  return results
 
 
 def _differences(results: Sequence[Any], others: Sequence[Any]) -> list[Any]:

@@ -139,6 +139,39 @@ def test_what_was_measured_stays_where_it_cannot_be_compared(run, world):
   assert report["differences"][0]["difference"] != 0
 
 
+def test_what_was_measured_stays_where_a_later_evaluator_fails(run, world):
+  row = {"prompt": "1 + 1 =", "chosen": " 2", "rejected": " 3"}
+  (world / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+  config = (world / "config.py").read_text()
+  more = {"name": "reference_kl", "length": 32}
+  more["data"] = {"name": "jsonl", "path": "pairs.jsonl", "cache": "cache"}
+  (world / "three.py").write_text(
+    config.replace("  return config", f"  config.eval.evaluators += ({more},)\n  return config")
+  )
+  # The third evaluator is of models with adapters.
+  told = "reference_kl compares with the model without adapters, and it has none"
+  code, out, err = run("--config=three.py", "--output=two.json")
+  assert code == 2 and err.endswith(f"error: {told}\n")
+  report, (perplexity, verifiable) = saved(world / "two.json")
+  assert report.keys() == {"name", "results"} and verifiable.metrics["problems"] == 3
+  assert f"{perplexity.metrics['perplexity']:.4f}" in out and "saved two.json" in out
+  # So is the second model's.
+  code, out, err = run(
+    "--config=three.py", "--adapter=adapter", "--compare=model", "--output=c.json"
+  )
+  assert code == 2 and err.endswith(f"error: {told}\n")
+  report, ours = saved(world / "c.json")
+  theirs = [Result.from_json(result) for result in report["compared"]["results"]]
+  assert report.keys() == {"name", "results", "compared"}
+  assert [len(ours), theirs] == [3, [perplexity, verifiable]]
+  assert out.count("saved c.json") == 2 and f"{perplexity.metrics['perplexity']:.4f}" in out
+  # Where nothing was measured, nothing is written over.
+  flag = "--config.eval.evaluators=({'name': 'perplexity', 'data': {'name': 'text', 'path': 'x'}},)"
+  code, out, err = run("--config=three.py", flag, "--output=c.json")
+  assert code == 2 and "x" in err and not out
+  assert saved(world / "c.json")[0] == report
+
+
 def test_plots_of_what_has_tables(run, world):
   section = {"name": "token_calibration", "data": TEXT, "length": 32}
   config = (world / "config.py").read_text()
