@@ -29,7 +29,10 @@ METHODS = {
 _INT8 = {"target": _TARGET, "kind": "int8", "activations": "int8"}
 QUANTIZED = {
   "int8_forward": (_INT8,),
-  "int8_outliers": ({**_INT8, "outliers": 16},),
+  "int8_outliers": (
+    {**_INT8, "target": r"layers/attention/[qkv]_proj/kernel", "outliers": 8},
+    _INT8,
+  ),
   "int8": ({**_INT8, "gradients": "int8"},),
 }
 # Where the teacher of a distillation is.

@@ -214,6 +214,9 @@ def _train() -> ConfigDict:
   train.rollout = ConfigDict()
   # What trains on a grid (`quantize`) trains as it is for so many steps first.
   train.round_after_steps = 0
+  # Where activations are rounded by one scale (a rule's `range`), it is measured on so many batches
+  # as rounding begins.
+  train.range_batches = 8
   # Learning where to start from, by tasks of a mixture (research.loop.meta); empty: none.
   train.meta = ConfigDict()
   return train

@@ -9,9 +9,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from research import export, generate, models, peft, quant, train
+from research import calibration, export, generate, models, peft, quant, train
+from research.core import config as config_lib
 from research.core import matrix, tree
-from research.loop import subject
+from research.loop import problem, subject
 from research.models import families
 from research.quant.scheme import Scheme
 
@@ -53,6 +54,13 @@ def get_config(what):
       grid = {"kind": "int8", "activations": "int8"}
     config.quantize = ({"target": "layers/.*_proj/kernel", **grid},)
     config.trainable = ("layers/mlp/.*kernel",)
+  if what in ("ranged", "ranged_late"):
+    ranged = {"kind": "int8", "activations": "int8", "range": "percentile", "percentile": 99.0}
+    config.quantize = ({"target": "layers/mlp/.*_proj/kernel", **ranged},)
+    config.optimizer.weight_decay = 0.5
+    config.optimizer.weight_decay_mask = ((".*", True),)
+    config.train.range_batches = 2
+    config.train.round_after_steps = 2 if what == "ranged_late" else 0
   if what == "scales":
     config.quantize, config.trainable = (), ("layers/.*/kernel/scale",)
   if what in ("late", "plain"):
@@ -162,6 +170,34 @@ def test_what_trains_leaves_the_codes_that_acted(world, what):
     assert written[path].scheme == scheme
     np.testing.assert_array_equal(written[path].codes, after[path].codes)
     np.testing.assert_array_equal(written[path].scale, after[path].scale)
+
+
+def test_one_scale_of_activations_is_measured_as_rounding_begins(world):
+  """By the model as it is then; it stays, is in checkpoints and leaves with the codes."""
+  scales = {}
+  for what in ("ranged", "ranged_late"):
+    assert train.main([f"--config=config.py:{what}"]) == 0
+    kernels = matrix.flatten(models.load(world / what / "model")[1])
+    scales[what] = {path: leaf.inputs for path, leaf in kernels.items() if "/mlp/" in path}
+    saved = tree.flatten(ocp.StandardCheckpointer().restore(world / what / "checkpoints/2/state"))
+    for path, scale in scales[what].items():
+      assert scale.shape == (2,) and np.isfinite(scale).all()
+      same = np.array_equal(saved[f"trainable/params/{path}/inputs"], scale)
+      assert same == (what == "ranged")  # the other's were measured after that checkpoint
+  assert _losses(world / "ranged")[2] < _losses(world / "ranged")[0]
+  # Of the first layer the calibration that goes through a model layer by layer finds the same.
+  config = config_lib.from_command_line(["--config=config.py:ranged"])
+  stream = problem.assemble(config).batches
+  batches = [next(stream) for _ in range(2)]
+  scheme = Scheme("int8", activations="int8", range="percentile", percentile=99.0)
+  model, params, _ = models.load(world / "model", dtype="float32")
+  rules = dict.fromkeys(scales["ranged"], scheme)
+  held = calibration.quantize(model, params, rules, calibration.Nearest(), batches)
+  for path, kernel in matrix.flatten(held).items():
+    if path in rules:
+      np.testing.assert_allclose(kernel.inputs[0], scales["ranged"][path][0], rtol=1e-6)
+  down = "layers/mlp/down_proj/kernel"
+  assert np.all(scales["ranged"][down] != scales["ranged_late"][down])
 
 
 def test_scales_alone_can_train(world):

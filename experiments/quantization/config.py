@@ -45,6 +45,7 @@ def _grouped(bits: int, **how: Any) -> tuple[dict[str, Any], ...]:
   return _projections(f"int{bits}", group=64, symmetric=False, scales="float16", **how)
 
 
+_W8A8 = {"kind": "int8", "activations": "int8"}
 COMMANDS = {
   "int4_gptq": "python -m research.export --config=experiments/quantization/rounded.py:int4",
   **{
@@ -98,11 +99,17 @@ VARIANTS: dict[str, Variant] = {
     for items in ("by layer", "by projection")
   },
   "int3 g64 trained": Variant(_grouped(3), than="int3 g64 nearest", written="int3_training/model"),
-  "w8a8": Variant(_projections("int8", activations="int8")),
-  "w8a8 smoothquant": Variant(
-    _projections("int8", activations="int8"), calibration.SmoothQuant(), "w8a8"
+  "w8a8": Variant(_projections(**_W8A8)),
+  "w8a8 smoothquant": Variant(_projections(**_W8A8), calibration.SmoothQuant(), "w8a8"),
+  "w8a8 smoothquant outliers": Variant(
+    (
+      {"target": "layers/attention/[qkv]_proj/kernel", **_W8A8, "outliers": 8},
+      *_projections(**_W8A8),
+    ),
+    calibration.SmoothQuant(),
+    "w8a8",
   ),
-  "w8a8 outliers": Variant(_projections("int8", activations="int8", outliers=16)),
+  "w8a8 outliers": Variant(_projections(**_W8A8, outliers=16)),
   "nf4": Variant(_projections("nf4", group=64)),
   "nf4 double": Variant(_projections("nf4", group=64, scales="double")),
   "nf4 gptq": Variant(

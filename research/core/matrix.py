@@ -9,6 +9,9 @@ import jax.numpy as jnp
 
 from research.core import tree
 
+# In a trainable tree, what was measured for a parameter and does not learn.
+MEASURED = re.compile(r"params/.*/kernel/inputs")
+
 
 class Matrix:
   """A projection's kernel `[..., in, out]` in another form than that of an array; a pytree.

@@ -279,6 +279,6 @@ class Planner:
     return self._layout.batch(rows)
 
   def description(self, start: Place) -> str:
-    """A line on the window planned last, or if there is none on the one at `start`."""
-    window = self._window or self.window(start, progress=True)
-    return f"{self._name}: {self.epoch_rows:,} rows; {self._layout.description(window.rows)}"
+    """A line on the window at `start`."""
+    rows = self.window(start, progress=True).rows
+    return f"{self._name}: {self.epoch_rows:,} rows; {self._layout.description(rows)}"

@@ -6,37 +6,26 @@ from typing import Any
 
 import jax
 
-from research import models, peft
-from research.core import sharding
+from research import peft
+from research.core.moments import Moments
+from research.loop import first
 
 
 def begun(model: Any, variables: Any, batches: Any, mesh: jax.sharding.Mesh) -> Any:
-  """The adapters of `variables`, with those begun that wait for batches; the data stay where they
-  stand.
+  """The adapters of `variables`, with those begun that wait for batches.
 
-  A run that goes on does the same again, from the same batches. On a mesh of several devices the
-  model is spread for the time that it takes, so that each process reads its own rows and all get
-  the same sums.
+  A run that goes on does the same again, from the same batches.
 
-  Args:
-    batches: this process's share of each (`loop.problem.Batches`).
+  Args: see `first.read`.
 
   Raises:
-    ValueError: the model is an encoder-decoder, or the mesh does not divide a parameter.
+    ValueError: as `first.read`.
   """
   adapters = variables["adapters"]
   pending = peft.waiting(adapters)
   if not pending:
     return adapters
   count = max(node.eva.batches for node in pending.values() if node.eva)
-  first = batches.get_state()
   acting = peft.materialize(variables)
-  if mesh.size == 1:
-    measured = models.moments(model, acting, pending, (next(batches) for _ in range(count)))
-  else:
-    with jax.set_mesh(mesh):
-      spread = jax.device_put(acting, sharding.shardings(mesh, acting))
-      placed = (sharding.place(next(batches), mesh) for _ in range(count))
-      measured = sharding.fetched(models.moments(model, spread, pending, placed))
-  batches.set_state(first)
+  measured = first.read(model, acting, pending, batches, count, mesh, Moments.none)
   return peft.begin(adapters, measured)

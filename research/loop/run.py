@@ -28,7 +28,7 @@ from research.core import config as config_lib
 from research.evals import Evaluator, Result
 from research.io import metrics as metrics_lib
 from research.io.checkpoint import Checkpoints, write_json
-from research.loop import environment, identity, problem, state, throughput
+from research.loop import environment, identity, problem, ranges, state, throughput
 from research.loop import program as program_lib
 from research.loop.callbacks import Callback, Context
 from research.loop.interrupt import Interrupted, Interrupts, SharedInterrupts
@@ -117,6 +117,7 @@ class _Trainer:
     # Frozen companions, a teacher or a copy to compare with, are no parameters of the model.
     self._parameters = matrix.count(problem.of_model(task.variables))
     self._free_steps = _free_steps(config, task.variables["params"])
+    self._range_batches = config.train.range_batches
 
     self._step = program_lib.program(config, task, arranged)
     self._free_step = self._step
@@ -164,6 +165,9 @@ class _Trainer:
       evaluations=[(at, found) for at, found in distributed.of_first(_evaluations(directory))],
       say=self._recorder.say,
     )
+    if saved is None:
+      with config_lib.blaming("quantize"), jax.set_mesh(self.mesh):
+        self._measure_ranges()
 
   def train(self) -> Results:
     """From where the run stands to its end."""
@@ -209,6 +213,8 @@ class _Trainer:
   def _advance(self) -> None:
     """One step: dispatched, not waited for."""
     context = self._context
+    if context.step and context.step == self._free_steps:
+      self._measure_ranges()
     self._recorder.begin()
     local = next(self._task.batches)
     if self._task.rewrite:
@@ -218,6 +224,16 @@ class _Trainer:
     context.state, metrics = now(context.state, context.frozen, batch)
     context.step += 1
     self._recorder.push(context.step, metrics)
+
+  def _measure_ranges(self) -> None:
+    """Scales of rounded activations, by the model as it is and the batches ahead."""
+    context, task = self._context, self._task
+    found = ranges.found(
+      task.model, context.variables, task.batches, self._range_batches, self.mesh
+    )
+    if found:
+      trainable = ranges.placed(context.state.trainable, found)
+      context.state = dataclasses.replace(context.state, trainable=trainable)
 
   def _pause(self) -> None:
     """Between two steps: evaluates and saves if it is time, leaves if somebody asked."""
@@ -283,7 +299,7 @@ class _Trainer:
 
   def _introduce(self) -> None:
     context = self._context
-    trained, total = tree.count(context.state.trainable), self._parameters
+    trained, total = state.count(context.state.trainable), self._parameters
     context.say(
       f"{total:,} parameters, of which {trained:,} ({trained / total:.2%}) are trained\n"
       f"{self._task.batches.description()}"
@@ -303,7 +319,7 @@ class _Trainer:
       "tokens": sum(line["tokens"] for line in steps),
       "useful_tokens": sum(line["useful_tokens"] for line in steps),
       "skipped_updates": int(self._context.state.skipped),
-      "trainable_parameters": tree.count(self._context.state.trainable),
+      "trainable_parameters": state.count(self._context.state.trainable),
       "parameters": self._parameters,
       "evaluations": [{"step": at, **found} for at, found in self._context.evaluations],
     }

@@ -92,6 +92,12 @@ def create(
   return jax.jit(lambda values: _initial(values, optimizer), out_shardings=out)(trainable)
 
 
+def count(trainable: Any) -> int:
+  """How many numbers learn; what was measured for them (`quant.Trained.inputs`) does not."""
+  leaves = tree.flatten(trainable).items()
+  return sum(leaf.size for path, leaf in leaves if not matrix.MEASURED.fullmatch(path))
+
+
 def abstract(trainable: Any, optimizer: optax.GradientTransformation) -> TrainState:
   """The shapes and types of `create`'s result; nothing is computed."""
   return jax.eval_shape(lambda values: _initial(values, optimizer), trainable)

@@ -4,7 +4,7 @@ An observer is a pytree bound at a site, as an adapter is, in a collection of it
 may change (`research.nn.tap`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,13 +22,26 @@ Tree = Any
 def moments(
   model: Any, variables: Tree, paths: Iterable[str], batches: Iterable[Mapping[str, Any]]
 ) -> dict[str, Moments]:
-  """The moments of what the kernels at `paths` read over `batches`, padding left out.
+  """The moments of what the kernels at `paths` read over `batches`; see `watched`."""
+  return watched(model, variables, paths, batches, Moments.none)
+
+
+def watched(
+  model: Any,
+  variables: Tree,
+  paths: Iterable[str],
+  batches: Iterable[Mapping[str, Any]],
+  observer: Callable[[tuple[int, ...], int], Any],
+) -> dict[str, Any]:
+  """What observers have seen of what the kernels at `paths` read over `batches`, padding left out.
 
   Args:
     model: a decoder or an encoder, with stacks of layers.
     variables: what it takes.
     paths: of kernels of its layers.
     batches: see docs/architecture.md.
+    observer: `(stack, inputs)`, the shape of a stack of layers and how many inputs a kernel has,
+      makes one that has seen nothing.
 
   Raises:
     ValueError: the model is an encoder-decoder, or a kernel is none of its layers'.
@@ -40,13 +53,14 @@ def moments(
   for path in paths:
     if not path.startswith("layers/") or flat[path].ndim != 3:
       raise ValueError(f"inputs are measured at projections of layers, which {path!r} is not")
-    found[path] = Moments.none(flat[path].shape[:1], flat[path].shape[1])
+    found[path] = observer(flat[path].shape[:1], flat[path].shape[1])
   # A loop over the layers compiles fastest, for the few batches there are.
   model = model.clone(unroll=1)
+  kinds = tuple({type(node) for node in found.values()})
   for batch in batches:
     ready = {path: seen.expecting(batch["segments"] > 0) for path, seen in found.items()}
     seen = _pass(model, variables, tree.unflatten(ready), dict(batch))
-    found = dict(tree.flatten(seen, is_leaf=lambda node: isinstance(node, Moments)))
+    found = dict(tree.flatten(seen, is_leaf=lambda node: isinstance(node, kinds)))
   return found
 
 

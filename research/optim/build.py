@@ -11,7 +11,7 @@ import optax
 
 from research.core import config as config_lib
 from research.core import tree
-from research.core.matrix import parameter_of
+from research.core.matrix import MEASURED, parameter_of
 from research.optim import schedules
 
 # Matrices decay; biases, gains, singular values, lookup tables, a prefix's keys and values and what
@@ -84,7 +84,8 @@ def decay_mask(rules: Sequence[tuple[str, bool]], trainable: Any) -> Any:
   """A tree like `trainable` of whether weight decay applies.
 
   Args:
-    rules: `(path regex, whether it decays)`, first match wins; empty for the default.
+    rules: `(path regex, whether it decays)`, first match wins; empty for the default. What is
+      measured and does not learn never does.
     trainable: the tree of what trains; paths start with the collection (`params/...`).
 
   Raises:
@@ -102,4 +103,4 @@ def decay_mask(rules: Sequence[tuple[str, bool]], trainable: Any) -> Any:
       )
   else:
     found = {path: not _DECAYED_UNLESS.fullmatch(parameter_of(path)) for path in paths}
-  return tree.map_with_path(lambda path, _: found[path], trainable)
+  return tree.map_with_path(lambda path, _: found[path] and not MEASURED.fullmatch(path), trainable)

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from research.core import chips, matrix, sharding, tree
+from research.core import chips, matrix, sharding
 from research.core import config as config_lib
 from research.loop import problem, program
 from research.planning import flops, hlo, memory, outline
@@ -168,7 +168,7 @@ def make(
     fits=compiled is not None,
     why=why,
     tokens=tokens,
-    trained=tree.count(arranged.shapes.trainable),
+    trained=state.count(arranged.shapes.trainable),
     parameters=matrix.count(problem.of_model(task.variables)),
     model_flops=tokens * per_token(length),
     program_flops=products + kernels,

@@ -5,7 +5,7 @@ from research.quant.mixed import Mixed
 from research.quant.policy import Rules, dequantize, quantize, schemes, size
 from research.quant.qarray import QArray
 from research.quant.scheme import Scheme
-from research.quant.trained import Trained, free, hold, train, trains_rounded
+from research.quant.trained import Trained, free, hold, measured, ranged, train, trains_rounded
 
 __all__ = [
   "CacheScheme",
@@ -17,7 +17,9 @@ __all__ = [
   "dequantize",
   "free",
   "hold",
+  "measured",
   "quantize",
+  "ranged",
   "schemes",
   "size",
   "train",

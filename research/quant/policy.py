@@ -171,7 +171,7 @@ def require_no_range(path: str, choice: Choice) -> None:
       continue
     raise ValueError(
       f"{path!r}: range {scheme.range!r} of activations is calibrated by text, at projections of"
-      " layers, by research.export --config; range 'row' needs none"
+      " layers that train, or by research.export --config; range 'row' needs none"
     )
 
 

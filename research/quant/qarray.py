@@ -192,13 +192,15 @@ def _product(x, kernel):
       x, largest, columns = integer.apart(x, kernel.scheme.outliers)
       theirs = jnp.take(kernel.codes, columns, axis=ours).astype(x.dtype)
       whole = matmul(largest, theirs, (x.ndim - 1, ours))
-    if kernel.inputs is None:
-      codes, scale = integer.rows(x)
-    else:
-      codes, scale = integer.clipped(x, kernel.inputs), kernel.inputs
+    codes, scale = of_inputs(x, kernel.inputs)
     total = integer.matmul(codes, kernel.codes, (x.ndim - 1, ours)) * scale
     return (total + whole) * kernel.of_outputs()
   return matmul(x, kernel.codes.astype(x.dtype), (x.ndim - 1, ours)) * kernel.of_outputs()
+
+
+def of_inputs(x: jax.Array, scale: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+  """`x [..., n]` as int8, and by which scale: the one given, or each row's own `[..., 1]`."""
+  return integer.rows(x) if scale is None else (integer.clipped(x, scale), scale)
 
 
 def _forward(x, kernel):

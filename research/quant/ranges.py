@@ -1,4 +1,4 @@
-"""How large the numbers are that a projection reads, for activations rounded by one scale.
+"""How large the numbers are that projections read, for activations rounded by one scale.
 
 Magnitudes are counted as numbers of bfloat16, of which there are 2^15: what is told of activations
 in that type is exact, and of others within 2^-8 of itself.
@@ -26,6 +26,8 @@ _TRIED = 2.0 ** (-np.arange(96) / 8)  # shares of the largest number, down to 1 
 class Magnitudes:
   """Counts over the numbers `|x|` that were seen; an observer (`research.nn.tap`).
 
+  A stack's have its axis in front, of which a layer sees its own.
+
   weights: of the rows to come, 0 where one is to be left out.
   counts: by their bits in bfloat16.
   largest: of all numbers.
@@ -33,21 +35,22 @@ class Magnitudes:
   batches: how many.
   """
 
-  weights: jax.Array  # [B, S]
-  counts: jax.Array  # [2^15]
-  largest: jax.Array  # []
-  peaks: jax.Array  # []
-  batches: jax.Array  # []
+  weights: jax.Array  # [..., B, S]
+  counts: jax.Array  # [..., 2^15]
+  largest: jax.Array  # [...]
+  peaks: jax.Array  # [...]
+  batches: jax.Array  # [...]
 
   @classmethod
-  def none(cls) -> Magnitudes:
+  def none(cls, stack: tuple[int, ...] = ()) -> Magnitudes:
     """Of nothing yet; `weights` are still to be given."""
     shapes: tuple[tuple[int, ...], ...] = ((0, 0), (_NUMBERS,), (), (), ())
-    return cls(*(jnp.zeros(shape, jnp.float32) for shape in shapes))
+    return cls(*(jnp.zeros((*stack, *shape), jnp.float32) for shape in shapes))
 
   def expecting(self, weights: jax.Array) -> Magnitudes:
     """The same, ready for rows of these weights `[B, S]`."""
-    return self.replace(weights=weights)  # type: ignore[attr-defined]
+    stack = self.largest.shape
+    return self.replace(weights=jnp.broadcast_to(weights, (*stack, *weights.shape)))  # type: ignore[attr-defined]
 
   def observe(self, *, x: jax.Array, **_: Any) -> Magnitudes:
     """With `x [B, S, n]` seen."""
@@ -64,11 +67,15 @@ class Magnitudes:
     )
 
   def scale(self, scheme: Scheme) -> jax.Array:
-    """The scale of int8 that `scheme.range` makes of what was seen, float32.
+    """The scale of int8 that `scheme.range` makes of what was seen, float32 `[...]`.
 
     Raises:
       ValueError: nothing was seen, or numbers that are not finite.
     """
+    if self.largest.ndim:
+      leaves, form = jax.tree.flatten(self)
+      each = (jax.tree.unflatten(form, parts) for parts in zip(*leaves, strict=True))
+      return jnp.stack([layer.scale(scheme) for layer in each])
     counts = np.asarray(self.counts, np.float64)
     if not counts.any():
       raise ValueError("calibration data has no tokens")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,11 +26,15 @@ class Trained(Matrix):
 
   Bengio et al. 2013, arXiv:1308.3432. Scales are of the numbers as they are, and no gradient flows
   through them; nothing is clipped, so that none is lost. `held` is what acts, to the bit.
+
+  inputs: as of `QArray`, where the scheme has a range of activations: nothing that learns, and no
+    number until it was measured (`measured`); None elsewhere.
   """
 
   values: jax.Array
   scheme: Scheme = struct.field(pytree_node=False)
   axis: int = struct.field(pytree_node=False, default=-2)
+  inputs: jax.Array | None = None
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -43,7 +48,7 @@ class Trained(Matrix):
 
   def held(self) -> QArray:
     """The numbers as they act."""
-    return quantize(self.values, self.scheme, self.axis)
+    return quantize(self.values, self.scheme, self.axis).replace(inputs=self.inputs)
 
   def astype(self, dtype: Any) -> jax.Array:
     """See `Matrix`; as they act, straight through."""
@@ -81,7 +86,7 @@ def _backward(residuals, g):
   dx = qarray.backward(g, held, x.dtype)
   flat, dflat = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
   if kernel.scheme.activations and not kernel.scheme.outliers:
-    codes, scale = integer.rows(flat)
+    codes, scale = qarray.of_inputs(flat, kernel.inputs)
     if kernel.scheme.gradients:
       # Rows are what is summed over: a scale of theirs goes to the other side, before that is
       # rounded, a column at a time.
@@ -92,7 +97,8 @@ def _backward(residuals, g):
   else:
     dvalues = outer(flat, dflat.astype(x.dtype))
   dvalues = dvalues if kernel.axis == -2 else dvalues.T
-  return dx, kernel.replace(values=dvalues.astype(kernel.dtype))
+  inputs = jax.tree.map(jnp.zeros_like, kernel.inputs)
+  return dx, kernel.replace(values=dvalues.astype(kernel.dtype), inputs=inputs)
 
 
 _product.defvjp(_forward, _backward)
@@ -100,6 +106,8 @@ _product.defvjp(_forward, _backward)
 
 def train(params: Tree, rules: policy.Rules) -> Tree:
   """`params` with a `Trained` wherever a rule says so.
+
+  Scales of activations that have a range are to be `measured` before anything is computed.
 
   Args: see `quant.quantize`.
 
@@ -111,9 +119,23 @@ def train(params: Tree, rules: policy.Rules) -> Tree:
     if not isinstance(scheme, Scheme):
       raise ValueError(f"{path!r} trains on a grid, and layers of it differ; give all one scheme")
     policy.require_finite(path, flat[path])
-    policy.require_no_range(path, scheme)
-    flat[path] = Trained(flat[path], scheme, policy.axis_of(path))
+    inputs = jnp.full(flat[path].shape[:-2], jnp.nan) if scheme.is_static else None
+    flat[path] = Trained(flat[path], scheme, policy.axis_of(path), inputs)
   return tree.unflatten(flat)
+
+
+def ranged(params: Tree) -> dict[str, Trained]:
+  """By path, every `Trained` in `params` whose activations have one scale."""
+  flat = matrix.flatten(params)
+  return {
+    p: leaf for p, leaf in flat.items() if isinstance(leaf, Trained) and leaf.scheme.is_static
+  }
+
+
+def measured(params: Tree, scales: Mapping[str, jax.Array | None]) -> Tree:
+  """`params` with scales of activations, by path of a `Trained`; None: each row has its own."""
+  flat = matrix.flatten(params)
+  return tree.unflatten(flat | {p: flat[p].replace(inputs=scale) for p, scale in scales.items()})
 
 
 def free(params: Tree) -> Tree:

@@ -18,6 +18,7 @@ RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(2, ROWS // 2, IN)), jnp.float32)
 W = jnp.asarray(RNG.normal(size=(IN, OUT)), jnp.float32)
 G = jnp.asarray(RNG.normal(size=(2, ROWS // 2, OUT)), jnp.float32)
+HOW = {"kind": "int8", "activations": "int8", "range": "mse"}
 W8A8 = Scheme("int8", activations="int8")
 ALL8 = Scheme("int8", activations="int8", gradients="int8")
 
@@ -119,6 +120,26 @@ def test_what_trains_acts_as_what_is_held(scheme):
   wanted = seen.reshape(-1, IN).T @ np.asarray(G, np.float64).reshape(-1, OUT)
   slack = 0.02 * wanted.std() if scheme.gradients else 1e-4
   assert np.abs(dkernel.values - wanted).max() < 4 * slack
+
+
+def test_what_trains_acts_by_one_scale_of_activations():
+  """Which is clipped to, and learns nothing; without a number nothing comes out."""
+  scheme = Scheme("int8", activations="int8", range="mse")
+  (stacked,) = jax.tree.leaves(quant.train({"up": {"kernel": W[None]}}, [{"target": ".*", **HOW}]),
+                               is_leaf=lambda leaf: isinstance(leaf, Trained))  # fmt: skip
+  assert stacked.scheme == scheme and np.isnan(stacked.inputs).all() and len(stacked.inputs) == 1
+  assert np.isnan(dot(X, jax.tree.map(lambda leaf: leaf[0], stacked))).all()
+  kernel = Trained(W, scheme, inputs=jnp.float32(0.01))
+  y, back = jax.vjp(lambda x, kernel: dot(x, kernel), X, kernel)
+  np.testing.assert_array_equal(y, dot(X, kernel.held()))
+  assert kernel.held().inputs == kernel.inputs
+  units = np.clip(np.round(np.asarray(X, np.float64) / np.float32(0.01)), -127, 127)
+  assert np.abs(units).max() == 127
+  seen = (units * np.float32(0.01)).reshape(-1, IN)
+  _, dkernel = back(G)
+  wanted = seen.T @ np.asarray(G, np.float64).reshape(-1, OUT)
+  np.testing.assert_allclose(dkernel.values, wanted, atol=1e-4)
+  assert dkernel.inputs == 0
 
 
 def test_what_trained_is_held_bit_for_bit():
