@@ -70,6 +70,7 @@ setup(
       *GKE,
       *PLAN,
       *LINT,
+      "bert-score>=0.3.13",
       "bitsandbytes>=0.49",
       "hypothesis>=6",
       "peft>=0.18",

@@ -8,6 +8,7 @@ from typing import Any
 from research.core import config as config_lib
 from research.evals import plots
 from research.evals.attention import Attention
+from research.evals.bert_score import BertScore
 from research.evals.bleu import Bleu
 from research.evals.classification import Classification
 from research.evals.harness import Harness
@@ -31,6 +32,7 @@ from research.evals.verifiable import Verifiable
 
 EVALUATORS: dict[str, Callable[..., Evaluator]] = {
   "attention": Attention,
+  "bert_score": BertScore,
   "bleu": Bleu,
   "classification": Classification,
   "harness": Harness,

@@ -3,7 +3,7 @@
 B batch, S sequence, D model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -54,14 +54,38 @@ def embed(
   Raises:
     ValueError: the length is more than the model's positions.
   """
+  ids = encoded(model, tokenizer, texts, length)
+  out = np.zeros((len(ids), model.config.hidden_size), np.float32)
+  for chosen, tokens, segments in batches(ids, batch_size, length):
+    found = _embed(model, variables, tokens, segments, normalized)
+    out[chosen] = np.asarray(found)[: len(chosen)]
+  return out
+
+
+def encoded(
+  model: Encoder, tokenizer: Tokenizer, texts: Sequence[str], length: int
+) -> list[list[int]]:
+  """The tokens of each text, its first and its closing ones where there are more than `length`.
+
+  Raises:
+    ValueError: the length is more than the model's positions.
+  """
   if not 2 <= length <= model.config.max_positions:
     raise ValueError(
       f"length {length} is not within 2 and the model's {model.config.max_positions} positions"
     )
-  ids = [_cut(tokens, length) for tokens in tokenizer.encode_batch(list(texts))]
+  return [_cut(tokens, length) for tokens in tokenizer.encode_batch(list(texts))]
+
+
+def batches(
+  ids: Sequence[Sequence[int]], batch_size: int, length: int
+) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+  """Texts of like length together, the longest first: which they are, tokens and segments `[B, S]`.
+
+  Padded to one of few lengths, and the last batch with empty rows.
+  """
   order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
   buckets = sorted({*(b for b in _BUCKETS if b < length), length})
-  out = np.zeros((len(ids), model.config.hidden_size), np.float32)
   for at in range(0, len(ids), batch_size):
     chosen = order[at : at + batch_size]
     shape = (batch_size, packing.bucket(len(ids[chosen[0]]), buckets))
@@ -69,9 +93,7 @@ def embed(
     for row, i in enumerate(chosen):
       tokens[row, : len(ids[i])] = ids[i]
       segments[row, : len(ids[i])] = 1
-    found = _embed(model, variables, tokens, segments, normalized)
-    out[chosen] = np.asarray(found)[: len(chosen)]
-  return out
+    yield chosen, tokens, segments
 
 
 def _cut(tokens: list[int], length: int) -> list[int]:
