@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
   #   {"name": "contamination", "evaluation": ({source}, ...), "n": 13}
   #   {"name": "length", "minimum": 1, "maximum": 2000, "unit": "characters"}
   #   {"name": "perplexity", "model": "smollm2-135m-instruct"}                  adds a column
+  #   {"name": "classifier", "model": "MODEL", "label": "toxic", "most": 0.5}   or "least"
   #   {"name": "column", "column": "perplexity", "percentiles": (0, 60)}        goes by one
   # A rule that is None is left out. Cheap steps first: what they take away costs nothing later.
   config.steps = ()

@@ -176,6 +176,10 @@ def test_a_report_of_what_takes_all(root, tmp_path, monkeypatch):
     ('--config.steps=({"name": "exact"},)', "there are .*exact_duplicates"),
     ('--config.steps=({"name": "length", "minumum": 3},)', "did you mean 'minimum'"),
     ('--config.steps=({"name": "column", "column": "score"},)', "no number|without a number"),
+    (
+      '--config.steps=({"name": "classifier", "model": "none", "label": "x", "most": 0.5},)',
+      r"config\.steps\[0\]: no model is named 'none'",
+    ),
     ('--config.source.path="none.jsonl"', "config.source: no data file at"),
   ],
 )

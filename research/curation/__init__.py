@@ -1,5 +1,6 @@
 """Curation: which rows of a source are worth training on, step by step, and why others are not."""
 
+from research.curation.classifier import Classifier
 from research.curation.contamination import Contamination
 from research.curation.duplicates import ExactDuplicates, NearDuplicates
 from research.curation.language import Language
@@ -22,6 +23,7 @@ STEPS: dict[str, type[Step]] = {
   "word_list": WordList,
   "contamination": Contamination,
   "perplexity": Perplexity,
+  "classifier": Classifier,
   "column": Column,
   "length": Length,
 }

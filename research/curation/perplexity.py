@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from research.curation import checkpoint
 from research.curation.step import Ledger, Rows, Step
 
 _BATCHES = 8  # that are judged between two writings
@@ -21,7 +21,7 @@ class Perplexity(Step):
   No row goes: `column` takes them by what this step finds. After an interruption it goes on behind
   the rows that are done.
 
-  model: a Hugging Face directory, a GGUF file, or a name that `research.models` knows; a decoder.
+  model: see `checkpoint.find`; a decoder.
   length: tokens of a text that are read at most, from its first, after BOS (or EOS, or its first
     token, where there is no such).
   batch_size: texts at a time. dtype: of parameters and activations.
@@ -42,51 +42,40 @@ class Perplexity(Step):
       )
 
   def reads(self) -> Any:
-    from research.models import named  # JAX takes a second or two to import.
-
-    path = Path(self.model) if Path(self.model).exists() else named.fetch(self.model)
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return [[str(file.relative_to(path)), _digest(file)] for file in files]
+    return checkpoint.digests(checkpoint.find(self.model))
 
   def judge(self, rows: Rows, ledger: Ledger) -> None:
-    file = ledger.directory / "perplexities.f64"
-    done = np.fromfile(file, np.float64)[: len(rows)] if file.exists() else np.zeros(0)
-    if len(done) < len(rows):
-      self._judge(rows, len(done), file)
-      done = np.fromfile(file, np.float64)
-    ledger.columns[self.column] = done
+    ledger.columns[self.column] = ledger.numbers(
+      "perplexities", lambda done: self._judge(rows, done)
+    )
 
-  def _judge(self, rows: Rows, done: int, file: Path) -> None:
-    """Appends to `file` what the rows from `done` on take."""
-    import jax.numpy as jnp
+  def _judge(self, rows: Rows, done: int) -> Iterator[np.ndarray]:
+    """What the rows from `done` on take, some at a time."""
+    import jax.numpy as jnp  # JAX takes a second or two to import.
 
     from research import generation, models
 
-    model, params, tokenizer = models.load(self.model, dtype=jnp.dtype(self.dtype))
+    model, params, tokenizer = models.load(checkpoint.find(self.model), dtype=jnp.dtype(self.dtype))
     if tokenizer is None:
       raise ValueError(f"{self.model} has no tokenizer")
     bos = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
     begin = [*bos, *tokenizer.eos_ids][:1]
-    with file.open("r+b" if file.exists() else "wb") as opened:
-      opened.truncate(8 * done)  # a number may have been cut
-      opened.seek(0, 2)
-      waiting: list[list[int]] = []
-      for position in rows.positions("perplexity"):
-        if position < done:
-          continue
-        waiting.append(self._tokens(rows, position, tokenizer, begin))
-        if len(waiting) == _BATCHES * self.batch_size or position == len(rows) - 1:
-          nats = generation.score(
-            model,
-            {"params": params},
-            [tokens[:1] for tokens in waiting],
-            [tokens[1:] for tokens in waiting],
-            pad_id=tokenizer.pad_id or 0,
-            batch_size=self.batch_size,
-          )
-          opened.write(np.exp([-np.mean(each) for each in nats]).tobytes())
-          opened.flush()
-          waiting = []
+    waiting: list[list[int]] = []
+    for position in rows.positions("perplexity"):
+      if position < done:
+        continue
+      waiting.append(self._tokens(rows, position, tokenizer, begin))
+      if len(waiting) == _BATCHES * self.batch_size or position == len(rows) - 1:
+        nats = generation.score(
+          model,
+          {"params": params},
+          [tokens[:1] for tokens in waiting],
+          [tokens[1:] for tokens in waiting],
+          pad_id=tokenizer.pad_id or 0,
+          batch_size=self.batch_size,
+        )
+        yield np.exp([-np.mean(each) for each in nats])
+        waiting = []
 
   def _tokens(self, rows: Rows, position: int, tokenizer: Any, begin: list[int]) -> list[int]:
     tokens = begin + tokenizer.encode(rows.text(position), add_special=False)[: self.length]
@@ -96,8 +85,3 @@ class Perplexity(Step):
         " by the step 'length' first"
       )
     return tokens
-
-
-def _digest(file: Path) -> str:
-  with file.open("rb") as opened:
-    return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -8,7 +8,7 @@ numbers a row, and whatever a step itself has to remember.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,28 @@ class Ledger:
       shown = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
       example = {"row": self.rows.origin(position), "detail": detail, "text": shown}
       entry["examples"].append(example)
+
+  def numbers(
+    self, name: str, find: Callable[[int], Iterable[Sequence[float] | np.ndarray]]
+  ) -> np.ndarray:
+    """A number a row, float64, by position; an interrupted step finds those that it had again.
+
+    Args:
+      name: of the file in `directory`, without its suffix.
+      find: `first -> numbers` of the rows from the one at `first` on, in their order, some at a
+        time, each of which is written at once.
+    """
+    file = self.directory / f"{name}.f64"
+    file.touch()
+    done = file.stat().st_size // 8
+    if done < len(self.rows):
+      with file.open("r+b") as opened:
+        opened.truncate(8 * done)  # a number may have been cut
+        opened.seek(0, 2)
+        for some in find(done):
+          opened.write(np.asarray(some, np.float64).tobytes())
+          opened.flush()
+    return np.fromfile(file, np.float64)
 
 
 class Step:
