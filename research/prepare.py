@@ -6,7 +6,9 @@ the file's texts, for a model that is trained from random weights.
 
 With `--chains OUT.jsonl` the file is what `research.evaluate` wrote, or a run's evaluation, by an
 evaluator `verifiable` with a strategy: its right answers become rows of OUT.jsonl to train on
-(rejection sampling), which is then prepared.
+(rejection sampling), which is then prepared. With `--critiques OUT.jsonl` and the strategy
+`critique` they are of critiques that led from a wrong answer to a right one, or that let a right
+one stand.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from research.core import command
-from research.data import chains, formats, prepare
+from research.data import chains, critiques, formats, prepare
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -43,8 +45,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument(
     "--cache", help="where to (default: datasets in $RESEARCH_CACHE or ~/.cache/research)"
   )
-  group = parser.add_argument_group("right answers of an evaluation")
-  group.add_argument("--chains", type=Path, metavar="FILE", help="write them there, as rows")
+  group = parser.add_argument_group("rows of an evaluation")
+  which = group.add_mutually_exclusive_group()
+  which.add_argument("--chains", type=Path, metavar="FILE", help="write its right answers there")
+  which.add_argument(
+    "--critiques", type=Path, metavar="FILE", help="write its right critiques and revisions there"
+  )
   group.add_argument(
     "--per-problem", type=int, default=4, metavar="N", help="different ones at most (default: 4)"
   )
@@ -70,18 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-  if args.chains:
-    try:
-      report = json.loads(Path(args.path).read_text())
-    except json.JSONDecodeError as error:
-      raise ValueError(f"{args.path} is not the file of an evaluation: {error}") from error
-    kept = chains.right(report, args.per_problem)
-    args.chains.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept.rows]
-    args.chains.write_text("".join(lines), encoding="utf-8")
-    print(f"right answers: {len(kept.rows):,} of {kept.problems:,} problems in {args.chains}")
-    print(f"problems without one: {kept.without:,}")
-    args.path = str(args.chains)
+  if args.chains or args.critiques:
+    args.path = str(_of_evaluation(args))
   by_suffix = "jsonl" if Path(args.path).suffix in (".jsonl", ".json") else "text"
   prepared = prepare.prepare(
     args.path,
@@ -101,6 +97,30 @@ def _prepare(args: argparse.Namespace) -> int:
   if tokenizer is not None:
     print(f"tokenizer: {args.tokenizer}, {tokenizer.vocab_size:,} tokens")
   return 0
+
+
+def _of_evaluation(args: argparse.Namespace) -> Path:
+  """Writes the rows that `--chains` or `--critiques` asks for, and returns their file."""
+  try:
+    report = json.loads(Path(args.path).read_text())
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{args.path} is not the file of an evaluation: {error}") from error
+  target: Path = args.chains or args.critiques
+  if args.chains:
+    answers = chains.right(report, args.per_problem)
+    rows, without = answers.rows, answers.without
+    told = f"right answers: {len(rows):,} of {answers.problems:,} problems in {target}"
+  else:
+    kept = critiques.right(report, args.per_problem)
+    rows, without = kept.rows, kept.without
+    told = f"corrected: {kept.corrected:,}, confirmed: {kept.confirmed:,}, of {kept.problems:,}"
+    told += f" problems, as {len(rows):,} rows in {target}"
+  target.parent.mkdir(parents=True, exist_ok=True)
+  lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+  target.write_text("".join(lines), encoding="utf-8")
+  print(told)
+  print(f"problems without one: {without:,}")
+  return target
 
 
 def _train_tokenizer(args: argparse.Namespace, prepared: prepare.Prepared) -> Any:

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from research import prepare
 from research.data import sources
 
@@ -70,6 +72,34 @@ def test_right_answers_of_an_evaluation(tmp_path, capsys):
   target.write_text(GOOD)
   assert prepare.main(["--path", str(target), "--chains", str(tmp_path / "x.jsonl")]) == 1
   assert "right.jsonl is not the file of an evaluation: Extra data" in capsys.readouterr().err
+
+
+def test_right_critiques_of_an_evaluation(tmp_path, capsys):
+  samples = [{"completion": text, "correct": int(text == "2"), "unfinished": 0} for text in "32"]
+  trace = {
+    "requests": {"critique": "Wrong?", "revise": "Again!"},
+    "rounds": [{"critique": "It is 2.", "found": True, "unfinished": 0}],
+  }
+  record = {"id": "0", "prompt": "1 + 1 =", "samples": samples, "trace": trace}
+  file = tmp_path / "evaluation.json"
+  file.write_text(json.dumps({"results": [{"records": [record]}]}))
+  target, cache = tmp_path / "critiques.jsonl", str(tmp_path / "cache")
+  args = ["--path", str(file), "--cache", cache, "--critiques", str(target)]
+  assert prepare.main(args) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[:2] == [
+    f"corrected: 1, confirmed: 0, of 1 problems, as 2 rows in {target}",
+    "problems without one: 0",
+  ]
+  assert lines[3:5] == ["rows: 2", "columns in 2 of them: completion, prompt"]
+  source = sources.build({"name": "jsonl", "path": str(target), "cache": cache})
+  assert source[0] == {"prompt": "1 + 1 =3\n\nWrong?\n", "completion": "It is 2."}
+  with pytest.raises(SystemExit):
+    prepare.main([*args, "--chains", str(target)])
+  assert "--chains: not allowed with argument --critiques" in capsys.readouterr().err
+  file.write_text(json.dumps({"results": [{"records": [record | {"trace": {}}]}]}))
+  assert prepare.main(args) == 1
+  assert capsys.readouterr().err.startswith("error: no evaluator kept critiques: give 'verifiable'")
 
 
 def test_racing_processes_leave_one_good_directory(tmp_path):

@@ -39,17 +39,9 @@ def right(report: Mapping[str, Any], most: int) -> Kept:
   """
   if most < 1:
     raise ValueError(f"{most} answers a problem are none; keep at least 1")
-  results = report.get("results") if isinstance(report, Mapping) else None
-  if not results:
-    raise ValueError("this is not the file of an evaluation: it has no 'results'")
-  results = list(results.values()) if isinstance(results, Mapping) else results
-  records = [each for result in results for each in result["records"] if "samples" in each]
-  if not records:
-    raise ValueError(
-      "no evaluator kept its answers: give 'verifiable' a strategy, {'name': 'plain'} at least"
-    )
+  asked = records(report)
   found: dict[str, dict[str, dict[str, Any]]] = {}
-  for record in records:
+  for record in asked:
     own = found.setdefault(record["id"], {})
     for sample in record["samples"]:
       text = sample["completion"].strip()
@@ -59,6 +51,24 @@ def right(report: Mapping[str, Any], most: int) -> Kept:
   if not rows:
     raise ValueError(f"none of {len(found)} problems has a right answer")
   return Kept(rows, len(found), sum(not own for own in found.values()))
+
+
+def records(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """The records of all evaluators of a report that kept their answers.
+
+  Raises:
+    ValueError: it is no report, or has none.
+  """
+  results = report.get("results") if isinstance(report, Mapping) else None
+  if not results:
+    raise ValueError("this is not the file of an evaluation: it has no 'results'")
+  results = list(results.values()) if isinstance(results, Mapping) else results
+  found = [each for result in results for each in result["records"] if "samples" in each]
+  if not found:
+    raise ValueError(
+      "no evaluator kept its answers: give 'verifiable' a strategy, {'name': 'plain'} at least"
+    )
+  return found
 
 
 def _row(prompt: Any, completion: str) -> dict[str, Any]:

@@ -56,6 +56,15 @@ def completion(prompt: str | list[dict[str, Any]], text: str) -> str | list[dict
   return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
+def then(
+  prompt: str | list[dict[str, Any]], answer: str, question: str
+) -> str | list[dict[str, Any]]:
+  """The prompt, its answer and another question, of the same kind."""
+  if isinstance(prompt, str):
+    return f"{prompt}{answer}\n\n{question}\n"
+  return [*prompt, *completion(prompt, answer), {"role": "user", "content": question}]
+
+
 def tokenize(row: Mapping[str, Any], tokenizer: Tokenizer) -> Example:
   """The prompt alone, of which nothing is learnt.
 

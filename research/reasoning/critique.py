@@ -51,16 +51,18 @@ class Critique:
       found = session.write(_requests(going, about), stage=f"critique/{turn}")
       wrong, revised = [], []
       for i, ask, (critique,) in zip(going, about, found, strict=True):
-        told[i].append({"critique": critique.text, "found": not self._found_nothing(critique.text)})
-        if told[i][-1]["found"]:
+        faulty, cut = not self._found_nothing(critique.text), int(not critique.finished)
+        told[i].append({"critique": critique.text, "found": faulty, "unfinished": cut})
+        if faulty:
           wrong.append(i)
           revised.append(ask.then(critique.text, self.revise))
       again = session.ends(_requests(wrong, revised), reader, stage=f"revise/{turn}")
       for i, new in zip(wrong, again, strict=True):
         answers[i] += new
       going = wrong
+    requests = {"critique": self.critique, "revise": self.revise}  # `data.critiques` asks again
     return [
-      Outcome(own[-1], session.costs[i], own, trace={"rounds": told[i]})
+      Outcome(own[-1], session.costs[i], own, trace={"requests": requests, "rounds": told[i]})
       for i, own in enumerate(answers)
     ]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from research.core import tree
-from research.data import chat, sources
+from research.data import chat, prompts, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +40,7 @@ class Ask:
 
   def then(self, answer: str, question: str) -> Ask:
     """The conversation after `answer`, gone on with by `question`."""
-    if isinstance(self.prompt, str):
-      return Ask(self.problem, f"{self.prompt}{answer}\n\n{question}\n")
-    told = [_message("assistant", answer), _message("user", question)]
-    return Ask(self.problem, [*self.prompt, *told])
+    return Ask(self.problem, prompts.then(self.prompt, answer, question))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -262,7 +262,10 @@ def test_rounds_of_critique(monkeypatch, byte_tokenizer, reader):
   assert [each.text for each in one.samples] == ["three", "two"]
   assert (one.answer.text, two.answer.text, two.samples) == ("two", "four", [two.answer])
   assert [each["found"] for each in one.trace["rounds"]] == [True, False]
-  assert two.trace == {"rounds": [{"critique": "no mistakes", "found": False}]}
+  assert two.trace == {
+    "requests": {"critique": "Wrong?", "revise": "Again!"},
+    "rounds": [{"critique": "no mistakes", "found": False, "unfinished": 0}],
+  }
   conversation = "1 + 1 =three\n\nWrong?\nIt is not three.\n\nAgain!\n"
   assert conversation in script.prompts
   assert (one.cost.calls, two.cost.calls) == (4, 2)
