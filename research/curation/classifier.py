@@ -16,11 +16,9 @@ import numpy as np
 from research.core import tree
 from research.curation import checkpoint
 from research.curation.step import Ledger, Rows, Step
-from research.data import packing
 
 _BATCHES = 8  # that are judged between two writings
 _OVERLAP = 4  # neighbouring windows share this part of one: a fourth
-_BUCKETS = (16, 32, 64, 128, 256)  # tokens that a batch is padded to, besides the length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +136,7 @@ class Classifier(Step):
     import jax.numpy as jnp
 
     from research import models
+    from research.models import embeddings
 
     path, number, alone, length = self._opened()
     model, params, tokenizer = models.load(path, dtype=jnp.dtype(self.dtype))
@@ -153,27 +152,12 @@ class Classifier(Step):
       if len(waiting) == _BATCHES * self.batch_size or position == len(rows) - 1:
         given = [window for row in waiting for window in row]
         found = np.zeros(len(given))
-        for chosen, tokens, segments in self._batches(given, length):
+        for chosen, tokens, segments in embeddings.batches(given, self.batch_size, length):
           told = np.asarray(classify(params, tokens, segments))  # [batch_size, C]
           found[chosen] = told[: len(chosen), number]
         ends = np.cumsum([len(row) for row in waiting])[:-1]
         yield [float(worst(row)) for row in np.split(found, ends)]
         waiting = []
-
-  def _batches(
-    self, given: Sequence[list[int]], length: int
-  ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-    """Which windows are in a batch, and its tokens and segments, `[batch_size, S]`."""
-    order = sorted(range(len(given)), key=lambda i: -len(given[i]))
-    buckets = sorted({*(b for b in _BUCKETS if b < length), length})
-    for at in range(0, len(order), self.batch_size):
-      chosen = order[at : at + self.batch_size]
-      shape = (self.batch_size, packing.bucket(len(given[chosen[0]]), buckets))
-      tokens, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-      for row, i in enumerate(chosen):
-        tokens[row, : len(given[i])] = given[i]
-        segments[row, : len(given[i])] = 1
-      yield chosen, tokens, segments
 
 
 def windows(tokenizer: Any, text: str, length: int) -> list[list[int]]:
