@@ -13,6 +13,7 @@ import jax
 from research.core import chips, matrix, sharding
 from research.core import config as config_lib
 from research.loop import problem, program
+from research.loop import state as state_lib
 from research.planning import flops, hlo, memory, outline
 
 _LEVEL = "jax_optimization_level"
@@ -168,7 +169,7 @@ def make(
     fits=compiled is not None,
     why=why,
     tokens=tokens,
-    trained=state.count(arranged.shapes.trainable),
+    trained=state_lib.count(arranged.shapes.trainable),
     parameters=matrix.count(problem.of_model(task.variables)),
     model_flops=tokens * per_token(length),
     program_flops=products + kernels,
