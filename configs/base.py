@@ -255,6 +255,9 @@ def _log() -> ConfigDict:
   log.tensorboard = True
   # Whether the gradient norm of each layer is told, and of what is outside of layers.
   log.gradients = False
+  # The first and the last of the steps, from 1, that JAX's profiler traces into `profile/`, for
+  # TensorBoard's XProf and for Perfetto: (10, 12); (): none. The first step compiles.
+  log.profile = ()
   # FLOP/s of all devices that utilisation is a share of; 0: from a table, or measured.
   log.peak_flops = 0.0
   return log

@@ -113,7 +113,8 @@ def _lines(directory):
   """The lines of metrics.jsonl without what the clock decides; a torn last line left out."""
   file = directory / "metrics.jsonl"
   text = file.read_text() if file.exists() else ""
-  timed = ("seconds", "tokens_per_second", "useful_tokens_per_second", "model_flops_utilization")
+  timed = ("seconds", "data_seconds", "tokens_per_second", "useful_tokens_per_second")
+  timed += ("model_flops_utilization",)
   lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
   return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 

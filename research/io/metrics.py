@@ -108,9 +108,16 @@ class Terminal:
         total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, file=self._out
       )
 
-  def update(self, step: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
-    """Shows where the run stands after `step`; a rate of 0 means that none is known yet."""
-    rate = f"{tokens_per_second:,.0f} tokens/s" if tokens_per_second else "compiling"
+  def update(
+    self, step: int, loss: float, tokens_per_second: float, data_share: float, seconds_left: float
+  ) -> None:
+    """Shows where the run stands after `step`; a rate of 0 means that none is known yet.
+
+    data_share: of the time, what went to waiting for data.
+    """
+    rate = "compiling"
+    if tokens_per_second:
+      rate = f"{tokens_per_second:,.0f} tokens/s, {data_share:.0%} waiting for data"
     if self._bar is not None:
       self._bar.set_postfix_str(f"loss {loss:.4f}, {rate}", refresh=False)
       self._bar.update(step - self._bar.n)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,7 +16,7 @@ from research.io import metrics as metrics_lib
 from research.loop import flow
 from research.loop.falling import Falling
 
-# Steps whose mean duration the terminal shows.
+# Steps whose mean duration the terminal shows, and what of it went to waiting for data.
 _RATE_STEPS = 20
 
 
@@ -26,6 +27,10 @@ class Recorder:
   the device has its next work by then. `drain` reads what is left.
 
   metrics.jsonl gets every step; TensorBoard the mean of every `every_steps`, by weights.
+
+  A step's `seconds` are those since the step before it was done, in which the batch of the next one
+  may have been made ready; `data_seconds` are those of them in which the loop waited for a batch.
+  Beside a device that is at work this costs nothing until it takes nearly all of `seconds`.
   """
 
   def __init__(
@@ -72,14 +77,24 @@ class Recorder:
     self._figures = figures
     self._pending: collections.deque[tuple[int, Any]] = collections.deque()
     self._since = 0.0
+    self._waited = 0.0
     self._compiled = False
     self._window: dict[str, tuple[float, float]] = {}
-    self._durations: collections.deque[tuple[float, float]] = collections.deque(maxlen=_RATE_STEPS)
+    # Tokens, seconds and seconds of waiting for data, a step.
+    self._durations: collections.deque[tuple[float, float, float]]
+    self._durations = collections.deque(maxlen=_RATE_STEPS)
 
   def begin(self) -> None:
     """A step is about to be prepared; the time of a step that nothing runs beside starts here."""
     if not self._pending:
       self._since = time.perf_counter()
+
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Around the loop's waiting for a batch."""
+    started = time.perf_counter()
+    yield
+    self._waited += time.perf_counter() - started
 
   def push(self, step: int, metrics: Any) -> None:
     """`metrics` is what the train step returned for `step` (see `loop.step`).
@@ -121,6 +136,7 @@ class Recorder:
     metrics = jax.device_get(on_device)
     now = time.perf_counter()
     seconds, self._since = now - self._since, now
+    waited, self._waited = self._waited, 0.0
     counts = {name: float(value) for name, value in metrics["counts"].items()}
     sums = {name: (float(a), float(b)) for name, (a, b) in metrics["sums"].items()}
     sums["padding"] = (counts["tokens"] - counts["useful_tokens"], counts["tokens"])
@@ -135,10 +151,10 @@ class Recorder:
       sums["tokens_per_second"] = (counts["tokens"], seconds)
       sums["useful_tokens_per_second"] = (counts["useful_tokens"], seconds)
       sums["model_flops_utilization"] = (self._flops(counts), seconds * self._peak_flops)
-      self._durations.append((counts["tokens"], seconds))
+      self._durations.append((counts["tokens"], seconds, waited))
     self._compiled = True
     means = _means(sums)
-    self._json.write(step, {**means, **counts, "seconds": seconds})
+    self._json.write(step, {**means, **counts, "seconds": seconds, "data_seconds": waited})
     for watch in self._watches:
       if note := watch(means):
         self.say(f"step {step}: {note}")
@@ -157,12 +173,13 @@ class Recorder:
     return useful * self._flops_per_token(length)
 
   def _show(self, step: int, loss: tuple[float, float]) -> None:
-    tokens, seconds = (sum(column) for column in zip((0.0, 0.0), *self._durations, strict=True))
-    rate = tokens / seconds if seconds else 0.0
+    none = (0.0, 0.0, 0.0)
+    tokens, seconds, waited = (sum(each) for each in zip(none, *self._durations, strict=True))
+    rate, share = (tokens / seconds, waited / seconds) if seconds else (0.0, 0.0)
     left = (self._total_steps - step) * seconds / max(1, len(self._durations))
     at_window = step % self._every_steps == 0 or step == self._total_steps
     shown = self._window["loss"] if at_window else loss
-    self._terminal.update(step, _mean(*shown), rate, left)
+    self._terminal.update(step, _mean(*shown), rate, share, left)
     if at_window:
       if self._board is not None:
         self._board.write(step, _means(self._window))

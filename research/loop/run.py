@@ -1,9 +1,9 @@
 """The training loop: from a config to a run directory, through interruptions.
 
 A run directory holds `config.json` and `environment.json`, `checkpoints/`, `metrics.jsonl` (a line
-for each step, and one for each evaluation), `tensorboard/`, `evaluations/STEP.json` (what
-`research.evaluate --compare` reads) and, once the run is complete, what was trained (`adapter/` in
-PEFT's format or `model/` in Hugging Face's) and `results.json`.
+for each step, and one for each evaluation), `tensorboard/`, `profile/` if steps were traced,
+`evaluations/STEP.json` (what `research.evaluate --compare` reads) and, once the run is complete,
+what was trained (`adapter/` in PEFT's format or `model/` in Hugging Face's) and `results.json`.
 
 The same command starts a run, goes on with one that stopped, and tells the results of a complete
 one. Up to the last checkpoint nothing is done twice; what came after it is done again and comes
@@ -32,6 +32,7 @@ from research.loop import environment, identity, problem, ranges, state, through
 from research.loop import program as program_lib
 from research.loop.callbacks import Callback, Context
 from research.loop.interrupt import Interrupted, Interrupts, SharedInterrupts
+from research.loop.profile import Profile
 from research.loop.record import Recorder
 
 Results = dict[str, Any]
@@ -66,10 +67,11 @@ def run(
   _require_same_config(directory, config)
   if complete:
     return json.loads((directory / "results.json").read_text())
+  profile = Profile(config.log.profile, config.train.steps)
   with SharedInterrupts() if jax.distributed.is_initialized() else Interrupts() as interrupts:
     cache.keep_compiled(config.compilation_cache)
     compile_lib.run_inline()
-    trainer = _Trainer(config, directory, assemble(config), callbacks, interrupts)
+    trainer = _Trainer(config, directory, assemble(config), callbacks, interrupts, profile)
     with contextlib.ExitStack() as stack:
       stack.callback(trainer.close)
       stack.enter_context(jax.set_mesh(trainer.mesh))
@@ -90,6 +92,7 @@ class _Trainer:
     task: problem.Problem,
     callbacks: Sequence[Callback],
     interrupts: Interrupts,
+    profile: Profile,
   ):
     shared = directory
     if jax.process_index():
@@ -100,6 +103,7 @@ class _Trainer:
     self._log = (directory / "log.txt").open("a") if jax.process_index() else None
     self._callbacks = callbacks
     self._interrupts = interrupts
+    self._profile = profile
     self._total_steps = config.train.steps
     self._eval_every_steps = config.eval.every_steps
     self._save_every_steps = config.checkpoint.every_steps
@@ -179,11 +183,15 @@ class _Trainer:
       with self._interrupts.deferred():
         self._pause()
         while context.step < self._total_steps:
-          with distributed.blaming_others():
+          with (
+            distributed.blaming_others(),
+            self._profile.step(context, self._recorder.drain),
+          ):
             self._advance()
           self._pause()
     except Interrupted as interrupted:
       self._recorder.drain()
+      self._profile.close()
       self._save(None)
       self._checkpoints.wait()
       context.say(f"{interrupted}: saved step {context.step}; the same command goes on from there")
@@ -205,6 +213,7 @@ class _Trainer:
 
   def close(self) -> None:
     """Frees files and threads."""
+    self._profile.close()
     self._recorder.close()
     self._checkpoints.close()
     if self._log:
@@ -216,7 +225,8 @@ class _Trainer:
     if context.step and context.step == self._free_steps:
       self._measure_ranges()
     self._recorder.begin()
-    local = next(self._task.batches)
+    with self._recorder.waiting():
+      local = next(self._task.batches)
     if self._task.rewrite:
       local = self._task.rewrite(context.step, lambda: context.variables, local)
     batch = sharding.place(local, self.mesh)

@@ -73,12 +73,12 @@ def test_without_a_terminal_there_is_a_line_now_and_then():
   out = io.StringIO()
   terminal = metrics.Terminal(25, 0, 10, out)
   for step in range(1, 26):
-    terminal.update(step, 1 / step, 1234.5, 90 if step > 1 else 0)
+    terminal.update(step, 1 / step, 1234.5, 0.034, 90 if step > 1 else 0)
   terminal.close()
   assert out.getvalue().splitlines() == [
-    "step 10/25  loss 0.1000  1,234 tokens/s, 01:30 left",
-    "step 20/25  loss 0.0500  1,234 tokens/s, 01:30 left",
-    "step 25/25  loss 0.0400  1,234 tokens/s, 01:30 left",
+    "step 10/25  loss 0.1000  1,234 tokens/s, 3% waiting for data, 01:30 left",
+    "step 20/25  loss 0.0500  1,234 tokens/s, 3% waiting for data, 01:30 left",
+    "step 25/25  loss 0.0400  1,234 tokens/s, 3% waiting for data, 01:30 left",
   ]
 
 
@@ -90,10 +90,10 @@ class _Tty(io.StringIO):
 def test_on_a_terminal_there_is_a_bar_with_lines_above():
   out = _Tty()
   terminal = metrics.Terminal(25, 20, 10, out)
-  terminal.update(21, 0.5, 0.0, 0.0)
+  terminal.update(21, 0.5, 0.0, 0.0, 0.0)
   terminal.say("a word")
-  terminal.update(25, 0.25, 2000, 0.0)
+  terminal.update(25, 0.25, 2000, 0.5, 0.0)
   terminal.close()
   text = out.getvalue()
   assert "20/25" in text and "a word\n" in text
-  assert "25/25" in text and "loss 0.2500, 2,000 tokens/s" in text
+  assert "25/25" in text and "loss 0.2500, 2,000 tokens/s, 50% waiting for data" in text

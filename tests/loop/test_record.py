@@ -1,6 +1,7 @@
 """From a step's metrics to lines: means by weight, rates, utilisation, the end of a bad run."""
 
 import time
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +83,34 @@ def test_every_step_is_a_line_with_its_own_time(tmp_path, recorder, monkeypatch,
     # Twice the mean context of 10 is the length of a row that has it.
     flops = 75 * (1000 + 20)
     assert line["model_flops_utilization"] == pytest.approx(flops / line["seconds"] / 1e6)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_waiting_for_data_is_a_part_of_a_step_s_time(
+  tmp_path, recorder, monkeypatch, beside, capsys
+):
+  now = 0.0
+  monkeypatch.setattr(record, "time", types.SimpleNamespace(perf_counter=lambda: now))
+  monkeypatch.setattr(record, "_is_done", lambda metrics: not beside)
+  recorder = recorder()
+  for step in range(1, 5):
+    recorder.begin()
+    with recorder.waiting():
+      now += 3.0 if step == 3 else 0.5
+    now += 1.0
+    recorder.push(step, _metrics(step, 4.0))
+  recorder.drain()
+  found = [(line["data_seconds"], line["seconds"]) for line in _lines(tmp_path)]
+  if beside:  # a step that runs, the batch of the next one is waited for
+    assert found == [(1.0, 3.0), (3.0, 4.0), (0.5, 1.5), (0.0, 0.0)]
+    share = "64%"  # 3.5 of 5.5, the first step left out
+  else:
+    assert found == [(0.5, 1.5), (0.5, 1.5), (3.0, 4.0), (0.5, 1.5)]
+    share = "57%"  # 4 of 7
+  assert (
+    f"step 4/5  loss 3.5000  {300 / (5.5 if beside else 7.0):.0f} tokens/s, {share} waiting"
+    in (capsys.readouterr().err)
+  )
 
 
 def test_the_terminal_shows_the_window_s_mean_by_weight(recorder, capsys):

@@ -45,7 +45,8 @@ def _run(config, problem):
 def _lines(directory):
   """Lines of steps without their times, and lines of evaluations."""
   lines = metrics_lib.read_json_lines(directory / "metrics.jsonl")
-  timed = ("seconds", "tokens_per_second", "useful_tokens_per_second", "model_flops_utilization")
+  timed = ("seconds", "data_seconds", "tokens_per_second", "useful_tokens_per_second")
+  timed += ("model_flops_utilization",)
   steps = [line for line in lines if "loss" in line]
   return (
     [{k: v for k, v in line.items() if k not in timed} for line in steps],
