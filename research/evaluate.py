@@ -168,9 +168,11 @@ class _Report:
   found: dict[str, Any]
 
   def save(self) -> None:
+    from research.io.checkpoint import write_json
+
     if self.output:
       self.output.parent.mkdir(parents=True, exist_ok=True)
-      self.output.write_text(json.dumps(self.found, indent=1) + "\n")
+      write_json(self.output, self.found)
 
 
 def _tell(name: str, results: Sequence[Any], output: Path | None) -> None:

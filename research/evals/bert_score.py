@@ -6,7 +6,7 @@ B batch, S sequence, D model; T, R tokens of a text and of its reference.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from research import models
-from research.evals import bootstrap, pairs
+from research.evals.pairs import Pairs
 from research.evals.result import Result
 from research.models import embeddings
 
@@ -22,7 +22,7 @@ _FIGURES = ("precision", "recall", "f1")
 
 
 @dataclasses.dataclass(frozen=True)
-class BertScore:
+class BertScore(Pairs):
   """BERTScore (Zhang et al. 2020, arXiv:1904.09675, section 3) against one reference each.
 
   Each token of a text is matched with the reference's whose hidden state has the largest cosine to
@@ -35,22 +35,15 @@ class BertScore:
   `pairs`. Intervals are percentile bootstraps over pairs. A record is a pair. Figures depend on the
   encoder, and are to be compared by the same one alone.
 
-  data, max_new_tokens, num_beams, batch_size: see `Bleu`.
   encoder: a known name or a directory, as of `models.load`.
   layer: whose hidden states, from 1; 0 is the last one.
   length: the most tokens of a text; longer ones are cut to their first.
-  shown: how many pairs the result's `samples` spell out.
-  label: the result's name.
+  The rest: see `Pairs`.
   """
 
-  data: Mapping[str, Any]
-  max_new_tokens: int = 128
-  num_beams: int = 1
-  batch_size: int = 32
   encoder: str = "all-minilm-l6-v2"
   layer: int = 0
   length: int = 256
-  shown: int = 3
   label: str = "bert_score"
 
   def __call__(self, model: Any, variables: Any, tokenizer: Any) -> Result:
@@ -61,39 +54,11 @@ class BertScore:
         than `length`.
     """
     scorer = Scorer(self.encoder, self.layer, self.length, self.batch_size)
-    written = pairs.write(
-      model,
-      variables,
-      tokenizer,
-      self.data,
-      max_new_tokens=self.max_new_tokens,
-      num_beams=self.num_beams,
-      batch_size=self.batch_size,
-      label=self.label,
-    )
+    written = self.write(model, variables, tokenizer)
     scores = scorer([pair.text for pair in written], [pair.reference for pair in written])
-    records: list[dict[str, Any]] = [
-      {
-        "id": pair.id,
-        "completion": pair.text,
-        "reference": pair.reference,
-        **dict(zip(_FIGURES, map(float, score), strict=True)),
-        "unfinished": int(not pair.finished),
-      }
-      for pair, score in zip(written, scores, strict=True)
-    ]
-    metrics, intervals = {}, {}
-    for name in (*_FIGURES, "unfinished"):
-      values = [record[name] for record in records]
-      metrics[name] = sum(values) / len(values)
-      if len(values) > 1:
-        intervals[name] = bootstrap.interval(values)
-    count = sum(record["unfinished"] for record in records)
-    intervals["unfinished"] = bootstrap.wilson(count, len(records))
-    means = {name: (name, None) for name in metrics}
-    metrics["pairs"] = len(records)
-    samples = [pair.shown() for pair in written[: self.shown]]
-    return Result(self.label, metrics, records, means, intervals, samples)
+    return self.means(
+      written, [dict(zip(_FIGURES, map(float, score), strict=True)) for score in scores]
+    )
 
 
 class Scorer:
@@ -108,6 +73,7 @@ class Scorer:
     model, params, tokenizer = models.load(encoder, dtype="float32")
     if not isinstance(model, models.Encoder):
       raise ValueError(f"{encoder} is no encoder, whose hidden states texts are compared by")
+    embeddings.require_length(model, length)
     layers = model.config.num_layers
     if not 0 <= layer <= layers:
       raise ValueError(

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from research.evals import pairs
+from research.evals.pairs import Pairs
 from research.evals.result import Result
 
 _RESAMPLES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class Bleu:
+class Bleu(Pairs):
   """Corpus BLEU (Papineni et al. 2002) of one reference each, as sacrebleu computes it (Post 2018).
 
   Metrics: `bleu`, of 100, by sacrebleu's own tokenization ("13a") and smoothing ("exp");
@@ -23,19 +22,9 @@ class Bleu:
   `max_new_tokens`; `pairs`. BLEU's interval is a percentile bootstrap over pairs. BLEU is no mean
   over pairs: two results are compared in the other metrics only. A record is a pair.
 
-  data: the config of a source (`research.data.sources`) whose rows have `prompt` and `completion`.
-  max_new_tokens: of a translation.
-  num_beams: beams that are searched; 1 takes the most probable token.
-  batch_size: pairs, or beams, at a time.
-  shown: how many pairs the result's `samples` spell out.
-  label: the result's name.
+  Arguments: see `Pairs`.
   """
 
-  data: Mapping[str, Any]
-  max_new_tokens: int = 128
-  num_beams: int = 1
-  batch_size: int = 32
-  shown: int = 3
   label: str = "bleu"
 
   def __call__(self, model: Any, variables: Any, tokenizer: Any) -> Result:
@@ -50,16 +39,7 @@ class Bleu:
       raise ValueError(
         f"{self.label} needs sacrebleu ({error}); pip install 'research[translation]'"
       ) from error
-    written = pairs.write(
-      model,
-      variables,
-      tokenizer,
-      self.data,
-      max_new_tokens=self.max_new_tokens,
-      num_beams=self.num_beams,
-      batch_size=self.batch_size,
-      label=self.label,
-    )
+    written = self.write(model, variables, tokenizer)
     records: list[dict[str, Any]] = []
     for pair in written:
       score = sacrebleu.sentence_bleu(pair.text, [pair.reference])

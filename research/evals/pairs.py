@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from research import generation
 from research.core import distributed, tree
 from research.data import chat, sources
-from research.evals import progress
-from research.evals.result import item_id
+from research.evals import bootstrap, progress
+from research.evals.result import Result, item_id
 
 
 class Pair(NamedTuple):
@@ -28,55 +29,84 @@ class Pair(NamedTuple):
     return f"> {self.prompt}\n{self.text}\n[reference: {self.reference}]"
 
 
-def write(
-  model: Any,
-  variables: Any,
-  tokenizer: Any,
-  data: Mapping[str, Any],
-  *,
-  max_new_tokens: int,
-  num_beams: int,
-  batch_size: int,
-  label: str,
-) -> list[Pair]:
-  """A completion of each row's prompt, beside its reference.
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """What evaluators of texts beside their references have in common.
 
-  Args:
-    data: the config of a source whose rows have `prompt` and `completion`.
-    num_beams: beams that are searched; 1 takes the most probable token.
-    label: of the evaluator, for messages.
-
-  Raises:
-    ValueError: a row lacks a column, or there are none.
+  data: the config of a source (`research.data.sources`) whose rows have `prompt` and `completion`.
+  max_new_tokens: of a completion.
+  num_beams: beams that are searched; 1 takes the most probable token.
+  batch_size: pairs, or beams, at a time.
+  shown: how many pairs the result's `samples` spell out.
+  label: the result's name.
   """
-  with distributed.alike(f"what {label} reads") as told:
-    rows = _rows(sources.build(data))
-    told["pairs"] = [[row["prompt"], row["completion"]] for row in rows]
-  prompts = [chat.encode_text(tokenizer, row["prompt"]) for row in rows]
-  with progress.bar(len(rows), label, "pair") as bar:
-    # One beam needs none of the copies that a search makes.
-    search: Callable[..., Any] = generation.generate
-    if num_beams > 1:
-      search = partial(generation.beam_search, num_beams=num_beams)
-    written = search(
-      model,
-      variables,
-      prompts,
-      max_new_tokens=max_new_tokens,
-      eos_ids=tokenizer.eos_ids,
-      batch_size=batch_size,
-      progress=bar.update,
-    )
-  return [
-    Pair(
-      item_id(index, json.dumps([row["prompt"], row["completion"]])),
-      row["prompt"],
-      row["completion"],
-      tokenizer.decode(completion.tokens),
-      completion.finished,
-    )
-    for index, (row, completion) in enumerate(zip(rows, written, strict=True))
-  ]
+
+  data: Mapping[str, Any]
+  max_new_tokens: int = 128
+  num_beams: int = 1
+  batch_size: int = 32
+  shown: int = 3
+  label: str = ""
+
+  def write(self, model: Any, variables: Any, tokenizer: Any) -> list[Pair]:
+    """A completion of each row's prompt, beside its reference.
+
+    Raises:
+      ValueError: a row lacks a column, or there are none.
+    """
+    with distributed.alike(f"what {self.label} reads") as told:
+      rows = _rows(sources.build(self.data))
+      told["pairs"] = [[row["prompt"], row["completion"]] for row in rows]
+    prompts = [chat.encode_text(tokenizer, row["prompt"]) for row in rows]
+    with progress.bar(len(rows), self.label, "pair") as bar:
+      # One beam needs none of the copies that a search makes.
+      search: Callable[..., Any] = generation.generate
+      if self.num_beams > 1:
+        search = partial(generation.beam_search, num_beams=self.num_beams)
+      written = search(
+        model,
+        variables,
+        prompts,
+        max_new_tokens=self.max_new_tokens,
+        eos_ids=tokenizer.eos_ids,
+        batch_size=self.batch_size,
+        progress=bar.update,
+      )
+    return [
+      Pair(
+        item_id(index, json.dumps([row["prompt"], row["completion"]])),
+        row["prompt"],
+        row["completion"],
+        tokenizer.decode(completion.tokens),
+        completion.finished,
+      )
+      for index, (row, completion) in enumerate(zip(rows, written, strict=True))
+    ]
+
+  def means(self, written: Sequence[Pair], figures: Sequence[Mapping[str, float]]) -> Result:
+    """A result of `figures` of each pair: their means, and `unfinished` and `pairs`."""
+    records: list[dict[str, Any]] = [
+      {
+        "id": pair.id,
+        "completion": pair.text,
+        "reference": pair.reference,
+        **own,
+        "unfinished": int(not pair.finished),
+      }
+      for pair, own in zip(written, figures, strict=True)
+    ]
+    metrics, intervals = {}, {}
+    for name in (*figures[0], "unfinished"):
+      values = [record[name] for record in records]
+      metrics[name] = sum(values) / len(values)
+      if len(values) > 1:
+        intervals[name] = bootstrap.interval(values)
+    count = sum(record["unfinished"] for record in records)
+    intervals["unfinished"] = bootstrap.wilson(count, len(records))
+    means = {name: (name, None) for name in metrics}
+    metrics["pairs"] = len(records)
+    samples = [pair.shown() for pair in written[: self.shown]]
+    return Result(self.label, metrics, records, means, intervals, samples)
 
 
 def _rows(source: Any) -> list[dict[str, str]]:

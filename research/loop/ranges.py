@@ -26,17 +26,12 @@ def found(
     ValueError: as `first.read`; a kernel is of experts; activations are not finite.
   """
   pending = quant.ranged(variables["params"])
-  if not pending:
-    return {}
   rows = quant.measured(variables["params"], dict.fromkeys(pending))
   acting = {**variables, "params": rows}
-  seen = first.read(model, acting, pending, batches, count, mesh, _nothing_seen)
+  seen = first.read(
+    model, acting, pending, batches, count, mesh, lambda stack, inputs: Magnitudes.none(stack)
+  )
   return {path: seen[path].scale(kernel.scheme) for path, kernel in pending.items()}
-
-
-def _nothing_seen(stack: tuple[int, ...], inputs: int) -> Magnitudes:
-  del inputs
-  return Magnitudes.none(stack)
 
 
 def placed(trainable: Any, scales: dict[str, jax.Array]) -> Any:

@@ -122,6 +122,7 @@ class _Trainer:
     self._parameters = matrix.count(problem.of_model(task.variables))
     self._free_steps = _free_steps(config, task.variables["params"])
     self._range_batches = config.train.range_batches
+    self._has_ranges = bool(quant.ranged(task.variables["params"]))
 
     self._step = program_lib.program(config, task, arranged)
     self._free_step = self._step
@@ -169,7 +170,7 @@ class _Trainer:
       evaluations=[(at, found) for at, found in distributed.of_first(_evaluations(directory))],
       say=self._recorder.say,
     )
-    if saved is None:
+    if self._has_ranges and saved is None:
       with config_lib.blaming("quantize"), jax.set_mesh(self.mesh):
         self._measure_ranges()
 
@@ -222,7 +223,7 @@ class _Trainer:
   def _advance(self) -> None:
     """One step: dispatched, not waited for."""
     context = self._context
-    if context.step and context.step == self._free_steps:
+    if self._has_ranges and context.step and context.step == self._free_steps:
       self._measure_ranges()
     self._recorder.begin()
     with self._recorder.waiting():
@@ -241,9 +242,8 @@ class _Trainer:
     found = ranges.found(
       task.model, context.variables, task.batches, self._range_batches, self.mesh
     )
-    if found:
-      trainable = ranges.placed(context.state.trainable, found)
-      context.state = dataclasses.replace(context.state, trainable=trainable)
+    trainable = ranges.placed(context.state.trainable, found)
+    context.state = dataclasses.replace(context.state, trainable=trainable)
 
   def _pause(self) -> None:
     """Between two steps: evaluates and saves if it is time, leaves if somebody asked."""

@@ -10,7 +10,7 @@ from research.models.encoder_decoder_config import EncoderDecoderConfig
 from research.models.formats import export
 from research.models.initialize import initialize
 from research.models.load import build, invent, load, save, save_quantized
-from research.models.observe import moments, watched
+from research.models.observe import watched
 from research.models.save_gguf import save_gguf
 from research.models.stretch import stretched
 
@@ -29,7 +29,6 @@ __all__ = [
   "initialize",
   "invent",
   "load",
-  "moments",
   "save",
   "save_gguf",
   "save_quantized",

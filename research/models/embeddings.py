@@ -68,13 +68,18 @@ def encoded(
   """The tokens of each text, its first and its closing ones where there are more than `length`.
 
   Raises:
-    ValueError: the length is more than the model's positions.
+    ValueError: as `require_length`.
   """
+  require_length(model, length)
+  return [_cut(tokens, length) for tokens in tokenizer.encode_batch(list(texts))]
+
+
+def require_length(model: Encoder, length: int) -> None:
+  """Raises ValueError if texts of `length` tokens are more than the model's positions, or none."""
   if not 2 <= length <= model.config.max_positions:
     raise ValueError(
       f"length {length} is not within 2 and the model's {model.config.max_positions} positions"
     )
-  return [_cut(tokens, length) for tokens in tokenizer.encode_batch(list(texts))]
 
 
 def batches(

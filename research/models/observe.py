@@ -11,19 +11,11 @@ from typing import Any
 import jax
 
 from research.core import matrix, tree
-from research.core.moments import Moments
 from research.models.encoder import Encoder
 from research.models.encoder_decoder import EncoderDecoder
 from research.nn.tap import OBSERVERS
 
 Tree = Any
-
-
-def moments(
-  model: Any, variables: Tree, paths: Iterable[str], batches: Iterable[Mapping[str, Any]]
-) -> dict[str, Moments]:
-  """The moments of what the kernels at `paths` read over `batches`; see `watched`."""
-  return watched(model, variables, paths, batches, Moments.none)
 
 
 def watched(

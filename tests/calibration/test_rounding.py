@@ -12,6 +12,7 @@ from research import calibration, models, quant
 from research.calibration.folds import folds
 from research.calibration.walk import Walk
 from research.core import matrix, tree
+from research.core.moments import Moments
 from research.quant.scheme import Scheme
 
 SHAPES = {
@@ -95,7 +96,9 @@ def test_a_layer_is_measured_behind_layers_as_they_will_be(built):
   seen = walk.moments(walk.params())
   changed = jax.tree.map(lambda stack, leaf: stack.at[0].set(leaf), params["layers"], rounded)
   paths = [p for p in tree.flatten(params) if p.startswith("layers/") and p.endswith("kernel")]
-  wanted = models.moments(model, {"params": {**params, "layers": changed}}, paths, BATCHES)
+  wanted = models.watched(
+    model, {"params": {**params, "layers": changed}}, paths, BATCHES, Moments.none
+  )
   for path, moments in seen.items():
     other = wanted[f"layers/{path}"]
     for part in ("count", "total", "products", "sizes", "peaks"):

@@ -1,11 +1,15 @@
 """A model and a tokenizer that cost nothing."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import pytest
 import tokenizers
 
+from research import generation
 from research.data.tokenizer import Tokenizer
+from research.evals import pairs
 from research.models.config import DecoderConfig
 from research.models.decoder import Decoder
 from research.nn.positions import Rope
@@ -59,3 +63,27 @@ def variables(model):
   """Parameters large enough that positions and context matter."""
   drawn = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
   return jax.tree.map(lambda leaf: leaf * (1 if leaf.ndim < 2 else 12), drawn)
+
+
+@pytest.fixture
+def writing(tmp_path, monkeypatch, tokenizer):
+  """`(texts, references) -> config of a source`, of whose pairs a model writes these texts.
+
+  The first of them is cut off.
+  """
+
+  def arranged(texts, references):
+    rows = [{"prompt": text, "completion": text} for text in references]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def write(model, variables, prompts, *, eos_ids, **_):
+      return [
+        generation.Completion(i, 0, tokenizer.encode(text) + [*eos_ids][:i], [], i > 0)
+        for i, text in enumerate(texts)
+      ]
+
+    monkeypatch.setattr(pairs.generation, "generate", write)
+    path, cache = tmp_path / "rows.jsonl", tmp_path / "cache"
+    return {"name": "jsonl", "path": str(path), "cache": str(cache)}
+
+  return arranged

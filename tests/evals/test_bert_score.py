@@ -1,12 +1,10 @@
 """BERTScore against the paper's own package, on a real encoder."""
 
-import json
-
 import numpy as np
 import pytest
 
-from research import evals, generation
-from research.evals import bootstrap, pairs
+from research import evals
+from research.evals import bootstrap
 from research.evals.bert_score import Scorer
 
 bert_score = pytest.importorskip("bert_score")
@@ -34,19 +32,8 @@ def test_scores_are_the_packages(minilm_path, layer):
   assert (ours[WRITTEN.index("")] == 0).all()
 
 
-def test_corpus(tmp_path, monkeypatch, tokenizer, minilm_path):
-  file = tmp_path / "rows.jsonl"
-  rows = [{"prompt": text, "completion": text} for text in REFERENCES]
-  file.write_text("\n".join(map(json.dumps, rows)))
-
-  def write(model, variables, prompts, *, eos_ids, **_):
-    return [
-      generation.Completion(i, 0, tokenizer.encode(text) + [*eos_ids][:i], [], i > 0)
-      for i, text in enumerate(WRITTEN)
-    ]
-
-  monkeypatch.setattr(pairs.generation, "generate", write)
-  data = {"name": "jsonl", "path": str(file), "cache": str(tmp_path / "cache")}
+def test_corpus(writing, tokenizer, minilm_path):
+  data = writing(WRITTEN, REFERENCES)
   section = {"name": "bert_score", "data": data, "encoder": str(minilm_path), "shown": 1}
   (evaluator,) = evals.build([section])
   result = evaluator(None, None, tokenizer)

@@ -1,12 +1,11 @@
 """ROUGE of a corpus against the package's own scores."""
 
-import json
 import sys
 
 import pytest
 
-from research import evals, generation
-from research.evals import bootstrap, pairs
+from research import evals
+from research.evals import bootstrap
 
 rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
 
@@ -15,19 +14,8 @@ REFERENCES = ["the cat is sitting on the mat", "dogs run in parks", "rain", "qui
 
 
 @pytest.mark.parametrize("stemmer", [True, False])
-def test_corpus(tmp_path, monkeypatch, tokenizer, stemmer):
-  file = tmp_path / "rows.jsonl"
-  rows = [{"prompt": text, "completion": text} for text in REFERENCES]
-  file.write_text("\n".join(map(json.dumps, rows)))
-
-  def write(model, variables, prompts, *, eos_ids, **_):
-    return [
-      generation.Completion(i, 0, tokenizer.encode(text) + [*eos_ids][:i], [], i > 0)
-      for i, text in enumerate(WRITTEN)
-    ]
-
-  monkeypatch.setattr(pairs.generation, "generate", write)
-  data = {"name": "jsonl", "path": str(file), "cache": str(tmp_path / "cache")}
+def test_corpus(writing, tokenizer, stemmer):
+  data = writing(WRITTEN, REFERENCES)
   section = {"name": "rouge", "data": data, "stemmer": stemmer, "shown": 1}
   (evaluator,) = evals.build([section])
   result = evaluator(None, None, tokenizer)

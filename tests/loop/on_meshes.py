@@ -21,7 +21,7 @@ from research.core.config import Config
 from research.data import pipeline
 from research.evals import perplexity
 from research.generation import generate
-from research.loop import eva, problem, result, state, step
+from research.loop import eva, problem, ranges, result, state, step
 from research.loop import learner as learner_lib
 from research.optim import build
 
@@ -53,6 +53,10 @@ def config(method):
     made.adapters, made.trainable = (), ("all",)
   if method in ("qlora", "by_layer"):
     made.quantize = NF4 if method == "qlora" else BY_LAYER
+  if method == "ranged":
+    w8a8 = {"kind": "int8", "activations": "int8", "range": "average"}
+    made.quantize = ({"target": KERNELS, **w8a8},)
+    made.adapters, made.trainable = (), ("all",)
   if method == "dpo":
     made.data.train.source.path = "pairs.jsonl"
     made.data.train.packing = "none"
@@ -147,6 +151,27 @@ def begins(mesh):
   return {"ranks": ranks, "difference": difference(ours, theirs)}
 
 
+def measures(mesh):
+  """How far scales of activations from batches on a mesh are from one device's, placed there."""
+  made = config("ranged")
+  task = problem.assemble(made)
+  trainable, frozen = tree.partition(task.variables, task.trains)
+  optimizer, _ = build.build(made.optimizer, trainable, made.train.steps)
+  one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), AXES)
+
+  def scales(where):
+    start = state.create(trainable, optimizer, where).trainable
+    held = jax.device_put(frozen, sharding.shardings(where, frozen))
+    with jax.set_mesh(where):
+      found = ranges.found(task.model, tree.combine(start, held), task.batches, 2, where)
+      placed = tree.flatten(ranges.placed(start, found))
+    return {path: leaf for path, leaf in placed.items() if path.endswith("/inputs")}
+
+  ours, theirs = scales(mesh), scales(one)
+  spread = all(leaf.sharding.mesh == mesh for leaf in ours.values())
+  return {"count": len(ours), "spread": spread, "difference": difference(ours, theirs)}
+
+
 def judges(mesh):
   """The share of one device's arithmetic that each device of a mesh has in judging 8 rows."""
   model, params, _ = models.load("model", dtype=jnp.float32)
@@ -195,7 +220,7 @@ def exports(mesh):
   return {"live": live, "whole": tree.nbytes(merged), "same": all(same) and len(same) > 2}
 
 
-APART = {"eva": begins, "exported": exports, "perplexity": judges}
+APART = {"eva": begins, "exported": exports, "perplexity": judges, "ranged": measures}
 
 
 def main():

@@ -26,7 +26,8 @@ LLAMA = {
 }
 WRITTEN = [f"generation:{shape}" for shape in ("2,2,2,1", "1,1,8,1")]
 BEGUN, JUDGED, EXPORTED = "eva:2,2,2,1", "perplexity:2,4,1,1", "exported:2,2,2,1"
-APART = (BEGUN, JUDGED, EXPORTED)
+RANGED = "ranged:2,2,2,1"
+APART = (BEGUN, JUDGED, EXPORTED, RANGED)
 ROWS, LENGTH = 8, 32
 SHAPES = ("8,1,1,1", "1,8,1,1", "1,1,8,1", "1,1,1,8", "2,2,2,1", "1,2,2,2", "2,1,2,2", "2,2,1,2")
 ASKED = [f"full:{shape}" for shape in SHAPES]
@@ -98,6 +99,11 @@ def test_eva_begins_with_the_same(found):
   ours, theirs = found[BEGUN]["ranks"]
   assert ours == theirs
   assert found[BEGUN]["difference"] < 1e-5
+
+
+def test_scales_of_activations_are_the_same(found):
+  assert found[RANGED]["count"] == 7 and found[RANGED]["spread"]
+  assert found[RANGED]["difference"] < 1e-5
 
 
 def test_rows_to_be_judged_are_split(found):

@@ -10,6 +10,7 @@ from peft.tuners.lora.config import EvaConfig
 
 from research import models, peft
 from research.core import tree
+from research.core.moments import Moments
 from research.data import packing
 from research.data.examples import Example
 from research.models import families
@@ -50,7 +51,12 @@ def base(tmp_path_factory):
   theirs.save_pretrained(directory)
   model, params, _ = models.load(directory)
   paths = [path for path in tree.flatten(params) if path.endswith("_proj/kernel")]
-  return directory, model, params, models.moments(model, {"params": params}, paths, BATCHES)
+  return (
+    directory,
+    model,
+    params,
+    models.watched(model, {"params": params}, paths, BATCHES, Moments.none),
+  )
 
 
 def _modules(model):
@@ -177,4 +183,4 @@ def test_inputs_that_were_not_measured(base):
   with pytest.raises(ValueError, match="begins by what it reads, and that was not measured"):
     peft.begin(peft.attach([RULE], params, KEY), {})
   with pytest.raises(ValueError, match="which 'lm_head/kernel' is not"):
-    models.moments(model, {"params": params}, ["lm_head/kernel"], BATCHES)
+    models.watched(model, {"params": params}, ["lm_head/kernel"], BATCHES, Moments.none)

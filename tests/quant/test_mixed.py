@@ -7,6 +7,7 @@ import pytest
 
 from research import generation, models, peft, quant
 from research.core import matrix, tree
+from research.core.moments import Moments
 from research.models.unrolled import restack, unstack
 from research.quant import qarray
 from research.quant.scheme import Scheme
@@ -162,7 +163,7 @@ def test_what_projections_read_is_measured_on_it(llama, rules):
   batch = {"tokens": TOKENS, "segments": ones, "positions": jnp.cumsum(ones, axis=1) - 1}
   path, held = "layers/mlp/down_proj/kernel", quant.quantize(params, rules)
   found, wanted = (
-    models.moments(model, {"params": each}, [path], [batch])[path].products
+    models.watched(model, {"params": each}, [path], [batch], Moments.none)[path].products
     for each in (held, quant.dequantize(held))
   )
   np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * float(jnp.abs(wanted).max()))
